@@ -1,0 +1,1 @@
+"""The deterministic reading of all records: see `mesh.core.view.view`."""
