@@ -1,0 +1,183 @@
+"""What names a chain, and the signed header that ends each of its flushes.
+
+A header signs the whole state of a chain at `hi`: whoever holds the entries can check them against
+`root` without having met the author, so that any peer can serve any chain (Kleppmann 2022, with one
+signature a flush in place of one an operation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import NamedTuple, TypeAlias
+
+import msgpack
+
+HASH_BYTES = 32
+NONCE_BYTES = 8
+SIGNATURE_BYTES = 64
+COVERS_MAX = 64
+"""Earlier epochs that a header names; older counters count as covered whole."""
+
+_DOMAIN = b"weft-flush-1"
+NO_ROOT = bytes(HASH_BYTES)
+"""`prev_root` of an epoch's first flush: nothing precedes it."""
+
+Sign: TypeAlias = Callable[[bytes], bytes]
+"""message -> 64-byte Ed25519 signature of the chain's node."""
+
+
+class ChainId(NamedTuple):
+    """What one node has written in one shard."""
+
+    node: bytes
+    shard: str
+
+    def short(self) -> bytes:
+        """8 bytes that stand for the chain in vectors of heads."""
+        return sha256(self.node + self.shard.encode()).digest()[:8]
+
+
+class Epoch(NamedTuple):
+    """One life of a chain's writer; later counters come after, the nonce tells clones apart."""
+
+    counter: int
+    nonce: bytes
+
+
+class Cover(NamedTuple):
+    """An earlier epoch of the chain: its writes up to `head` are included in this one.
+
+    Up to `shared` the two are the same history, so that a holder at a head <= `shared` can be sent
+    an ordinary delta. Beyond it the author took a tail up anew (a restored backup met a peer).
+    """
+
+    epoch: Epoch
+    head: int
+    shared: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The signed end of a flush `(lo, hi]`: `count` entries in 2^`bits` buckets under `root`.
+
+    `prev_root` is the root at `lo`; `payload_hash` the SHA-256 of the flush as first sent.
+    """
+
+    chain: ChainId
+    epoch: Epoch
+    lo: int
+    hi: int
+    count: int
+    bits: int
+    prev_root: bytes
+    payload_hash: bytes
+    root: bytes
+    covers: tuple[Cover, ...] = ()
+    signature: bytes = b""
+
+    def message(self, mesh: bytes) -> bytes:
+        """The bytes that are signed, for the mesh of that id."""
+        return bytes(
+            msgpack.packb(
+                [
+                    _DOMAIN,
+                    mesh,
+                    self.chain.node,
+                    self.chain.shard,
+                    list(self.epoch),
+                    self.lo,
+                    self.hi,
+                    self.count,
+                    self.bits,
+                    self.prev_root,
+                    self.payload_hash,
+                    self.root,
+                    [[*cover.epoch, cover.head, cover.shared] for cover in self.covers],
+                ]
+            )
+        )
+
+    def signed(self, mesh: bytes, sign: Sign) -> Header:
+        return replace(self, signature=sign(self.message(mesh)))
+
+    def covers_head(self, epoch: Epoch, head: int) -> bool:
+        """Whether everything up to `head` of the earlier `epoch` is included here."""
+        for cover in self.covers:
+            if cover.epoch == epoch:
+                return cover.head >= head
+        return len(self.covers) == COVERS_MAX and epoch.counter < min(
+            cover.epoch.counter for cover in self.covers
+        )
+
+    def shared_head(self, epoch: Epoch) -> int:
+        """The head up to which `epoch` is a prefix of this chain; 0 when it is none."""
+        if epoch == self.epoch:
+            return self.hi
+        return next((cover.shared for cover in self.covers if cover.epoch == epoch), 0)
+
+    def pack(self) -> list[object]:
+        """The header as plain msgpack values (wire and store form)."""
+        return [
+            self.chain.node,
+            self.chain.shard,
+            *self.epoch,
+            self.lo,
+            self.hi,
+            self.count,
+            self.bits,
+            self.prev_root,
+            self.payload_hash,
+            self.root,
+            [[*cover.epoch, cover.head, cover.shared] for cover in self.covers],
+            self.signature,
+        ]
+
+    @classmethod
+    def unpack(cls, raw: object) -> Header:
+        """The reverse of `pack`. Raises ValueError on anything malformed."""
+        if not isinstance(raw, list) or len(raw) < 13:
+            raise ValueError("header: not a list of 13")
+        node, shard, counter, nonce, lo, hi, count, bits, prev, payload, root, covers, sig = raw[
+            :13
+        ]
+        if not isinstance(shard, str) or not 0 < len(shard) <= 64:
+            raise ValueError("header: shard")
+        if not isinstance(covers, list) or len(covers) > COVERS_MAX:
+            raise ValueError("header: covers")
+        header = cls(
+            ChainId(_blob(node, 16), shard),
+            Epoch(_whole(counter), _blob(nonce, NONCE_BYTES)),
+            _whole(lo),
+            _whole(hi),
+            _whole(count),
+            _whole(bits),
+            _blob(prev, HASH_BYTES),
+            _blob(payload, HASH_BYTES),
+            _blob(root, HASH_BYTES),
+            tuple(map(_cover, covers)),
+            _blob(sig, SIGNATURE_BYTES),
+        )
+        if header.lo >= header.hi:
+            raise ValueError("header: empty interval")
+        return header
+
+
+def _cover(raw: object) -> Cover:
+    if not isinstance(raw, list) or len(raw) != 4:
+        raise ValueError("cover: not a list of 4")
+    counter, nonce, head, shared = raw
+    return Cover(Epoch(_whole(counter), _blob(nonce, NONCE_BYTES)), _whole(head), _whole(shared))
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ValueError("not a 63-bit number")
+    return value
+
+
+def _blob(value: object, size_bytes: int) -> bytes:
+    if not isinstance(value, bytes) or len(value) != size_bytes:
+        raise ValueError(f"not {size_bytes} bytes")
+    return value

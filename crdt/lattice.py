@@ -1,0 +1,281 @@
+"""The lattice: all chains a node holds, and their join.
+
+State = chain id -> branches (epoch -> chain). Within an epoch the order is (head, root), total, and
+the join is the greater. A branch of an older epoch goes when a held later epoch covers it at or
+above the head held; until then both are kept and read, per key the later epoch first. The join of
+two states is branch by branch: a product lattice, and that is all merging does (Almeida, Shoker,
+Baquero 2018; deltas are the join-irreducible intervals of Enes et al. 2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Literal
+
+from crdt.chain import Chain, Planned, RootMismatch
+from crdt.delta import BadDelta, Delta
+from crdt.header import ChainId, Epoch
+from crdt.root import Entry
+
+BRANCHES_MAX = 16
+"""Uncovered epochs kept a chain: the latest. Only clones of a writer make more than two."""
+_DIGEST_MODULUS = 1 << 256
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A delta advanced the lattice. `changed` are the keys whose effective entry may differ."""
+
+    chain: Chain
+    planned: Planned
+    previous: Epoch | None
+    """the epoch under which the branch stood before, None for a new branch"""
+    fresh: bool
+    """the branch was rebuilt from a snapshot"""
+    dropped: tuple[Epoch, ...]
+    changed: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A delta did not apply; nothing changed.
+
+    known: nothing new. gap: a delta since (`epoch`, `head`) is needed. snapshot: the whole chain is
+    needed, since what is held is no prefix of it.
+    """
+
+    reason: Literal["known", "gap", "snapshot"]
+    epoch: Epoch | None = None
+    head: int = 0
+
+
+class Lattice:
+    """Chains by id and epoch, with a digest a shard that is kept as they change."""
+
+    def __init__(self) -> None:
+        self._branches: dict[ChainId, dict[Epoch, Chain]] = {}
+        self._short: dict[bytes, ChainId] = {}
+        self._weights: dict[ChainId, int] = {}
+        self._digest: dict[str, int] = {}
+        self._shards: dict[str, set[ChainId]] = {}
+
+    # ---- reading ----
+
+    def shards(self) -> list[str]:
+        return sorted(self._shards)
+
+    def chains(self, shard: str | None = None) -> Iterator[ChainId]:
+        """Chain ids, sorted."""
+        ids = self._branches if shard is None else self._shards.get(shard, set())
+        return iter(sorted(ids))
+
+    def branches(self, id: ChainId) -> list[Chain]:
+        """The branches held of a chain, latest epoch first."""
+        held = self._branches.get(id, {})
+        return [held[epoch] for epoch in sorted(held, reverse=True)]
+
+    def latest(self, id: ChainId) -> Chain | None:
+        branches = self.branches(id)
+        return branches[0] if branches else None
+
+    def by_short(self, short: bytes) -> ChainId | None:
+        return self._short.get(short)
+
+    def get(self, id: ChainId, key: bytes) -> tuple[Epoch, Entry] | None:
+        """The effective entry under `key`: the latest epoch that has one."""
+        held = self._branches.get(id)
+        if not held:
+            return None
+        if len(held) == 1:
+            ((epoch, chain),) = held.items()
+            entry = chain.live.get(key)
+            return (epoch, entry) if entry else None
+        for chain in self.branches(id):
+            if entry := chain.live.get(key):
+                return (chain.epoch, entry)
+        return None
+
+    def entries(self, id: ChainId) -> Iterator[tuple[bytes, Epoch, Entry]]:
+        """All effective entries of a chain, in the order of their branch."""
+        seen: set[bytes] = set()
+        for chain in self.branches(id):
+            for key, entry in chain.live.items():
+                if key not in seen:
+                    yield key, chain.epoch, entry
+            seen.update(chain.live)
+
+    def digest(self, shard: str) -> bytes:
+        """32 bytes, equal at two nodes exactly when they hold the same branches of the shard.
+
+        A sum over hashes: enough between members, who could lie about a digest anyway. What is held
+        is proved by signed roots, never by this.
+        """
+        return self._digest.get(shard, 0).to_bytes(32, "big")
+
+    # ---- joining ----
+
+    def apply(self, delta: Delta) -> Applied | Rejected:
+        """Join a delta whose signature the caller has checked.
+
+        Raises BadDelta (no honest peer sends it) or RootMismatch (ask for the whole chain; when
+        this was it, the sender lies). Nothing is changed then.
+        """
+        header = delta.header
+        held = self._branches.get(header.chain, {})
+        if any(
+            chain.header is not None
+            and chain.header.epoch != header.epoch
+            and chain.header.covers_head(header.epoch, header.hi)
+            for chain in held.values()
+        ):
+            return Rejected("known")
+        branch = held.get(header.epoch)
+        if branch is not None and (branch.head, branch.root) >= (header.hi, header.root):
+            return Rejected("known")
+        target = self._target(delta, held)
+        if isinstance(target, Rejected):
+            return target
+        planned = target.plan(delta)
+        return self._install(target, planned, held, branch)
+
+    def _target(self, delta: Delta, held: dict[Epoch, Chain]) -> Chain | Rejected:
+        """The chain to lay the delta on: a held branch that is a prefix, or an empty one."""
+        header = delta.header
+        if delta.lo > header.shared_head(delta.base):
+            raise BadDelta("starts beyond what its base shares with the chain")
+        if delta.lo == 0 and delta.keep is not None:
+            return Chain(header.chain, header.epoch)
+        best: Chain | None = None
+        for epoch, chain in held.items():
+            shared = header.shared_head(epoch)
+            if chain.head <= shared and (best is None or chain.head > best.head):
+                best = chain
+        if best is None:
+            if held:
+                return Rejected("snapshot")
+            return Chain(header.chain, header.epoch) if delta.lo == 0 else Rejected("gap")
+        if best.head == header.hi and best.epoch == header.epoch:
+            return Rejected("snapshot")  # the same head under another root: a fork
+        if delta.lo > best.head:
+            return Rejected("gap", best.epoch, best.head)
+        return best
+
+    def _install(
+        self, target: Chain, planned: Planned, held: dict[Epoch, Chain], replaced: Chain | None
+    ) -> Applied:
+        header = planned.delta.header
+        fresh = target not in held.values()
+        previous = None if fresh else target.epoch
+        changed = dict.fromkeys(key for key, _, _ in planned.puts)
+        changed.update(dict.fromkeys(planned.drops))
+        if fresh and replaced is not None:
+            changed.update(dict.fromkeys(replaced.live))
+        if previous is not None:
+            del held[previous]
+        target.adopt(planned)
+        held[header.epoch] = target
+        dropped = self._prune(held, changed)
+        self._account(header.chain, held)
+        return Applied(target, planned, previous, fresh, dropped, tuple(changed))
+
+    @staticmethod
+    def _prune(held: dict[Epoch, Chain], changed: dict[bytes, None]) -> tuple[Epoch, ...]:
+        """Drop the branches that a later held epoch covers, and all beyond BRANCHES_MAX."""
+        dropped = [
+            epoch
+            for epoch, chain in held.items()
+            if any(
+                other.epoch > epoch
+                and other.header is not None
+                and other.header.covers_head(epoch, chain.head)
+                for other in held.values()
+            )
+        ]
+        rest = sorted((epoch for epoch in held if epoch not in dropped), reverse=True)
+        dropped += rest[BRANCHES_MAX:]
+        for epoch in dropped:
+            changed.update(dict.fromkeys(held.pop(epoch).live))
+        return tuple(dropped)
+
+    def join(self, other: Lattice) -> None:
+        """Take the greater of every branch: the join by definition, which deltas must equal."""
+        for id in other.chains():
+            for chain in reversed(other.branches(id)):
+                if chain.header is not None:
+                    self.apply(chain.snapshot())
+
+    # ---- a node's own chains and stored ones ----
+
+    def add(self, chain: Chain) -> None:
+        """Take in a chain that was restored from disk or opened by this node."""
+        held = self._branches.get(chain.id, {})
+        held[chain.epoch] = chain
+        self._prune(held, {})
+        self._account(chain.id, held)
+
+    def reseal(self, chain: Chain, before: Epoch) -> tuple[Epoch, ...]:
+        """Account for an own chain that was sealed anew, and stood under `before` until then.
+
+        Returns the epochs that its covers made superfluous.
+        """
+        held = self._branches[chain.id]
+        held.pop(before, None)
+        held[chain.epoch] = chain
+        dropped = self._prune(held, {})
+        self._account(chain.id, held)
+        return dropped
+
+    def discard(self, id: ChainId) -> None:
+        """Forget a chain (its node was forgotten)."""
+        if self._branches.pop(id, None) is None:
+            return
+        self._weigh(id, 0)
+        del self._weights[id], self._short[id.short()]
+        self._shards[id.shard].discard(id)
+        if not self._shards[id.shard]:
+            del self._shards[id.shard], self._digest[id.shard]
+
+    # ---- inner ----
+
+    def _account(self, id: ChainId, held: dict[Epoch, Chain]) -> None:
+        """Register the branches of a chain, and their weight in its shard's digest."""
+        if id not in self._branches:
+            self._branches[id] = held
+            self._short[id.short()] = id
+            self._shards.setdefault(id.shard, set()).add(id)
+        self._weigh(id, sum(map(_weight, held.values())))
+
+    def _weigh(self, id: ChainId, weight: int) -> None:
+        before = self._weights.get(id, 0)
+        self._weights[id] = weight
+        self._digest[id.shard] = (self._digest.get(id.shard, 0) + weight - before) % _DIGEST_MODULUS
+
+
+def _weight(chain: Chain) -> int:
+    """H(chain, epoch, head, root) of what is signed; an unsealed tail does not count yet."""
+    header = chain.header
+    if header is None:
+        return 0
+    text = b"".join(
+        (
+            chain.id.short(),
+            header.epoch.counter.to_bytes(8, "big"),
+            header.epoch.nonce,
+            header.hi.to_bytes(8, "big"),
+            header.root,
+        )
+    )
+    return int.from_bytes(sha256(text).digest(), "big")
+
+
+def digest_of(digests: Iterable[tuple[str, bytes]]) -> bytes:
+    """One digest over shards: sha256 of the sorted (shard, digest) pairs."""
+    whole = sha256()
+    for shard, digest in sorted(digests):
+        whole.update(len(shard).to_bytes(2, "big") + shard.encode() + digest)
+    return whole.digest()
+
+
+__all__ = ["Applied", "BadDelta", "Lattice", "Rejected", "RootMismatch", "digest_of"]
