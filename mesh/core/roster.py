@@ -160,7 +160,7 @@ class Roster:
         order stay, which union allows.
         """
         fresh: list[bytes] = []
-        for statement in sorted({Statement.parse(blob) for blob in set(blobs)}, key=_rank):
+        for statement in sorted(map(Statement.parse, set(blobs)), key=_rank):
             if statement.hash in self._statements:
                 continue
             if len(self._statements) >= STATEMENTS_MAX:

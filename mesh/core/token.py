@@ -1,9 +1,9 @@
 """Join tokens: what an inviter gives to one new node, and how that node proves it has it.
 
 A token names the mesh, the inviter's public key and addresses, a 16-byte secret and an expiry. The
-secret never crosses the wire: the joiner, whose channel to the inviter's key is authenticated, sends
-an HMAC-SHA256 over both public keys and what it asks for. A token is known by the hash of its
-secret.
+secret never crosses the wire: the joiner, whose channel to the inviter's key is authenticated,
+sends an HMAC-SHA256 over both public keys and what it asks for. A token is known by the hash of
+its secret.
 """
 
 from __future__ import annotations

@@ -1,0 +1,72 @@
+"""What the replica asks its shell to do, in order. A shell carries effects out; it decides nothing.
+
+`Persist` comes before any `Send` that relies on it: a shell that cannot persist must not send.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from crdt.delta import Puts
+from crdt.header import ChainId, Epoch
+from mesh.core.ops import NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Bring the stored branch (`chain`, `epoch`) to what `header` signs.
+
+    First the rows of `relabel_from`, if any, become this branch's; `replace` empties it; then
+    `deletes` and `puts` apply. The branches in `drop` are deleted last.
+    """
+
+    chain: ChainId
+    epoch: Epoch
+    header: bytes
+    puts: Puts
+    deletes: tuple[bytes, ...]
+    replace: bool = False
+    relabel_from: Epoch | None = None
+    drop: tuple[Epoch, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PersistStatements:
+    """Add roster statements to the store."""
+
+    statements: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Give `frame` to `peer`: pushes at once, the rest beside them without delaying them."""
+
+    peer: NodeId
+    frame: bytes
+    push: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Tell people. `event` is a registered name, such as `chain.forked`."""
+
+    event: str
+    fields: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DropPeer:
+    """Close the link to a peer that broke the protocol."""
+
+    peer: NodeId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class MembersChanged:
+    """The roster grew: membership, and what the view may read, may differ."""
+
+
+Effect: TypeAlias = Persist | PersistStatements | Send | Alarm | DropPeer | MembersChanged
