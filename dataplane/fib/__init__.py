@@ -1,0 +1,1 @@
+"""The forwarding information base: facts in, rows out. Pure; see `compile.py` for the rules."""

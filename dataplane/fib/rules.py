@@ -1,0 +1,110 @@
+"""How one row follows from facts. Every judgement of the data plane is in this file.
+
+- A group is a site (all its gateways; those that are up, or all when none is, so a site that is
+  cut off goes on forwarding) or one gateway (for what is directly attached to it).
+- An endpoint row points to a group by number, so a site's failure rewrites one row.
+- An address that nobody claims goes to its subnet's home from elsewhere, and is dropped at home; in
+  a stretched subnet it is dropped everywhere.
+- A VPC that lost its VNI has rows only for what is attached here, under a number of its own.
+- A local port whose claim lost the address is blocked: it would send with another's address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Network
+
+from dataplane.fib.facts import AttachmentFact, EndpointFact, GatewayFact, SubnetFact
+from dataplane.fib.rows import (
+    GROUP_GATEWAYS_MAX,
+    NO_GROUP,
+    VNI_MAX,
+    EndpointRow,
+    GatewayRow,
+    GroupRow,
+    PortRow,
+    SubnetKey,
+    SubnetRow,
+    ip_number,
+    mac_bytes,
+)
+
+ID_MAX = 1 << 32
+PRIVATE_DOMAIN_MIN = VNI_MAX + 1
+"""Forwarding domains from here on have no VNI and are never seen in a tunnel."""
+
+
+def site_group(site: str) -> bytes:
+    return b"site/" + site.encode()
+
+
+def gateway_group(node: bytes) -> bytes:
+    return b"gateway/" + node.hex().encode()
+
+
+def endpoint_group(fact: EndpointFact) -> bytes:
+    """The name of the group that leads to an endpoint."""
+    return site_group(fact.site) if fact.gateway is None else gateway_group(fact.gateway)
+
+
+def subnet_group(fact: SubnetFact) -> bytes | None:
+    """The name of the group that leads to a subnet's home; None for a stretched one."""
+    return site_group(fact.sites[0]) if len(fact.sites) == 1 else None
+
+
+def claimed_here(fact: EndpointFact, self_id: bytes, self_site: str) -> bool:
+    if fact.gateway is None:
+        return fact.site == self_site
+    return fact.gateway == self_id
+
+
+def gateway_row(fact: GatewayFact) -> GatewayRow:
+    return GatewayRow(fact.id, fact.site, ip_number(fact.underlay))
+
+
+def group_row(
+    name: bytes, gateways: Iterable[GatewayFact], number: Callable[[bytes], int]
+) -> GroupRow | None:
+    """The group of these gateways; None without any. `number` gives a node's gateway id."""
+    members = list(gateways)
+    preferred = [fact for fact in members if fact.up] or members
+    if not preferred:
+        return None
+    ids = sorted(number(fact.id) for fact in preferred)[:GROUP_GATEWAYS_MAX]
+    return GroupRow(name.decode(), tuple(ids))
+
+
+def endpoint_row(
+    claim: EndpointFact | None,
+    attachment: AttachmentFact | None,
+    *,
+    here: bool,
+    forwarded: bool,
+    number: Callable[[bytes], int],
+) -> EndpointRow | None:
+    """The row of one address. `here`: the claim, if any, is for this machine."""
+    if attachment is not None and (claim is None or here):
+        return EndpointRow(NO_GROUP, attachment.ifname, mac_bytes(attachment.mac))
+    if claim is None or not forwarded:
+        return None
+    group = NO_GROUP if here else number(endpoint_group(claim))
+    return EndpointRow(group, "", mac_bytes(claim.mac))
+
+
+def port_row(fact: AttachmentFact, domain: int, *, blocked: bool) -> PortRow:
+    return PortRow(domain, ip_number(fact.ip), mac_bytes(fact.mac), blocked)
+
+
+def subnet_key(fact: SubnetFact, domain: int) -> SubnetKey:
+    network = IPv4Network(fact.cidr)
+    return SubnetKey(domain, int(network.network_address), network.prefixlen)
+
+
+def subnet_row(
+    fact: SubnetFact, self_site: str, *, forwarded: bool, number: Callable[[bytes], int]
+) -> SubnetRow:
+    group = subnet_group(fact)
+    leads_away = forwarded and group is not None and fact.sites[0] != self_site
+    return SubnetRow(
+        number(group) if leads_away and group is not None else NO_GROUP, ip_number(fact.gateway_ip)
+    )
