@@ -1,0 +1,176 @@
+"""What people type, checked and made canonical. Every function raises `BadInput` with what is
+wrong, the value, and what to do; none has another effect.
+
+`what` names the argument as the person knows it ("--ip", "line 7: ip").
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from typing import TypeAlias
+
+from mesh.core.errors import BadInput
+
+NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
+ID = re.compile(r"[0-9a-f]{32}")
+
+VNI_MAX = (1 << 24) - 1
+PREFIX_MAX = 30
+"""The longest prefix of a subnet: network, gateway, one endpoint and broadcast."""
+
+CIDRS_MAX = 32
+SITES_MAX = 128
+LABELS_MAX = 16
+LABEL_CHARS_MAX = 63
+TEXT_CHARS_MAX = 256
+"""Version strings and multiaddrs. All five keep a record below `model.RECORD_BYTES_MAX`."""
+
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_SHOWN_CHARS_MAX = 80
+
+_NOT_FOR_PODS = tuple(ipaddress.IPv4Network(c) for c in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3"))
+"""This network, loopback, multicast and reserved: no host's stack sends to these as to a pod."""
+
+
+def bad(what: str, value: object, fix: str) -> BadInput:
+    """The error for one argument, on one line however long or strange the value is."""
+    shown = repr(value) if isinstance(value, str) else str(value)
+    if len(shown) > _SHOWN_CHARS_MAX:
+        shown = shown[: _SHOWN_CHARS_MAX - 1] + "…"
+    return BadInput(f"{what}: {shown}: {fix}")
+
+
+def _text(what: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise bad(what, value, "give a text")
+    return value
+
+
+def name(what: str, value: str) -> str:
+    """A name people give: a DNS label in lower case."""
+    if not NAME.fullmatch(_text(what, value)):
+        raise bad(
+            what, value, "use 1 to 63 of a-z, 0-9 and '-', with a letter or digit at both ends"
+        )
+    return value
+
+
+def optional_name(what: str, value: str | None) -> str:
+    """A name, or the empty text for none."""
+    return "" if value is None or value == "" else name(what, value)
+
+
+def names(what: str, values: Iterable[str], count_max: int = SITES_MAX) -> tuple[str, ...]:
+    """Names, sorted, each once."""
+    found = tuple(sorted({name(what, value) for value in values}))
+    if len(found) > count_max:
+        raise bad(what, len(found), f"give at most {count_max}")
+    return found
+
+
+def vni(what: str, value: int) -> int:
+    """A VXLAN network identifier, 24 bits, not 0."""
+    if type(value) is not int or not 1 <= value <= VNI_MAX:
+        raise bad(what, value, f"use a number from 1 to {VNI_MAX}")
+    return value
+
+
+def mac(what: str, value: str) -> str:
+    """A unicast MAC address, in lower case."""
+    canonical = _text(what, value).lower()
+    if not MAC.fullmatch(canonical):
+        raise bad(what, value, "write it as aa:bb:cc:dd:ee:ff")
+    if int(canonical[:2], 16) & 1:
+        raise bad(what, value, "use a unicast address: the first byte must be even")
+    if canonical == "00:00:00:00:00:00":
+        raise bad(what, value, "use the address of an interface, not zeros")
+    return canonical
+
+
+def ip(what: str, value: str) -> str:
+    """An IPv4 or IPv6 address in canonical text, without a zone."""
+    try:
+        canonical = str(ipaddress.ip_address(_text(what, value)))
+    except ValueError:
+        raise bad(what, value, "give an IP address such as 10.0.1.5") from None
+    if "%" in value:
+        raise bad(what, value, "give the address without a zone")
+    if canonical != value:
+        raise bad(what, value, f"write it as {canonical}")
+    return value
+
+
+def ipv4(what: str, value: str) -> str:
+    """An IPv4 address in canonical text; IPv6 is refused for what it is."""
+    if ":" in ip(what, value):
+        raise bad(what, value, "IPv6 is not supported yet; give an IPv4 address")
+    return value
+
+
+def pod_ip(what: str, value: str) -> str:
+    """An IPv4 address that an endpoint can have."""
+    address = ipaddress.IPv4Address(ipv4(what, value))
+    if any(address in network for network in _NOT_FOR_PODS):
+        raise bad(what, value, "give a unicast address that a pod can have")
+    return value
+
+
+def cidr(what: str, value: str) -> Network:
+    """A network in canonical text: no host bits set, prefix length as a number."""
+    try:
+        network = ipaddress.ip_network(_text(what, value), strict=False)
+    except ValueError:
+        raise bad(what, value, "give a network such as 10.0.1.0/24") from None
+    if "%" in value or str(network) != value:
+        raise bad(what, value, f"host bits set or not canonical: write it as {network}")
+    return network
+
+
+def pod_cidr(what: str, value: str) -> ipaddress.IPv4Network:
+    """An IPv4 network whose addresses endpoints can have, a /30 or larger."""
+    network = cidr(what, value)
+    if isinstance(network, ipaddress.IPv6Network):
+        raise bad(what, value, "IPv6 is not supported yet; give an IPv4 network")
+    if network.prefixlen > PREFIX_MAX:
+        raise bad(what, value, f"too small for a gateway and an endpoint: /{PREFIX_MAX} or larger")
+    if any(network.overlaps(other) for other in _NOT_FOR_PODS):
+        raise bad(what, value, "give a network of unicast addresses that pods can have")
+    return network
+
+
+def pod_cidrs(what: str, values: Iterable[str]) -> tuple[str, ...]:
+    """At least one network, sorted, none within another."""
+    networks = sorted({pod_cidr(what, value) for value in values})
+    if not networks:
+        raise BadInput(f"{what}: none given: give at least one, such as 10.0.0.0/16")
+    if len(networks) > CIDRS_MAX:
+        raise bad(what, len(networks), f"give at most {CIDRS_MAX}")
+    for before, after in pairwise(networks):
+        if before.overlaps(after):
+            raise bad(what, str(after), f"overlaps {before}: give networks that do not overlap")
+    return tuple(str(network) for network in networks)
+
+
+def printable(what: str, value: str, chars_max: int = TEXT_CHARS_MAX) -> str:
+    """A short text without control characters (it is shown on terminals)."""
+    if len(_text(what, value)) > chars_max or not value.isprintable():
+        raise bad(what, value, f"use at most {chars_max} printable characters")
+    return value
+
+
+def labels(what: str, values: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
+    """Labels as sorted pairs."""
+    pairs = tuple(
+        sorted(
+            (printable(what, key, LABEL_CHARS_MAX), printable(what, value, LABEL_CHARS_MAX))
+            for key, value in (values or {}).items()
+        )
+    )
+    if len(pairs) > LABELS_MAX:
+        raise bad(what, len(pairs), f"give at most {LABELS_MAX}")
+    return pairs
