@@ -1,0 +1,146 @@
+"""What a lab remembers between commands: /run/weft-lab/NAME/lab.json, for root only.
+
+The file is replaced as a whole, so a reader sees the former or the new state. A lock file beside
+the directory makes commands that change a lab wait for each other; the kernel drops it with the
+process that held it, so a killed command blocks nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from mesh.core.errors import NotFound, NotReady, Refused
+from sim.lab.processes import ProcessId
+from sim.lab.topology import Topology
+
+STATE_ROOT: Final = Path("/run/weft-lab")
+STATE_VERSION: Final = 1
+STATE_NAME: Final = "lab.json"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """`ready` is False from the first namespace until `up` has succeeded."""
+
+    topology: Topology
+    ready: bool = False
+    partitions: tuple[tuple[str, ...], ...] = ()
+    processes: dict[str, ProcessId] = field(default_factory=dict)  # by gateway
+
+    def with_process(self, gateway: str, process: ProcessId) -> State:
+        return replace(self, processes={**self.processes, gateway: process})
+
+
+def lab_directory(name: str) -> Path:
+    return STATE_ROOT / name
+
+
+def exists(name: str) -> bool:
+    return lab_directory(name).exists()
+
+
+def make_directory(topology: Topology) -> None:
+    """A directory for the lab, with one for each gateway. Raises Refused when it is there."""
+    STATE_ROOT.mkdir(mode=0o700, exist_ok=True)
+    directory = lab_directory(topology.name)
+    try:
+        directory.mkdir(mode=0o700)
+    except FileExistsError:
+        raise Refused(
+            f"lab {topology.name} is up already; take it down first or choose another --name"
+        ) from None
+    for gateway in topology.gateways:
+        (directory / gateway.name).mkdir(mode=0o700)
+
+
+def remove_directory(name: str) -> None:
+    """Remove all of it. One that is not there is no error."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(lab_directory(name))
+
+
+def save(state: State) -> None:
+    path = lab_directory(state.topology.name) / STATE_NAME
+    document = {
+        "version": STATE_VERSION,
+        "ready": state.ready,
+        "partitions": state.partitions,
+        "processes": {
+            name: [process.pid, process.start_ticks]
+            for name, process in sorted(state.processes.items())
+        },
+        "topology": state.topology.to_json(),
+    }
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps(document, indent=1))
+    fresh.replace(path)
+
+
+def load(name: str) -> State:
+    """What was saved last.
+
+    Raises:
+        NotFound: no such lab.
+        NotReady: its file cannot be read, or is of another version of this program.
+    """
+    path = lab_directory(name) / STATE_NAME
+    try:
+        document = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise NotFound(f"there is no lab {name}; make one with `weft lab up`") from None
+    except (OSError, ValueError) as error:
+        raise NotReady(f"{path} cannot be read: {error}; take the lab down") from None
+    try:
+        return _parse(document)
+    except (KeyError, TypeError, ValueError):
+        raise NotReady(
+            f"{path} is not of this version of weft; take the lab down and up again"
+        ) from None
+
+
+def _parse(document: dict[str, Any]) -> State:
+    if document["version"] != STATE_VERSION:
+        raise ValueError(document["version"])
+    return State(
+        topology=Topology.from_json(document["topology"]),
+        ready=bool(document["ready"]),
+        partitions=tuple(tuple(group) for group in document["partitions"]),
+        processes={
+            name: ProcessId(int(pid), int(ticks))
+            for name, (pid, ticks) in document["processes"].items()
+        },
+    )
+
+
+@contextlib.contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Be the only one to change this lab.
+
+    Raises:
+        Refused: another command is changing it.
+        NotReady: the state directory is not ours to write; not root.
+    """
+    try:
+        STATE_ROOT.mkdir(mode=0o700, exist_ok=True)
+        lock = os.open(STATE_ROOT / f".{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except PermissionError:
+        raise NotReady(f"{STATE_ROOT} cannot be written; run this as root") from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno != errno.EWOULDBLOCK:
+                raise
+            raise Refused(f"another command is changing lab {name}; wait for it") from None
+        yield
+    finally:
+        os.close(lock)

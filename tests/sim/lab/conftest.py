@@ -1,0 +1,56 @@
+"""What the tests of the lab need of the machine, and names of labs that nobody else has."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from sim.lab import netns
+from sim.lab.topology import LabSpec, Topology, plan
+
+_numbers = itertools.count()
+
+
+def need(present: bool, what: str) -> None:
+    """Skip a test for want of something; where it has to be there (CI), fail."""
+    if present:
+        return
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"CI lacks {what}")
+    pytest.skip(f"needs {what}")
+
+
+@pytest.fixture
+def root() -> None:
+    need(os.geteuid() == 0, "root")
+    need(shutil.which("nsenter") is not None, "nsenter (util-linux)")
+
+
+@pytest.fixture
+def lab_name() -> str:
+    return f"t{os.getpid()}-{next(_numbers)}"
+
+
+@pytest.fixture
+def built(root: None, lab_name: str) -> Iterator[Callable[..., Topology]]:
+    """Make the namespaces and links of a lab, without nodes; they go at the end of the test."""
+    made: list[Topology] = []
+
+    def build(**size: int) -> Topology:
+        topology = plan(LabSpec(name=f"{lab_name}-{len(made)}", **size))
+        made.append(topology)
+        netns.build(topology)
+        return topology
+
+    yield build
+    for topology in made:
+        netns.remove_namespaces(topology.namespaces())
+
+
+@pytest.fixture
+def nft(root: None) -> None:
+    need(shutil.which("nft") is not None, "nft (nftables)")
