@@ -1,0 +1,444 @@
+"""What a node keeps on disk: one SQLite file, written in whole transactions.
+
+- A branch is one epoch of one chain, with its signed header and its live records. Rows of records
+  name their branch by a small integer, so that giving a branch a new epoch is one row's update.
+- `apply` carries out a batch of effects in one transaction that is on disk when it returns (WAL,
+  synchronous=FULL): after a crash all of the batch is there or nothing of it.
+- One process has the file: a second one is refused, so that two nodes cannot write one chain.
+- The file is 0600 in a 0700 directory. It holds no private key and no join secret (only hashes).
+
+The store checks shapes, not signatures: who loads it verifies what it holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeAlias
+
+from crdt.header import ChainId, Epoch
+from mesh.core.errors import NotReady, Refused
+from mesh.node.keys import KEY_FILE_MODE, check_private_directory
+
+SCHEMA_VERSION: Final = 1
+_APPLICATION_ID: Final = 0x57454654  # "WEFT", in the file's header
+_PAGE_CACHE_KIB: Final = 8 * 1024  # enough for a tick's pages; the records live in the replica
+_ADDRESSES_MAX: Final = 16  # a node: what a gateway may register, and a few older ones
+
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE branch (
+    id INTEGER PRIMARY KEY,
+    node BLOB NOT NULL,
+    shard TEXT NOT NULL,
+    counter INTEGER NOT NULL,
+    nonce BLOB NOT NULL,
+    header BLOB NOT NULL,
+    UNIQUE (node, shard, counter, nonce)
+);
+CREATE TABLE record (
+    branch INTEGER NOT NULL REFERENCES branch (id),
+    key BLOB NOT NULL,
+    seq INTEGER NOT NULL,
+    record BLOB NOT NULL,
+    PRIMARY KEY (branch, key)
+) WITHOUT ROWID;
+CREATE TABLE statement (hash BLOB PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE address (
+    node BLOB NOT NULL,
+    multiaddr TEXT NOT NULL,
+    seen_s INTEGER NOT NULL,
+    PRIMARY KEY (node, multiaddr)
+) WITHOUT ROWID;
+CREATE TABLE attachment (
+    ifname TEXT PRIMARY KEY, vpc TEXT NOT NULL, ip TEXT NOT NULL, mac TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE invitation (
+    token_hash BLOB PRIMARY KEY, expires_s INTEGER NOT NULL, site TEXT, used_by BLOB
+) WITHOUT ROWID;
+"""
+
+
+class StoreError(NotReady):
+    """The store cannot be read or written. A failed `apply` has changed nothing."""
+
+
+class Persist(Protocol):
+    """A change of one branch, in the order of its fields.
+
+    `drop`: older branches of the chain to delete. `relabel_from`: the branch of that epoch becomes
+    this one, records and all. `replace`: drop this branch's records first. Then `deletes` go and
+    `puts` (key, seq, record) are written.
+    """
+
+    @property
+    def chain(self) -> ChainId: ...
+    @property
+    def epoch(self) -> Epoch: ...
+    @property
+    def header(self) -> bytes: ...
+    @property
+    def puts(self) -> Sequence[tuple[bytes, int, bytes]]: ...
+    @property
+    def deletes(self) -> Sequence[bytes]: ...
+    @property
+    def replace(self) -> bool: ...
+    @property
+    def drop(self) -> Sequence[Epoch]: ...
+    @property
+    def relabel_from(self) -> Epoch | None: ...
+
+
+class PersistStatements(Protocol):
+    """Roster statements to add to the grow-only set."""
+
+    @property
+    def statements(self) -> Sequence[bytes]: ...
+
+
+PersistEffect: TypeAlias = Persist | PersistStatements
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBranch:
+    """One epoch of one chain; `records` are (key, seq, record) ascending by seq."""
+
+    chain: ChainId
+    epoch: Epoch
+    header: bytes
+    records: tuple[tuple[bytes, int, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredState:
+    """`branches` are read from disk as they are asked for, ordered by node, shard and epoch."""
+
+    statements: tuple[bytes, ...]
+    branches: Iterator[StoredBranch]
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """An interface of this machine that carries an endpoint."""
+
+    ifname: str
+    vpc: str
+    ip: str
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    """A join token that was given out; `used_by` is the node it admitted."""
+
+    token_hash: bytes
+    expires_s: int  # since 1970
+    site: str | None
+    used_by: bytes | None
+
+
+class Store:
+    """The open store. Every method may be called from any thread; they take turns."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the file.
+
+        Raises:
+            KeyFileError: the directory or the file lets others in.
+            StoreError: not a store of this version, damaged, or in use by another process.
+        """
+        self.path = path
+        self._lock = threading.Lock()
+        self._create_private()
+        try:
+            self._db = sqlite3.connect(
+                path, timeout=0, isolation_level=None, check_same_thread=False
+            )
+        except sqlite3.Error as error:
+            raise self._error(error) from error
+        try:
+            self._open()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _create_private(self) -> None:
+        check_private_directory(self.path.parent)
+        try:
+            descriptor = os.open(
+                self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, KEY_FILE_MODE
+            )
+        except OSError as error:
+            raise StoreError(
+                f"{self.path}: the store cannot be opened ({error.strerror}); make it a file that"
+                " this user may write"
+            ) from None
+        try:
+            os.fchmod(descriptor, KEY_FILE_MODE)
+        finally:
+            os.close(descriptor)
+
+    def _open(self) -> None:
+        try:
+            self._db.execute(f"PRAGMA cache_size = -{_PAGE_CACHE_KIB}")
+            # Before the first read: the lock is then held until `close`.
+            self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA foreign_keys = ON")
+            with self._transaction():
+                self._create_or_check_schema()
+        except sqlite3.Error as error:
+            raise self._error(error) from error
+
+    def _create_or_check_schema(self) -> None:
+        (application,) = self._db.execute("PRAGMA application_id").fetchone()
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if (application, version) == (_APPLICATION_ID, SCHEMA_VERSION):
+            return
+        tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if application == _APPLICATION_ID:
+            raise StoreError(
+                f"{self.path}: a store of version {version}, and this program writes version"
+                f" {SCHEMA_VERSION}; run the program that wrote it"
+            )
+        if tables:
+            raise StoreError(f"{self.path}: another program's database; move it away")
+        for statement in _SCHEMA.split(";"):
+            self._db.execute(statement)
+        self._db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def close(self) -> None:
+        """Close the file. What was applied is on disk already."""
+        with self._lock:
+            self._db.close()
+
+    # ---- the replica's state ----
+
+    def apply(self, effects: Iterable[PersistEffect]) -> None:
+        """Carry out all effects, in order, in one transaction that is durable on return.
+
+        Raises:
+            StoreError: nothing of the batch was written.
+        """
+        with self._lock, self._errors(), self._transaction():
+            for effect in effects:
+                if hasattr(effect, "statements"):
+                    self._add_statements(effect.statements)
+                else:
+                    self._apply_branch(effect)
+
+    def _add_statements(self, statements: Sequence[bytes]) -> None:
+        self._db.executemany(
+            "INSERT OR IGNORE INTO statement (hash, body) VALUES (?, ?)",
+            [(hashlib.sha256(body).digest(), body) for body in statements],
+        )
+
+    def _apply_branch(self, effect: Persist) -> None:
+        chain = effect.chain
+        for epoch in effect.drop:
+            dropped = self._branch(chain, epoch)
+            if dropped is not None:
+                self._db.execute("DELETE FROM record WHERE branch = ?", (dropped,))
+                self._db.execute("DELETE FROM branch WHERE id = ?", (dropped,))
+        branch = self._branch(chain, effect.relabel_from or effect.epoch)
+        if branch is None:
+            if effect.relabel_from is not None:
+                raise StoreError(
+                    f"{self.path}: no branch {effect.relabel_from} of chain"
+                    f" {chain.node.hex()}/{chain.shard} to relabel; the store is behind the node"
+                )
+            branch = self._db.execute(
+                "INSERT INTO branch (node, shard, counter, nonce, header) VALUES (?, ?, ?, ?, ?)",
+                (*chain, *effect.epoch, effect.header),
+            ).lastrowid
+        else:
+            self._db.execute(
+                "UPDATE branch SET counter = ?, nonce = ?, header = ? WHERE id = ?",
+                (*effect.epoch, effect.header, branch),
+            )
+        if effect.replace:
+            self._db.execute("DELETE FROM record WHERE branch = ?", (branch,))
+        self._db.executemany(
+            "DELETE FROM record WHERE branch = ? AND key = ?",
+            [(branch, key) for key in effect.deletes],
+        )
+        self._db.executemany(
+            "INSERT OR REPLACE INTO record (branch, key, seq, record) VALUES (?, ?, ?, ?)",
+            [(branch, *put) for put in effect.puts],
+        )
+
+    def _branch(self, chain: ChainId, epoch: Epoch) -> int | None:
+        row = self._db.execute(
+            "SELECT id FROM branch WHERE node = ? AND shard = ? AND counter = ? AND nonce = ?",
+            (*chain, *epoch),
+        ).fetchone()
+        return None if row is None else int(row[0])
+
+    def load(self) -> StoredState:
+        """Everything the replica had persisted. Raises StoreError here or from the iterator."""
+        rows = self._all("SELECT body FROM statement ORDER BY hash")
+        return StoredState(tuple(body for (body,) in rows), self._branches())
+
+    def _branches(self) -> Iterator[StoredBranch]:
+        rows = self._all(
+            "SELECT id, node, shard, counter, nonce, header FROM branch"
+            " ORDER BY node, shard, counter, nonce"
+        )
+        for branch, node, shard, counter, nonce, header in rows:
+            records = self._all(
+                "SELECT key, seq, record FROM record WHERE branch = ? ORDER BY seq", (branch,)
+            )
+            yield StoredBranch(ChainId(node, shard), Epoch(counter, nonce), header, tuple(records))
+
+    # ---- small values of the node ----
+
+    def get_meta(self, key: str) -> bytes | None:
+        rows = self._all("SELECT value FROM meta WHERE key = ?", (key,))
+        return rows[0][0] if rows else None
+
+    def set_meta(self, key: str, value: bytes) -> None:
+        self._run("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (key, value))
+
+    # ---- where peers were reached ----
+
+    def add_address(self, node: bytes, multiaddr: str, seen_s: int) -> None:
+        """Remember an address a node was reached at; the oldest beyond 16 a node are forgotten."""
+        with self._lock, self._errors(), self._transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO address (node, multiaddr, seen_s) VALUES (?, ?, ?)",
+                (node, multiaddr, seen_s),
+            )
+            self._db.execute(
+                "DELETE FROM address WHERE node = ? AND multiaddr NOT IN (SELECT multiaddr FROM"
+                " address WHERE node = ? ORDER BY seen_s DESC, multiaddr LIMIT ?)",
+                (node, node, _ADDRESSES_MAX),
+            )
+
+    def forget_addresses(self, node: bytes) -> None:
+        self._run("DELETE FROM address WHERE node = ?", (node,))
+
+    def addresses(self) -> dict[bytes, tuple[str, ...]]:
+        """node -> multiaddrs, the one seen last first."""
+        book: dict[bytes, tuple[str, ...]] = {}
+        rows = self._all(
+            "SELECT node, multiaddr FROM address ORDER BY node, seen_s DESC, multiaddr"
+        )
+        for node, multiaddr in rows:
+            book[node] = (*book.get(node, ()), multiaddr)
+        return book
+
+    # ---- interfaces with endpoints behind them ----
+
+    def set_attachment(self, attachment: Attachment) -> None:
+        """Remember what `attachment.ifname` carries, in place of what it carried before."""
+        self._run(
+            "INSERT OR REPLACE INTO attachment (ifname, vpc, ip, mac) VALUES (?, ?, ?, ?)",
+            (attachment.ifname, attachment.vpc, attachment.ip, attachment.mac),
+        )
+
+    def remove_attachment(self, ifname: str) -> None:
+        self._run("DELETE FROM attachment WHERE ifname = ?", (ifname,))
+
+    def attachments(self) -> tuple[Attachment, ...]:
+        rows = self._all("SELECT ifname, vpc, ip, mac FROM attachment ORDER BY ifname")
+        return tuple(Attachment(*row) for row in rows)
+
+    # ---- join tokens given out ----
+
+    def add_invitation(self, token_hash: bytes, expires_s: int, site: str | None) -> None:
+        self._run(
+            "INSERT INTO invitation (token_hash, expires_s, site) VALUES (?, ?, ?)",
+            (token_hash, expires_s, site),
+        )
+
+    def invitation(self, token_hash: bytes) -> Invitation | None:
+        rows = self._all(
+            "SELECT token_hash, expires_s, site, used_by FROM invitation WHERE token_hash = ?",
+            (token_hash,),
+        )
+        return Invitation(*rows[0]) if rows else None
+
+    def open_invitations(self, now_s: int) -> int:
+        """How many tokens are unused and not expired."""
+        rows = self._all(
+            "SELECT count(*) FROM invitation WHERE used_by IS NULL AND expires_s > ?", (now_s,)
+        )
+        return int(rows[0][0])
+
+    def use_invitation(self, token_hash: bytes, node: bytes, now_s: int) -> Invitation:
+        """Mark a token as used by `node`, durably, before the node is admitted.
+
+        The same node may use its token again: its answer may have been lost on the way.
+
+        Raises:
+            Refused: unknown, expired, or used by another node. Nothing was changed.
+        """
+        with self._lock, self._errors(), self._transaction():
+            row = self._db.execute(
+                "SELECT token_hash, expires_s, site, used_by FROM invitation WHERE token_hash = ?",
+                (token_hash,),
+            ).fetchone()
+            if row is None:
+                raise Refused("the token is not one of this node's; ask for a new one")
+            invitation = Invitation(*row)
+            if invitation.used_by not in (None, node):
+                raise Refused("the token was used already; ask for a new one")
+            if invitation.used_by is None and invitation.expires_s <= now_s:
+                raise Refused("the token has expired; ask for a new one")
+            self._db.execute(
+                "UPDATE invitation SET used_by = ? WHERE token_hash = ?", (node, token_hash)
+            )
+            return invitation
+
+    def drop_invitations(self, expired_before_s: int) -> None:
+        """Forget tokens that expired before a time, used or not: they are refused as unknown."""
+        self._run("DELETE FROM invitation WHERE expires_s < ?", (expired_before_s,))
+
+    # ---- inner ----
+
+    def _run(self, sql: str, values: tuple[object, ...]) -> None:
+        with self._lock, self._errors():
+            self._db.execute(sql, values)
+
+    def _all(self, sql: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        with self._lock, self._errors():
+            return self._db.execute(sql, values).fetchall()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:  # SQLite has rolled back by itself on a full disk
+                self._db.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._error(error) from error
+
+    def _error(self, error: sqlite3.Error) -> StoreError:
+        name = getattr(error, "sqlite_errorname", "")
+        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            return StoreError(f"{self.path}: in use by another process; stop that one first")
+        if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+            return StoreError(
+                f"{self.path}: the store is damaged ({error}); restore a backup of it, or move it"
+                " away and join again"
+            )
+        if name.startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY")):
+            return StoreError(f"{self.path}: cannot be written ({error}); check the disk")
+        return StoreError(f"{self.path}: {name or type(error).__name__}: {error}")

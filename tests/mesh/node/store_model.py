@@ -1,0 +1,95 @@
+"""Random batches of effects and a model of what a store holds after them."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from crdt.header import ChainId, Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class PersistRows:
+    chain: ChainId
+    epoch: Epoch
+    header: bytes
+    puts: tuple[tuple[bytes, int, bytes], ...] = ()
+    deletes: tuple[bytes, ...] = ()
+    replace: bool = False
+    drop: tuple[Epoch, ...] = ()
+    relabel_from: Epoch | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AddStatements:
+    statements: tuple[bytes, ...]
+
+
+Effect = PersistRows | AddStatements
+Branch = tuple[bytes, dict[bytes, tuple[int, bytes]]]
+
+
+@dataclass
+class Model:
+    statements: set[bytes] = field(default_factory=set)
+    branches: dict[tuple[ChainId, Epoch], Branch] = field(default_factory=dict)
+
+    def apply(self, effect: Effect) -> None:
+        if isinstance(effect, AddStatements):
+            self.statements.update(effect.statements)
+            return
+        for epoch in effect.drop:
+            self.branches.pop((effect.chain, epoch), None)
+        old = (effect.chain, effect.relabel_from or effect.epoch)
+        _, records = self.branches.pop(old, (b"", {}))
+        if effect.replace:
+            records = {}
+        for key in effect.deletes:
+            records.pop(key, None)
+        for key, seq, record in effect.puts:
+            records[key] = (seq, record)
+        self.branches[effect.chain, effect.epoch] = (effect.header, records)
+
+
+class Author:
+    """Makes effects that a replica could make: seqs only grow, relabelled branches exist."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._seq = 0
+        self._counter = 0
+        self._epochs: dict[ChainId, list[Epoch]] = {}
+
+    def batch(self) -> list[Effect]:
+        return [self._effect() for _ in range(self._random.randint(1, 4))]
+
+    def _effect(self) -> Effect:
+        chance = self._random
+        if chance.random() < 0.1:
+            return AddStatements(tuple(chance.randbytes(8) for _ in range(chance.randint(0, 3))))
+        chain = ChainId(bytes([chance.randrange(3)]) * 16, chance.choice(["mesh", "ab" * 16]))
+        epochs = self._epochs.setdefault(chain, [])
+        relabel_from = None
+        drop: tuple[Epoch, ...] = ()
+        if not epochs or chance.random() < 0.2:
+            self._counter += 1
+            if epochs and chance.random() < 0.5:
+                relabel_from = epochs.pop()
+            epochs.append(Epoch(self._counter, chance.randbytes(8)))
+        if len(epochs) > 1 and chance.random() < 0.5:
+            drop = tuple(epochs[:-1])
+            del epochs[:-1]
+        puts = []
+        for key in chance.sample(range(12), chance.randint(0, 6)):
+            self._seq += 1
+            puts.append((b"k%d" % key, self._seq, chance.randbytes(chance.randint(0, 40))))
+        return PersistRows(
+            chain,
+            epochs[-1],
+            chance.randbytes(20),
+            tuple(puts),
+            tuple(b"k%d" % chance.randrange(12) for _ in range(chance.randint(0, 3))),
+            chance.random() < 0.1,
+            drop,
+            relabel_from,
+        )
