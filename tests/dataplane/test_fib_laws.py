@@ -6,7 +6,7 @@ from collections.abc import Callable
 from itertools import product
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataplane.fib.compile import Compiler, compile_all
@@ -24,12 +24,12 @@ from dataplane.fib.rows import VNI_MAX, FibDelta, Tables, apply_delta, ip_text
 SELF = b"\0" * 16
 SITES = ("here", "far", "further")
 NODES = (SELF, b"\1" * 16, b"\2" * 16, b"\3" * 16, b"\4" * 16)
-VPCS = ("a" * 32, "b" * 32, "c" * 32)
-IPS = ("10.0.0.2", "10.0.0.3", "10.0.1.2")
+VPCS = ("a" * 32, "b" * 32)
+IPS = ("10.0.0.2", "10.0.1.2")
 CIDRS = ("10.0.0.0/24", "10.0.1.0/24")
 MACS = ("02:00:00:00:00:01", "02:00:00:00:00:02")
-IFNAMES = ("p0", "p1", "p2")
-ID_MAX_TIGHT = 11  # ten numbers for up to eight group names: collisions all the time
+IFNAMES = ("p0", "p1")
+ID_MAX_TIGHT = 9  # eight numbers for up to eight group names: collisions all the time
 
 gateways = st.builds(
     GatewayFact,
@@ -38,7 +38,7 @@ gateways = st.builds(
     st.sampled_from(("192.0.2.1", "192.0.2.2")),
     st.booleans(),
 )
-vpcs = st.builds(VpcFact, st.sampled_from(VPCS), st.sampled_from((7, 8)), st.booleans())
+vpcs = st.builds(VpcFact, st.sampled_from(VPCS), st.just(7) | st.just(8), st.booleans())
 subnets = st.builds(
     SubnetFact,
     st.sampled_from(("s1", "s2", "s3")),
@@ -66,9 +66,10 @@ attachments = st.builds(
 steps = st.lists(
     st.tuples(
         st.one_of(gateways, vpcs, subnets, endpoints, attachments),
-        st.booleans(),
+        st.sampled_from((True, True, True, False)),
         st.integers(0, 3),
     ),
+    min_size=15,
     max_size=40,
 )
 
@@ -118,6 +119,7 @@ def copy(tables: Tables) -> Tables:
     return apply_delta(tables, FibDelta())
 
 
+@settings(max_examples=300)
 @given(steps, st.sampled_from((ID_MAX_TIGHT, 1 << 32)))
 def test_deltas_add_up_to_the_whole(script: list[tuple[object, bool, int]], id_max: int) -> None:
     world = World(id_max)
