@@ -1,0 +1,272 @@
+"""One peer: three streams over one session, heartbeat, back-pressure.
+
+`/weft/link/1` carries what the two ends have to say about the link itself; `/weft/push/1` and
+`/weft/sync/1` carry the frames. Whoever dialled opens all three.
+
+    both     HELLO                at once when the three streams are there
+    decider  ACTIVE or BYE        the end with the lower node id decides which connection counts
+    both     BEAT ...             every BEAT_S, and in answer to PROBE
+    either   BYE                  the link ends, and why
+
+Rules of this file
+- Any byte received shows that the peer lives; silence is judged by the transport's pulse.
+- A frame is written whole. What waits behind it is bounded, and dropped as a whole on overflow.
+- A channel the peer does not read for STALL_S ends the link, and delays nothing else meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
+from typing import Final
+
+import msgpack
+import trio
+
+from mesh.core.errors import PeerError
+from mesh.core.ops import NodeId
+from mesh.node.p2p.events import Channel
+from mesh.node.p2p.framing import FRAME_BYTES_MAX, FrameReader, SendQueue, pack
+from mesh.node.p2p.session import Session, Stream
+from mesh.node.p2p.tcp import Conduit
+
+LINK_PROTOCOL = "/weft/link/1"
+CHANNEL_PROTOCOLS: Mapping[Channel, str] = MappingProxyType(
+    {"push": "/weft/push/1", "sync": "/weft/sync/1"}
+)
+PROTOCOLS = frozenset({LINK_PROTOCOL, *CHANNEL_PROTOCOLS.values()})
+
+SOFT_STATE_BYTES_MAX = 512
+"""Soft state in a heartbeat: version, clock, digests."""
+
+STALL_S = 15
+"""How long a peer may leave a channel unread. Longer than its node may be busy with a big
+transaction; what piles up meanwhile is bounded by the queue."""
+
+AGREE_S = 5
+"""Time for HELLO and the decision, once the session is there."""
+
+PROBE_S = 1
+"""Time to answer a probe: some long round trips, and far below the silence that ends a link."""
+
+_CONTROL_BYTES_MAX = 1024
+_BYE_S = 0.2
+_REASON_CHARS_MAX = 64
+_RTT_MAX_NS = 60 * 10**9
+_VERSION: Final = 1
+_HELLO: Final = 1
+_ACTIVE: Final = 2
+_BEAT: Final = 3
+_PROBE: Final = 4
+_BYE: Final = 5
+
+
+DUPLICATE = "duplicate"
+"""The reason given for ending a connection that is one too many."""
+
+
+class ByeError(PeerError):
+    """The peer said BYE; the text is its reason."""
+
+
+class DuplicateError(PeerError):
+    """The connection is one too many; there is nothing wrong with the peer."""
+
+
+class Link:
+    """The link to `node`. Made by `open` or `accept`, decided upon, then `run`."""
+
+    def __init__(self, node: NodeId, session: Session, conduit: Conduit, *, inbound: bool) -> None:
+        self.node = node
+        self.session = session
+        self.conduit = conduit
+        self.inbound = inbound
+        self.announced = trio.Event()
+        """Set by the owner when the node knows of the link."""
+        self.gone = trio.Event()
+        """Set by the owner when the link has ended and everybody has been told."""
+        self.soft_state = b""
+        self.rtt_ns: int | None = None
+        self.overflowed = False
+        self._streams: dict[str, Stream] = {}
+        self._queues: dict[Channel, SendQueue] = {c: SendQueue() for c in CHANNEL_PROTOCOLS}
+        self._beat_due = trio.Event()
+        self._beat_heard = trio.Event()
+        self._probe_due = False
+        self._peer_sent_ns = 0
+        self._peer_heard_ns = 0
+
+    async def open(self) -> None:
+        """Open the three streams, all at once. Raises PeerError."""
+        failures: list[Exception] = []
+
+        async def one(protocol: str) -> None:
+            try:
+                self._streams[protocol] = await self.session.open_stream(protocol)
+            except PeerError as error:
+                failures.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for protocol in sorted(PROTOCOLS):
+                nursery.start_soon(one, protocol)
+        if failures:
+            raise failures[0]
+
+    async def accept(self, first: Stream) -> None:
+        """Take the rest of the three streams after `first`. Raises PeerError."""
+        self._streams[first.protocol] = first
+        while missing := PROTOCOLS - self._streams.keys():
+            stream = await self.session.accept_stream(missing)
+            self._streams[stream.protocol] = stream
+
+    async def hello(self) -> None:
+        """Exchange HELLO: both ends have all three streams. Raises ByeError, PeerError."""
+        control = self._streams[LINK_PROTOCOL]
+        self._control = FrameReader(control.read, _CONTROL_BYTES_MAX)
+        await self._say([_HELLO, _VERSION])
+        kind, fields = await self._hear()
+        if kind != _HELLO or not fields or not isinstance(fields[0], int) or fields[0] < _VERSION:
+            raise PeerError("no hello")
+
+    async def activate(self) -> None:
+        """Tell the other end that this connection counts."""
+        await self._say([_ACTIVE])
+
+    async def activated(self) -> None:
+        """Wait to be told. Raises DuplicateError when another connection counts, or PeerError."""
+        try:
+            kind, _ = await self._hear()
+        except ByeError as error:
+            raise (DuplicateError if str(error) == DUPLICATE else PeerError)(str(error)) from error
+        if kind != _ACTIVE:
+            raise PeerError("no decision")
+
+    async def bye(self, reason: str) -> None:
+        """Say why the link ends, if that goes quickly. The session is for the caller to leave."""
+        with (
+            trio.CancelScope(deadline=trio.current_time() + _BYE_S, shield=True),
+            contextlib.suppress(PeerError),
+        ):
+            await self._say([_BYE, reason])
+
+    def send(self, channel: Channel, frame: bytes) -> bool:
+        """Queue a frame; False when that overflowed and everything queued has been dropped."""
+        if self._queues[channel].put(frame):
+            return True
+        for queue in self._queues.values():
+            queue.clear()
+        return False
+
+    def beat(self) -> None:
+        """Send a heartbeat as soon as the stream takes it; one at a time."""
+        self._beat_due.set()
+
+    async def probe(self) -> bool:
+        """Ask whether the other end is still there; False after PROBE_S without an answer."""
+        heard = self._beat_heard
+        self._probe_due = True
+        self._beat_due.set()
+        with trio.move_on_after(PROBE_S):
+            await heard.wait()
+        return heard.is_set() and not self.session.ended
+
+    async def run(
+        self,
+        deliver: Callable[[Channel, bytes], Awaitable[None]],
+        soft_state: Callable[[], bytes],
+    ) -> None:
+        """Carry frames until the session ends, which cancels this."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._guard, self.session.refuse_streams)
+            nursery.start_soon(self._guard, self._read_control)
+            nursery.start_soon(self._guard, self._write_control, soft_state)
+            for channel in sorted(CHANNEL_PROTOCOLS):
+                nursery.start_soon(self._guard, self._read_frames, channel, deliver)
+                nursery.start_soon(self._guard, self._write_frames, channel)
+
+    async def _guard(self, task: Callable[..., Awaitable[None]], *args: object) -> None:
+        # Whatever goes wrong on behalf of this peer ends its link and nothing else (B1).
+        try:
+            await task(*args)
+        except EOFError:
+            self.session.kill("closed by the peer")
+        except ByeError as error:
+            self.session.kill(f"peer: {error}")
+        except PeerError as error:
+            self.session.kill(str(error))
+        except Exception as error:
+            self.session.kill(f"internal: {error!r}")
+
+    async def _read_frames(
+        self, channel: Channel, deliver: Callable[[Channel, bytes], Awaitable[None]]
+    ) -> None:
+        reader = FrameReader(self._streams[CHANNEL_PROTOCOLS[channel]].read, FRAME_BYTES_MAX)
+        while True:
+            await deliver(channel, await reader.frame())
+
+    async def _write_frames(self, channel: Channel) -> None:
+        stream = self._streams[CHANNEL_PROTOCOLS[channel]]
+        while True:
+            await stream.write(await self._queues[channel].take(), STALL_S)
+
+    async def _read_control(self) -> None:
+        while True:
+            kind, fields = await self._hear()
+            if kind == _BEAT:
+                self._heard_beat(fields)
+            elif kind == _PROBE:
+                self.beat()
+
+    async def _write_control(self, soft_state: Callable[[], bytes]) -> None:
+        while True:
+            await self._beat_due.wait()
+            self._beat_due = trio.Event()
+            if self._probe_due:
+                self._probe_due = False
+                await self._say([_PROBE])
+            now_ns = time.monotonic_ns()
+            held_ns = now_ns - self._peer_heard_ns if self._peer_heard_ns else 0
+            await self._say([_BEAT, now_ns, self._peer_sent_ns, held_ns, soft_state()])
+
+    def _heard_beat(self, fields: list[object]) -> None:
+        match fields:
+            case [int(sent_ns), int(echo_ns), int(held_ns), bytes(soft_state), *_]:
+                pass
+            case _:
+                raise PeerError("malformed heartbeat")
+        if len(soft_state) > SOFT_STATE_BYTES_MAX:
+            raise PeerError("soft state too long")
+        self.soft_state = soft_state
+        # Both clocks appear only as differences of themselves, as in NTP (RFC 5905 §8).
+        self._peer_sent_ns, self._peer_heard_ns = sent_ns, time.monotonic_ns()
+        rtt_ns = self._peer_heard_ns - echo_ns - held_ns
+        if echo_ns and 0 <= rtt_ns <= _RTT_MAX_NS:
+            # The smoothing of TCP (RFC 6298): one eighth of what is new.
+            self.rtt_ns = rtt_ns if self.rtt_ns is None else (7 * self.rtt_ns + rtt_ns) // 8
+        self._beat_heard.set()
+        self._beat_heard = trio.Event()
+
+    async def _say(self, message: list[object]) -> None:
+        await self._streams[LINK_PROTOCOL].write(pack(msgpack.packb(message)), STALL_S)
+
+    async def _hear(self) -> tuple[int, list[object]]:
+        """Return the kind and fields of the next message. Unknown kinds are the caller's to skip.
+
+        Raises ByeError, PeerError, EOFError.
+        """
+        frame = await self._control.frame()
+        try:
+            message = msgpack.unpackb(frame)
+        except Exception as error:  # msgpack has half a dozen, not all of them its own
+            raise PeerError("malformed control message") from error
+        match message:
+            case [int(kind), *fields]:
+                pass
+            case _:
+                raise PeerError("malformed control message")
+        if kind == _BYE:
+            reason = str(fields[0]) if fields else ""
+            raise ByeError("".join(c for c in reason if c.isprintable())[:_REASON_CHARS_MAX])
+        return kind, fields

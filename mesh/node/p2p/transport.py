@@ -1,0 +1,594 @@
+"""All links of a node: accepting, dialling, exactly one link per peer, and what it costs nobody.
+
+Rules of this file
+- What is done on a peer's behalf runs guarded: it may cost that peer its link, nothing else (B1).
+- Of two connections between the same nodes the end with the lower id decides. A second connection
+  is a doubt about the first, so the first is asked: if it answers it stays. That settles dials that
+  cross, a peer that lost a link before we noticed, and a copy of a node running elsewhere.
+- Silence is counted in ticks of our own clock, and a tick that came late counts for nothing: a node
+  that was busy itself does not take its peers for dead.
+- Events are handed over through one bounded channel; who fills it waits, the others queue in turn.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from mesh.core.errors import BadInput, PeerError
+from mesh.core.ops import NodeId
+from mesh.node.log import LimitedLog
+from mesh.node.p2p.events import (
+    Channel,
+    Event,
+    FrameIn,
+    Overflow,
+    PeerDown,
+    PeerInfo,
+    PeerUp,
+)
+from mesh.node.p2p.framing import FRAME_BYTES_MAX
+from mesh.node.p2p.join import CONNECT_S, JOIN_PROTOCOL, JOIN_S, JoinHandler, serve_join
+from mesh.node.p2p.link import (
+    AGREE_S,
+    DUPLICATE,
+    PROTOCOLS,
+    SOFT_STATE_BYTES_MAX,
+    DuplicateError,
+    Link,
+)
+from mesh.node.p2p.overlay import Overlay
+from mesh.node.p2p.session import Identity, NotAdmittedError, Session, Stream, open_session
+from mesh.node.p2p.tcp import Address, Conduit, Listener, Net, TcpNet
+
+TICK_S = 0.4
+TICKS_PER_BEAT = 2
+SILENT_TICKS = 6
+"""Silence that ends a link: 2.4 to 2.8 s, three heartbeats."""
+
+SETUP_S = 15
+"""Bound on a handshake: ten round trips of a bad satellite link. Silence ends it much earlier."""
+
+LINKS_MAX = 240
+"""Links accepted. Each may hold FRAME_BYTES_MAX and its windows if its peer is hostile."""
+
+PENDING_MAX = 32
+"""Inbound connections that have not become a link yet; the oldest makes room for a new one."""
+
+ATTEMPTS_PER_PEER_MAX = 4
+"""Dials under way to one peer. More than one, so that a SYN goes out every second although a dial
+may take longer: after a cut the link is back without waiting for the kernel's retransmission."""
+
+ATTEMPTS_MAX = 64
+ADDRESSES_PER_PEER_MAX = 8
+EVENTS_MAX = 32
+
+STRANGERS_MAX = 4
+JOIN_BURST = 8
+JOINS_PER_S = 1.0
+"""What people who are not members may cost: a handshake is some 10 ms of CPU."""
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus
+
+_ACCEPT_PAUSE_S = 0.1
+_logger = logging.getLogger("weft.p2p")
+
+
+@dataclass(eq=False, slots=True)
+class _Watch:
+    """The pulse of one connection."""
+
+    conduit: Conduit
+    heard_s: float
+    kill: Callable[[str], None]
+    heard_bytes: int = 0
+    silent_ticks: int = 0
+
+    def tick(self, now_s: float, counts: bool) -> None:
+        if self.conduit.rx_bytes != self.heard_bytes:
+            self.heard_bytes, self.heard_s, self.silent_ticks = self.conduit.rx_bytes, now_s, 0
+        elif counts:
+            self.silent_ticks += 1
+            if self.silent_ticks >= SILENT_TICKS:
+                self.kill("silent")
+
+
+@dataclass(eq=False, slots=True)
+class _Attempt:
+    """One dial under way."""
+
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    watch: _Watch | None = None
+
+    @property
+    def moving(self) -> bool:
+        """Whether the other end is answering: then another dial would only be in its way."""
+        return self.watch is not None and self.watch.silent_ticks <= 2
+
+
+class Transport:
+    """The node's end of all links. `run` it; read `events`; call the rest from trio at any time."""
+
+    def __init__(
+        self,
+        node: NodeId,
+        private_key: bytes,
+        listen: Sequence[str],
+        identify: Callable[[bytes], NodeId | None],
+        join_handler: JoinHandler | None = None,
+        *,
+        rng: Random,
+        net: Net | None = None,
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """
+        Args:
+            node: our own id.
+            private_key: our Ed25519 seed, 32 bytes.
+            listen: multiaddrs to listen on; port 0 takes any free one.
+            identify: which member a public key belongs to; None is refused, both ways.
+            join_handler: answers those who are not members yet, see `open_joining`.
+            clock_ns: the wall clock, for `PeerInfo`.
+        """
+        self._node = node
+        self._identity = Identity(private_key)
+        self._listen = tuple(listen)
+        self._identify_key = identify
+        self._join_handler = join_handler
+        self._net: Net = net or TcpNet()
+        self._clock_ns = clock_ns
+        self._log = LimitedLog(_logger, trio.current_time)
+        self._overlay = Overlay(rng)
+        self._targets: dict[NodeId, tuple[Address, ...]] = {}
+        self._dialled: dict[NodeId, int] = {}
+        self._attempts: dict[NodeId, list[_Attempt]] = {}
+        self._links: dict[NodeId, Link] = {}
+        self._up_since_ns: dict[NodeId, int] = {}
+        self._claims: dict[NodeId, trio.Lock] = {}
+        self._watches: dict[Conduit, _Watch] = {}
+        self._pending: dict[Conduit, trio.CancelScope] = {}
+        self._addrs: tuple[str, ...] = ()
+        self._soft_state = b""
+        self._joining = False
+        self._strangers = 0
+        self._join_tokens, self._join_tokens_at_s = float(JOIN_BURST), 0.0
+        self._wake_dialler = trio.Event()
+        self._wake_reporter = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        self._emit_channel: trio.MemorySendChannel[Event]
+        self.events: trio.MemoryReceiveChannel[Event]
+        self._emit_channel, self.events = trio.open_memory_channel[Event](EVENTS_MAX)
+
+    # -- what the node calls --------------------------------------------------------------------
+
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen and keep the links until cancelled; started when every address is listened on.
+
+        Raises BadInput or NotReady when one of them cannot be had. Ends `events` when it returns.
+        """
+        listeners: list[Listener] = []
+        try:
+            for text in self._listen:
+                listeners.append(await self._net.listen(Address.parse(text)))
+            self._addrs = tuple(listener.addr for listener in listeners)
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                for listener in listeners:
+                    nursery.start_soon(self._accept, listener)
+                nursery.start_soon(self._pulse)
+                nursery.start_soon(self._keep_dialling)
+                nursery.start_soon(self._report_overflows)
+                task_status.started()
+        finally:
+            self._nursery = None
+            for listener in listeners:
+                listener.close()
+            self._emit_channel.close()
+
+    def send(self, node: NodeId, frame: bytes, channel: Channel = "push") -> None:
+        """Queue `frame` for `node`; without a link it is dropped. Never waits.
+
+        If it does not fit, everything queued for that peer is dropped and Overflow follows.
+        Raises ValueError for a frame that is empty or larger than FRAME_BYTES_MAX.
+        """
+        if not 0 < len(frame) <= FRAME_BYTES_MAX:
+            raise ValueError(f"frame of {len(frame)} bytes")
+        link = self._links.get(node)
+        if link is not None and not link.send(channel, frame):
+            link.overflowed = True
+            self._wake_reporter.set()
+
+    def set_targets(self, targets: Mapping[NodeId, Sequence[str]]) -> None:
+        """Say which members there are to dial, and where. Ends links with who is no member now."""
+        self._targets = {
+            node: self._parse(node, addrs) for node, addrs in targets.items() if node != self._node
+        }
+        self._overlay.set_targets(self._targets, _now_ns())
+        for known in (self._dialled, self._claims):
+            for node in [n for n in known if n not in self._targets and n not in self._links]:
+                del known[node]
+        for link in list(self._links.values()):
+            if self._identify(link.session.key) != link.node:
+                link.session.kill("no longer a member")
+        self._wake_dialler.set()
+
+    def drop(self, node: NodeId, reason: str, backoff_s: float) -> None:
+        """End the link to `node` at once; neither dial nor accept it for `backoff_s`."""
+        self._overlay.block(node, _now_ns() + int(backoff_s * 1e9))
+        for attempt in self._attempts.get(node, ()):
+            attempt.scope.cancel()
+        if (link := self._links.get(node)) is not None:
+            link.session.kill(reason)
+        self._wake_dialler.set()
+
+    def peers(self) -> list[PeerInfo]:
+        """The links there are, by node id."""
+        wall_ns, now_s = self._clock_ns(), trio.current_time()
+        infos = []
+        for node, link in sorted(self._links.items()):
+            if not link.announced.is_set():
+                continue
+            watch = self._watches[link.conduit]
+            fresh = link.conduit.rx_bytes != watch.heard_bytes
+            silent_ns = 0 if fresh else int((now_s - watch.heard_s) * 1e9)
+            infos.append(
+                PeerInfo(
+                    node=node,
+                    addr=link.conduit.remote,
+                    path="direct",
+                    inbound=link.inbound,
+                    rtt_ms=None if link.rtt_ns is None else link.rtt_ns / 1e6,
+                    connected_since_ns=self._up_since_ns[node],
+                    last_rx_ns=wall_ns - silent_ns,
+                    soft_state=link.soft_state,
+                )
+            )
+        return infos
+
+    def listen_addrs(self) -> tuple[str, ...]:
+        """The multiaddrs really listened on, in the order asked for."""
+        return self._addrs
+
+    def open_joining(self, allowed: bool) -> None:
+        """Let unknown keys in, to `/weft/join/1` and nothing else, or stop doing so."""
+        self._joining = allowed and self._join_handler is not None
+
+    def set_soft_state(self, soft_state: bytes) -> None:
+        """What our next heartbeats say. Raises ValueError beyond SOFT_STATE_BYTES_MAX bytes."""
+        if len(soft_state) > SOFT_STATE_BYTES_MAX:
+            raise ValueError(f"soft state of {len(soft_state)} bytes")
+        self._soft_state = soft_state
+
+    # -- accepting ------------------------------------------------------------------------------
+
+    async def _accept(self, listener: Listener) -> None:
+        assert self._nursery is not None
+        while True:
+            try:
+                conduit = await listener.accept()
+            except OSError as error:  # out of file descriptors, most likely: some will come back
+                self._log.event("p2p.accept_failed", addr=listener.addr, error=error)
+                await trio.sleep(_ACCEPT_PAUSE_S)
+                continue
+            while len(self._pending) >= PENDING_MAX:
+                oldest = next(iter(self._pending))
+                self._pending.pop(oldest).cancel()
+                self._log.event("p2p.pending_evicted", addr=oldest.remote)
+            scope = self._pending[conduit] = trio.CancelScope()
+            self._nursery.start_soon(self._guard, self._inbound, conduit, scope)
+
+    async def _inbound(self, conduit: Conduit, scope: trio.CancelScope) -> None:
+        try:
+            with scope:
+                await self._converse(conduit, None)
+        finally:
+            self._pending.pop(conduit, None)
+            conduit.close()
+
+    # -- dialling -------------------------------------------------------------------------------
+
+    async def _keep_dialling(self) -> None:
+        while True:
+            self._wake_dialler = trio.Event()
+            now_ns = _now_ns()
+            for node in self._overlay.due(now_ns):
+                self._start_dial(node)
+            deadline_ns = self._overlay.next_deadline_ns(now_ns)
+            wait_s = math.inf if deadline_ns is None else (deadline_ns - now_ns) / 1e9
+            with trio.move_on_after(wait_s):
+                await self._wake_dialler.wait()
+
+    def _start_dial(self, node: NodeId) -> None:
+        assert self._nursery is not None
+        addresses = self._targets.get(node, ())
+        attempts = self._attempts.get(node, [])
+        if (
+            not addresses
+            or len(attempts) >= ATTEMPTS_PER_PEER_MAX
+            or sum(map(len, self._attempts.values())) >= ATTEMPTS_MAX
+            or any(attempt.moving for attempt in attempts)
+        ):
+            return
+        turn = self._dialled[node] = self._dialled.get(node, -1) + 1
+        attempt = _Attempt()
+        self._attempts.setdefault(node, []).append(attempt)
+        address = addresses[turn % len(addresses)]
+        self._nursery.start_soon(self._guard, self._dial, node, address, attempt)
+
+    async def _dial(self, node: NodeId, address: Address, attempt: _Attempt) -> None:
+        conduit: Conduit | None = None
+        try:
+            with attempt.scope:
+                with trio.move_on_after(CONNECT_S):
+                    conduit = await self._net.connect(address)
+                if conduit is None:
+                    raise PeerError(f"no answer within {CONNECT_S} s")
+                await self._converse(conduit, node, attempt)
+        except (OSError, PeerError) as error:
+            if not isinstance(error, DuplicateError):
+                self._log.event(
+                    "p2p.dial_failed", level=logging.INFO, peer=node, addr=address, error=error
+                )
+        finally:
+            if conduit is not None:
+                conduit.close()
+            self._forget_attempt(node, attempt)
+            self._overlay.failed(node, _now_ns())
+            self._wake_dialler.set()
+
+    def _forget_attempt(self, node: NodeId, attempt: _Attempt) -> None:
+        attempts = self._attempts.get(node, [])
+        if attempt in attempts:
+            attempts.remove(attempt)
+        if not attempts:
+            self._attempts.pop(node, None)
+
+    # -- one connection, from the handshake to its end ------------------------------------------
+
+    async def _converse(
+        self, conduit: Conduit, dialled: NodeId | None, attempt: _Attempt | None = None
+    ) -> None:
+        """Everything that happens on `conduit`. `dialled`: whom we wanted; None: it came to us.
+
+        Raises PeerError when it does not become a link; returns when the link has ended.
+        """
+        watch = _Watch(conduit, trio.current_time(), lambda _: conduit.abort())
+        self._watches[conduit] = watch
+        if attempt is not None:
+            attempt.watch = watch
+        link: Link | None = None
+        stranger = False
+
+        def admit(key: bytes) -> bool:
+            nonlocal stranger
+            node = self._identify(key)
+            if dialled is not None:
+                return node == dialled and not self._overlay.blocked(node, _now_ns())
+            if node is None:
+                stranger = self._admit_stranger()
+                return stranger
+            return node != self._node and not self._overlay.blocked(node, _now_ns())
+
+        try:
+            async with open_session(
+                conduit, self._identity, admit, initiator=dialled is not None, setup_s=SETUP_S
+            ) as session:
+                watch.kill = session.kill
+                if stranger:
+                    await self._serve_stranger(session, conduit)
+                    return
+                first = None if dialled else await self._first_stream(session)
+                if first is not None and first.protocol == JOIN_PROTOCOL:
+                    await self._serve_join(session, first, conduit)
+                    return
+                node = dialled or self._identify(session.key)
+                if node is None:
+                    raise PeerError("no longer a member")
+                link = Link(node, session, conduit, inbound=dialled is None)
+                await self._agree(link, first)
+                if attempt is not None:
+                    self._forget_attempt(node, attempt)
+                await self._carry(link)
+        finally:
+            self._watches.pop(conduit, None)
+            if stranger:
+                self._strangers -= 1
+            if link is not None and self._links.get(link.node) is link:
+                await self._take_down(link)
+
+    async def _first_stream(self, session: Session) -> Stream:
+        joinable = {JOIN_PROTOCOL} if self._joining else set()
+        with trio.move_on_after(AGREE_S):
+            return await session.accept_stream(PROTOCOLS | joinable)
+        raise PeerError("no stream was opened")
+
+    async def _agree(self, link: Link, first: Stream | None) -> None:
+        """Make `link` the link to its node, with the consent of both ends, or raise PeerError."""
+        decider = self._node < link.node
+        with trio.move_on_after(AGREE_S):
+            if first is None:
+                await link.open()
+            else:
+                await link.accept(first)
+                if len(self._links) >= LINKS_MAX and link.node not in self._links:
+                    await link.bye("full")
+                    raise PeerError("no room for another link")
+            await link.hello()
+            if not decider:
+                await link.activated()
+            if refusal := await self._claim(link):
+                await link.bye(refusal)
+                raise DuplicateError(refusal)
+            if decider:
+                await link.activate()
+            return
+        raise PeerError("no agreement about the link")
+
+    async def _claim(self, link: Link) -> str:
+        """Enter `link` among the links; returns why not, empty if it was."""
+        async with self._claims.setdefault(link.node, trio.Lock()):
+            if (present := self._links.get(link.node)) is not None:
+                if await present.probe():
+                    return DUPLICATE
+                present.session.kill("replaced")
+                await present.gone.wait()
+            if self._overlay.blocked(link.node, _now_ns()):
+                return "not now"
+            self._links[link.node] = link
+            self._up_since_ns[link.node] = self._clock_ns()
+            self._overlay.up(link.node, _now_ns())
+            self._pending.pop(link.conduit, None)
+            return ""
+
+    async def _carry(self, link: Link) -> None:
+        """Announce the link and carry frames until it ends."""
+        for attempt in self._attempts.get(link.node, ()):
+            attempt.scope.cancel()  # the link is there, and both ends agree that it counts
+
+        async def deliver(channel: Channel, frame: bytes) -> None:
+            await link.announced.wait()
+            await self._emit(FrameIn(link.node, frame, channel))
+
+        try:
+            async with trio.open_nursery() as nursery:
+                # Running before it is announced: a probe is answered even while nobody reads.
+                nursery.start_soon(link.run, deliver, lambda: self._soft_state)
+                await self._emit(PeerUp(link.node, link.conduit.remote, link.inbound))
+                link.announced.set()
+                self._event("p2p.link_up", link, inbound=link.inbound)
+                link.beat()
+        finally:
+            if not link.session.ended:
+                await link.bye("shutting down")
+
+    async def _take_down(self, link: Link) -> None:
+        reason = link.session.ended
+        try:
+            if link.announced.is_set():
+                self._event("p2p.link_down", link, reason=reason)
+                await self._emit(PeerDown(link.node, reason))
+        finally:
+            del self._links[link.node]
+            del self._up_since_ns[link.node]
+            link.gone.set()
+            self._overlay.down(link.node, _now_ns())
+            self._wake_dialler.set()
+
+    # -- joining --------------------------------------------------------------------------------
+
+    def _admit_stranger(self) -> bool:
+        """Take a place for somebody who is not a member, if there is one and it is not too soon."""
+        now_s = trio.current_time()
+        earned = (now_s - self._join_tokens_at_s) * JOINS_PER_S
+        self._join_tokens = min(float(JOIN_BURST), self._join_tokens + earned)
+        self._join_tokens_at_s = now_s
+        if not self._joining or self._join_tokens < 1 or self._strangers >= STRANGERS_MAX:
+            return False
+        self._join_tokens -= 1
+        self._strangers += 1
+        return True
+
+    async def _serve_stranger(self, session: Session, conduit: Conduit) -> None:
+        with trio.move_on_after(JOIN_S):
+            stream = await session.accept_stream(frozenset({JOIN_PROTOCOL}))
+            await self._serve_join(session, stream, conduit)
+
+    async def _serve_join(self, session: Session, stream: Stream, conduit: Conduit) -> None:
+        assert self._join_handler is not None
+        # Silence is not a sign of anything while the other end waits for our answer.
+        self._watches.pop(conduit, None)
+        with trio.move_on_after(JOIN_S):
+            refusal = await serve_join(session, stream, self._join_handler)
+            self._log.event(
+                "p2p.join_refused" if refusal else "p2p.join_served",
+                level=logging.INFO,
+                key=session.key,
+                addr=conduit.remote,
+                reason=refusal,
+            )
+
+    # -- standing tasks -------------------------------------------------------------------------
+
+    async def _pulse(self) -> None:
+        """Judge silence and send heartbeats, for all links with one timer."""
+        ticks, due_s = 0, trio.current_time()
+        while True:
+            due_s += TICK_S
+            await trio.sleep_until(due_s)
+            now_s = trio.current_time()
+            # What arrived while we were busy has not been read yet.
+            on_time = now_s - due_s < TICK_S / 2
+            due_s = due_s if on_time else now_s
+            for watch in list(self._watches.values()):
+                watch.tick(now_s, on_time)
+            ticks += 1
+            if ticks % TICKS_PER_BEAT == 0:
+                for link in self._links.values():
+                    link.beat()
+
+    async def _report_overflows(self) -> None:
+        while True:
+            await self._wake_reporter.wait()
+            self._wake_reporter = trio.Event()
+            for node, link in sorted(self._links.items()):
+                if link.overflowed and link.announced.is_set():
+                    link.overflowed = False
+                    self._event("p2p.overflow", link)
+                    await self._emit(Overflow(node))
+
+    async def _guard(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Run what serves one peer; whatever it raises ends there (B1)."""
+        try:
+            await task(*args)
+        except NotAdmittedError as error:
+            self._log.event("p2p.not_admitted", key=error.key)
+        except PeerError as error:
+            if not isinstance(error, DuplicateError):
+                self._log.event("p2p.inbound_failed", level=logging.INFO, error=error)
+        except Exception as error:
+            # A mistake of ours, which a peer has found a way to: say where it is.
+            if self._log.event("p2p.internal_error", level=logging.ERROR, error=repr(error)):
+                _logger.error("p2p.internal_error", exc_info=error)
+
+    # -- small things ---------------------------------------------------------------------------
+
+    async def _emit(self, what: Event) -> None:
+        try:
+            await self._emit_channel.send(what)
+        except trio.BrokenResourceError:
+            # Nobody reads any more. That is the node's business; the links stay as they are.
+            self._log.event("p2p.events_unread", level=logging.ERROR)
+
+    def _identify(self, key: bytes) -> NodeId | None:
+        try:
+            return self._identify_key(key)
+        except Exception as error:
+            self._log.event("p2p.identify_failed", level=logging.ERROR, error=repr(error))
+            return None
+
+    def _parse(self, node: NodeId, addrs: Sequence[str]) -> tuple[Address, ...]:
+        """What can be dialled of what a member says of itself."""
+        addresses = []
+        for text in addrs[:ADDRESSES_PER_PEER_MAX]:
+            try:
+                addresses.append(Address.parse(text))
+            except BadInput as error:
+                self._log.event("p2p.bad_address", peer=node, error=error)
+        return tuple(addresses)
+
+    def _event(self, name: str, link: Link, **fields: object) -> None:
+        self._log.event(
+            name, level=logging.INFO, peer=link.node, addr=link.conduit.remote, **fields
+        )
+
+
+def _now_ns() -> int:
+    return int(trio.current_time() * 1e9)
