@@ -85,6 +85,11 @@ class Chain:
         twin._pending = set(self._pending)
         return twin
 
+    @property
+    def unsealed_deletes(self) -> tuple[bytes, ...]:
+        """The keys deleted since the last header and not put again."""
+        return tuple(sorted(key for key in self._pending if key not in self.live))
+
     # ---- writing: only for the chain's own node ----
 
     def put(self, key: bytes, record: bytes) -> int:
@@ -121,12 +126,9 @@ class Chain:
         last = self.header if self.header and self.header.epoch == self.epoch else None
         since = self.header.hi if self.header else 0
         puts, deletes = self._puts_since(since), self._deletes_since(since)
-        drops = [key for key in self._pending if key not in self.live]
         written = {key: self.live[key] for key in self._pending if key in self.live}
-        plan = self.index.plan(self.live, written, drops, self.index.bits)
-        bits = fitting_bits(plan.entries, plan.bits)
-        if bits != plan.bits:
-            plan = self.index.plan(self.live, written, drops, bits)
+        bits = fitting_bits(len(self.live), self.index.bits)
+        plan = self.index.plan(self.live, written, self.unsealed_deletes, bits)
         header = Header(
             self.id,
             self.epoch,

@@ -220,7 +220,7 @@ class Lattice:
 
         Returns the epochs that its covers made superfluous.
         """
-        held = self._branches[chain.id]
+        held = self._branches.get(chain.id, {})
         held.pop(before, None)
         held[chain.epoch] = chain
         dropped = self._prune(held, {})

@@ -20,7 +20,7 @@ a frame that is malformed raises PeerError and costs its sender. Sizes are check
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -174,7 +174,7 @@ def decode(data: bytes) -> Frame | None:
     if len(data) > FRAME_BYTES_MAX:
         raise PeerError(f"frame of {len(data)} bytes")
     try:
-        raw = msgpack.unpackb(data, strict_map_key=False, max_buffer_size=FRAME_BYTES_MAX)
+        raw = msgpack.unpackb(data, strict_map_key=False)
         if not isinstance(raw, list) or len(raw) < 2 or type(raw[0]) is not int:
             raise PeerError("frame: not a list with version and kind")
         if raw[0] != WIRE_VERSION or raw[1] not in _DECODERS:
@@ -233,7 +233,7 @@ def _statements(raw: Sequence[object]) -> Statements:
     return Statements(tuple(_bytes(blob) for blob in blobs))
 
 
-_DECODERS = {
+_DECODERS: dict[object, Callable[[Sequence[object]], Frame]] = {
     SYNC: _sync,
     SAME: _same,
     HEADS: _heads,

@@ -1,0 +1,199 @@
+"""A node's own chains: writing them, opening epochs, taking up tails that a restore lost.
+
+- A chain is opened, in a new epoch, by the first write to it after a start. The epoch's parent is
+  the greatest branch known, which peers are asked for before (`Replica` waits up to 2 s for them).
+- A branch of an earlier own epoch that is met later and goes beyond what this epoch covers is a
+  tail that a restored disk had lost. It is written anew, except where this process has written or
+  deleted the key since, and the cover is raised.
+- An own epoch that this one does not descend from is a clone at work: nothing is written any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from crdt.chain import Chain
+from crdt.delta import Delta
+from crdt.header import COVERS_MAX, NONCE_BYTES, ChainId, Cover, Epoch, Sign
+from crdt.lattice import Lattice
+from mesh.core.effects import Persist
+from mesh.core.ops import NodeId, Op, Put
+from mesh.core.persisting import stored_header
+
+DELETED_MAX = 65_536
+"""Beyond it a restored disk's tail may bring back a key that was deleted long before it arrived."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A flush of an own chain: what to persist, and the interval for peers."""
+
+    persist: Persist
+    delta: Delta
+
+
+@dataclass(slots=True)
+class _Open:
+    """A chain that this process writes."""
+
+    chain: Chain
+    before: Epoch | None
+    """the epoch under which it is stored until the next seal; None: it is not stored yet"""
+    opened_at: int
+    """seqs above this were taken by this process"""
+    covers: tuple[Cover, ...]
+    deleted: dict[bytes, None]
+    """the last DELETED_MAX keys deleted since opening: a tail does not bring them back"""
+
+
+class OwnChains:
+    """The chains of `node` in `lattice`, as their only writer."""
+
+    def __init__(
+        self,
+        node: NodeId,
+        mesh: bytes,
+        lattice: Lattice,
+        sign: Sign,
+        nonce: Callable[[int], bytes],
+    ) -> None:
+        self.node = node
+        self._mesh = mesh
+        self._lattice = lattice
+        self._sign = sign
+        self._nonce = nonce
+        self._open: dict[str, _Open] = {}
+        self._dirty: set[str] = set()
+        self._touched: set[tuple[str, bytes]] = set()
+        self.cloned = False
+        """Another process writes as this node: writes are refused from here on."""
+
+    def take_touched(self) -> list[tuple[str, bytes]]:
+        """The (shard, key) whose own record may have changed since the last call, sorted."""
+        touched, self._touched = sorted(self._touched), set()
+        return touched
+
+    def write(self, op: Op) -> bool:
+        """Apply `op` to the own chain of its shard; whether it changed anything."""
+        if not isinstance(op, Put) and self.record(op.shard, op.key) is None:
+            return False
+        own = self._opened(op.shard)
+        if isinstance(op, Put):
+            own.chain.put(op.key, op.record)
+            own.deleted.pop(op.key, None)
+        else:
+            own.chain.delete(op.key)
+            self._note_deleted(own, op.key)
+        self._dirty.add(op.shard)
+        self._touched.add((op.shard, op.key))
+        return True
+
+    def record(self, shard: str, key: bytes) -> bytes | None:
+        """The own record under `key`, unsealed writes included."""
+        own = self._open.get(shard)
+        if own is not None:
+            entry = own.chain.live.get(key)
+            return entry[1] if entry else None
+        found = self._lattice.get(ChainId(self.node, shard), key)
+        return found[1][1] if found else None
+
+    def count(self, shard: str) -> int:
+        """Own records in `shard`."""
+        own = self._open.get(shard)
+        if own is not None:
+            return len(own.chain.live)
+        latest = self._lattice.latest(ChainId(self.node, shard))
+        return len(latest.live) if latest else 0
+
+    def opened(self, shard: str) -> Epoch | None:
+        """The epoch that this process writes in, once it has written to `shard`."""
+        own = self._open.get(shard)
+        return own.chain.epoch if own else None
+
+    def seal(self) -> list[Sealed]:
+        """Sign what was written since the last call, chain by chain."""
+        sealed = []
+        for shard in sorted(self._dirty):
+            own = self._open[shard]
+            chain = own.chain
+            base_epoch = own.before or chain.epoch
+            base_head = chain.header.hi if chain.header else 0
+            deletes = chain.unsealed_deletes
+            header = chain.seal(self._mesh, self._sign, own.covers)
+            dropped = self._lattice.reseal(chain, base_epoch)
+            delta = chain.since(base_epoch, base_head)
+            persist = Persist(
+                chain.id,
+                chain.epoch,
+                stored_header(header),
+                delta.puts,
+                deletes,
+                relabel_from=own.before if own.before != chain.epoch else None,
+                drop=dropped,
+            )
+            own.before = chain.epoch
+            sealed.append(Sealed(persist, delta))
+        self._dirty.clear()
+        return sealed
+
+    def _opened(self, shard: str) -> _Open:
+        own = self._open.get(shard)
+        if own is not None:
+            return own
+        id = ChainId(self.node, shard)
+        branches = self._lattice.branches(id)
+        if not branches:
+            chain = Chain(id, Epoch(1, self._nonce(NONCE_BYTES)))
+            own = self._open[shard] = _Open(chain, None, 0, (), {})
+            return own
+        chain = branches[0]
+        before = chain.epoch
+        covers = (*chain.covers, Cover(before, chain.head, chain.head))[-COVERS_MAX:]
+        chain.open(Epoch(before.counter + 1, self._nonce(NONCE_BYTES)))
+        chain.skip_to(max(branch.head for branch in branches))
+        own = self._open[shard] = _Open(chain, before, chain.head, covers, {})
+        for branch in branches[1:]:
+            self._take_up(own, branch)
+        self._dirty.add(shard)
+        return own
+
+    def meet(self, branch: Chain) -> bool:
+        """A peer gave a branch of an own chain. False: it shows that a clone is at work."""
+        own = self._open.get(branch.id.shard)
+        if own is None or branch is own.chain:
+            return True
+        if all(cover.epoch != branch.epoch for cover in own.covers):
+            self.cloned = True
+            return False
+        self._take_up(own, branch)
+        self._dirty.add(branch.id.shard)
+        return True
+
+    @staticmethod
+    def _note_deleted(own: _Open, key: bytes) -> None:
+        own.deleted[key] = None
+        if len(own.deleted) > DELETED_MAX:
+            del own.deleted[next(iter(own.deleted))]
+
+    def _take_up(self, own: _Open, branch: Chain) -> None:
+        """Write the tail of `branch` anew and cover it."""
+        chain = own.chain
+        shared = next((c.shared for c in own.covers if c.epoch == branch.epoch), 0)
+        chain.skip_to(branch.head)
+        for key, (seq, record) in list(branch.live.items()):
+            held = chain.live.get(key)
+            if seq > shared and key not in own.deleted and (not held or held[0] <= own.opened_at):
+                chain.put(key, record)
+                self._touched.add((chain.id.shard, key))
+        lost = [
+            key for key, (seq, _) in chain.live.items() if seq <= shared and key not in branch.live
+        ]
+        for key in lost:
+            chain.delete(key)
+            self._touched.add((chain.id.shard, key))
+        if chain.head == branch.head:
+            chain.touch()
+        raised = Cover(branch.epoch, branch.head, shared)
+        others = tuple(cover for cover in own.covers if cover.epoch != branch.epoch)
+        own.covers = tuple(sorted((*others, raised)))[-COVERS_MAX:]

@@ -1,0 +1,24 @@
+"""The stored form of a chain's header: versioned msgpack, as `Persist.header` carries it."""
+
+from __future__ import annotations
+
+import msgpack
+
+from crdt.header import Header
+
+STORED_VERSION = 1
+
+
+def stored_header(header: Header) -> bytes:
+    return bytes(msgpack.packb([STORED_VERSION, header.pack()]))
+
+
+def load_header(blob: bytes) -> Header:
+    """The reverse of `stored_header`. Raises ValueError."""
+    try:
+        version, raw = msgpack.unpackb(blob)[:2]
+    except (TypeError, msgpack.exceptions.UnpackException) as error:
+        raise ValueError(f"stored header: {type(error).__name__}") from None
+    if version != STORED_VERSION:
+        raise ValueError(f"stored header of version {version}, this weft reads {STORED_VERSION}")
+    return Header.unpack(raw)

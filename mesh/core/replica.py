@@ -1,0 +1,604 @@
+"""The replica: one synchronous object that decides everything about replication.
+
+It takes frames, local writes and the time, and returns effects; the node carries them out from
+trio, the simulator from one heap. It knows chains, not what their records mean.
+
+- Own writes are applied at once and signed together at the next call of `drain` (or before anything
+  is answered to a peer): one signature a flush, and a durable write before any send.
+- What advanced a head is forwarded to all linked peers but its sender (BP+RR, Enes et al. 2019).
+- Anti-entropy runs when a link comes up, after a gap or an overflow, and every `SYNC_PERIOD_NS`.
+- A frame that breaks the protocol costs its sender the link; the state is as before the frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from crdt.chain import RootMismatch
+from crdt.delta import BadDelta, Delta
+from crdt.header import ChainId, Sign
+from crdt.lattice import Applied, Lattice
+from mesh.core import ed25519, sync, wire
+from mesh.core.effects import (
+    Alarm,
+    DropPeer,
+    Effect,
+    MembersChanged,
+    Persist,
+    PersistStatements,
+    Send,
+)
+from mesh.core.errors import NotReady, PeerError, Refused
+from mesh.core.ops import MESH_SHARD, Change, NodeId, Op, Put
+from mesh.core.own import OwnChains
+from mesh.core.persisting import stored_header
+from mesh.core.roster import Roster
+
+SECOND_NS = 1_000_000_000
+SYNC_PERIOD_NS = 10 * SECOND_NS
+SYNC_AGAIN_NS = SECOND_NS
+"""After an answer brought news, the other peers are asked this soon: it may be news to them."""
+OPENING_NS = 2 * SECOND_NS
+"""How long a starting node waits for peers to tell what they hold of its own chains."""
+MESH_RECORDS_MAX = 10_000
+VPC_RECORDS_MAX = 150_000
+"""Quotas a chain: a site's endpoints in one VPC fit many times over."""
+CHAINS_PER_NODE_MAX = 4096
+PEERS_MAX = 1024
+
+Verify = Callable[[bytes, bytes, bytes], bool]
+"""(public key, message, signature) -> whether it holds"""
+
+
+def quota(shard: str) -> int:
+    """Records that a chain of `shard` may hold."""
+    return MESH_RECORDS_MAX if shard == MESH_SHARD else VPC_RECORDS_MAX
+
+
+def shard_is_known(shard: str) -> bool:
+    """Whether `shard` is of a form this version knows: the mesh's or a VPC id."""
+    return shard == MESH_SHARD or (
+        len(shard) == 32 and all(digit in "0123456789abcdef" for digit in shard)
+    )
+
+
+@dataclass(slots=True)
+class _Peer:
+    """What is known of a linked peer."""
+
+    sync_at_ns: int
+    fetch: sync.Fetch = field(default_factory=sync.Fetch)
+    serving: sync.Serving | None = None
+    told: bool = False
+    """whether it has told all that it holds since the link came up"""
+    in_sync_ns: int | None = None
+    """when its digests last were equal to ours"""
+
+
+class Replica:
+    """One node's state of the mesh. See the module's header for the rules.
+
+    Args:
+        node: this node's id; it must be a member of `roster`.
+        roster: who is in the mesh; the replica adds statements to it.
+        lattice: what was stored, restored.
+        sign: signs with this node's key.
+        nonce: fresh random bytes of the length asked for.
+        jitter: a number in [0, 1), different each time.
+        now_ns: monotonic or virtual time; all later times are of the same clock.
+    """
+
+    def __init__(
+        self,
+        node: NodeId,
+        roster: Roster,
+        lattice: Lattice,
+        *,
+        sign: Sign,
+        nonce: Callable[[int], bytes],
+        jitter: Callable[[], float],
+        now_ns: int,
+        verify: Verify = ed25519.verify,
+    ) -> None:
+        self.node = node
+        self.roster = roster
+        self.lattice = lattice
+        self._own = OwnChains(node, roster.mesh_id, lattice, sign, nonce)
+        self._verify = verify
+        self._jitter = jitter
+        self._peers: dict[NodeId, _Peer] = {}
+        self._wanted: dict[bytes, NodeId] = {}
+        self._chains_of: dict[NodeId, int] = {}
+        for id in lattice.chains():
+            self._chains_of[id.node] = self._chains_of.get(id.node, 0) + 1
+        self._effects: list[Effect] = []
+        self._changes: dict[tuple[NodeId, str, bytes], None] = {}
+        self._outbox: list[tuple[Delta, NodeId | None]] = []
+        self._next_want = 1
+        others = any(
+            member.state == "active" and member.node != node for member in roster.members().values()
+        )
+        self._opens_at_ns: int | None = now_ns + OPENING_NS if others else None
+
+    # ---- what people and the node ask ----
+
+    @property
+    def writable(self) -> bool:
+        """Whether `local` takes writes: peers were asked for own chains, and no clone was met."""
+        return self._opens_at_ns is None and not self._own.cloned
+
+    @property
+    def cloned(self) -> bool:
+        """Whether another process was seen writing as this node."""
+        return self._own.cloned
+
+    def in_sync_ns(self, peer: NodeId) -> int | None:
+        """When the peer's digests last were equal to ours; None: not since the link came up."""
+        state = self._peers.get(peer)
+        return state.in_sync_ns if state else None
+
+    def peers(self) -> list[NodeId]:
+        return sorted(self._peers)
+
+    def record(self, shard: str, key: bytes) -> bytes | None:
+        """This node's own record under `key`, writes that are not drained yet included."""
+        return self._own.record(shard, key)
+
+    # ---- inputs ----
+
+    def local(self, ops: Sequence[Op], now_ns: int) -> bool:
+        """Apply own writes, all or none; whether they changed anything. `drain` signs them.
+
+        Raises NotReady while starting or when a clone was met, Refused beyond the quota.
+        """
+        if self._own.cloned:
+            raise NotReady("another process writes as this node: stop one, then restart this one")
+        if self._opens_at_ns is not None:
+            raise NotReady("still asking peers for what this node wrote before: try again in 2 s")
+        puts: dict[str, int] = {}
+        for op in ops:
+            if isinstance(op, Put) and self._own.record(op.shard, op.key) is None:
+                puts[op.shard] = puts.get(op.shard, 0) + 1
+        for shard, count in puts.items():
+            if self._own.count(shard) + count > quota(shard):
+                raise Refused(f"more than {quota(shard)} records of this node in shard {shard}")
+        wrote = [self._own.write(op) for op in ops]
+        self._note_own_changes()
+        return any(wrote)
+
+    def receive(self, peer: NodeId, data: bytes, now_ns: int) -> None:
+        """Take a frame of a linked peer."""
+        state = self._peers.get(peer)
+        if state is None:
+            return
+        self._seal()
+        try:
+            frame = wire.decode(data)
+            if frame is not None:
+                self._dispatch(peer, state, frame, now_ns)
+        except PeerError as error:
+            self._effects.append(Alarm("peer.misbehaved", {"peer": peer, "reason": str(error)}))
+            self._effects.append(DropPeer(peer, str(error)))
+            self.peer_down(peer, now_ns)
+
+    def peer_up(self, peer: NodeId, now_ns: int) -> None:
+        """A link to a member is there. The transport has authenticated it."""
+        if peer in self._peers or len(self._peers) >= PEERS_MAX:
+            return
+        self._seal()
+        state = self._peers[peer] = _Peer(now_ns)
+        self._start_sync(peer, state, now_ns)
+
+    def peer_down(self, peer: NodeId, now_ns: int) -> None:
+        """The link is gone; what was asked of the peer is free to be asked of others."""
+        state = self._peers.pop(peer, None)
+        if state is not None:
+            self._release(peer, state)
+            self._maybe_open(now_ns)
+
+    def peer_lagging(self, peer: NodeId, now_ns: int) -> None:
+        """Frames to the peer were dropped: tell it again what is held."""
+        if state := self._peers.get(peer):
+            state.sync_at_ns = min(state.sync_at_ns, now_ns + self._spread(SYNC_AGAIN_NS))
+
+    def timer(self, now_ns: int) -> None:
+        """Do what is due. Call it at `next_deadline_ns`, or any time."""
+        self._seal()
+        if self._opens_at_ns is not None and now_ns >= self._opens_at_ns:
+            self._opens_at_ns = None
+        for peer in sorted(self._peers):
+            state = self._peers[peer]
+            if state.fetch.want is not None and now_ns >= state.fetch.deadline_ns:
+                self._release(peer, state)
+                state.sync_at_ns = min(state.sync_at_ns, now_ns + self._spread(SYNC_AGAIN_NS))
+            if now_ns >= state.sync_at_ns:
+                self._start_sync(peer, state, now_ns)
+
+    def next_deadline_ns(self) -> int | None:
+        """When `timer` has something to do next."""
+        due = [state.sync_at_ns for state in self._peers.values()]
+        due += [s.fetch.deadline_ns for s in self._peers.values() if s.fetch.want is not None]
+        if self._opens_at_ns is not None:
+            due.append(self._opens_at_ns)
+        return min(due, default=None)
+
+    def add_statements(self, blobs: Iterable[bytes]) -> None:
+        """Add this node's own or a founding roster statement, and tell peers."""
+        self._take_statements(blobs, None)
+
+    # ---- outputs ----
+
+    def take_changes(self) -> tuple[Change, ...]:
+        """What became of the records touched since the last call, for the view.
+
+        Apart from `drain`, because the next local write needs a view that has this one in it, long
+        before this one is durable.
+        """
+        touched, self._changes = self._changes, {}
+        changes = []
+        for node, shard, key in touched:
+            if node == self.node:
+                record = self._own.record(shard, key)
+            else:
+                found = self.lattice.get(ChainId(node, shard), key)
+                record = found[1][1] if found else None
+            changes.append(Change(node, shard, key, record))
+        return tuple(changes)
+
+    def drain(self) -> list[Effect]:
+        """The effects since the last call, in order; own writes are signed here."""
+        self._seal()
+        for peer in sorted(self._peers):
+            for group in wire.chunks(
+                (delta, wire.size_of(delta)) for delta, sender in self._outbox if sender != peer
+            ):
+                self._send(peer, wire.Deltas(tuple(group)), push=True)
+        self._outbox.clear()
+        effects, self._effects = self._effects, []
+        return effects
+
+    # ---- frames ----
+
+    def _dispatch(self, peer: NodeId, state: _Peer, frame: wire.Frame, now_ns: int) -> None:
+        match frame:
+            case wire.Deltas():
+                for delta in frame.deltas:
+                    self._take_delta(peer, state, delta, now_ns)
+            case wire.Sync():
+                self._answer_sync(peer, state, frame, now_ns)
+            case wire.Same():
+                state.told = True
+                self._maybe_open(now_ns)
+                if set(frame.shards) >= set(self.lattice.shards()):
+                    state.in_sync_ns = now_ns
+            case wire.Heads():
+                self._take_heads(peer, state, frame, now_ns)
+            case wire.Want():
+                state.serving = sync.Serving(frame.id, self.lattice, frame.vector)
+                self._serve(peer, state)
+            case wire.More():
+                if state.serving is not None and state.serving.want == frame.id:
+                    state.serving.credit = min(state.serving.credit + 1, sync.WINDOW)
+                    self._serve(peer, state)
+            case wire.Part():
+                self._take_part(peer, state, frame, now_ns)
+            case wire.Done():
+                self._take_done(peer, state, frame, now_ns)
+            case wire.Have():
+                self._answer_have(peer, frame)
+            case wire.Ask():
+                blobs = [blob for h in frame.hashes if (blob := self.roster.get(h)) is not None]
+                self._send_statements(peer, blobs)
+            case wire.Statements():
+                self._take_statements(frame.blobs, peer)
+
+    def _start_sync(self, peer: NodeId, state: _Peer, now_ns: int) -> None:
+        state.sync_at_ns = now_ns + SYNC_PERIOD_NS // 2 + self._spread(SYNC_PERIOD_NS)
+        digests = {shard: self.lattice.digest(shard) for shard in self.lattice.shards()}
+        self._send(peer, wire.Sync(self.roster.mesh_id, self.roster.digest(), digests))
+
+    def _answer_sync(self, peer: NodeId, state: _Peer, frame: wire.Sync, now_ns: int) -> None:
+        if frame.mesh != self.roster.mesh_id:
+            raise PeerError("sync of another mesh")
+        if frame.roster != self.roster.digest():
+            self._send(peer, wire.Have(tuple(sorted(self.roster.hashes()))))
+        known = {shard for shard in frame.shards if shard_is_known(shard)}
+        shards = sorted(known | set(self.lattice.shards()))
+        same = [s for s in shards if frame.shards.get(s, bytes(32)) == self.lattice.digest(s)]
+        differing = [shard for shard in shards if shard not in set(same)]
+        for shard in differing:
+            self._tell_heads(peer, shard)
+        self._send(peer, wire.Same(tuple(same)))
+        if not differing and frame.roster == self.roster.digest():
+            state.in_sync_ns = now_ns
+            state.told = True
+            self._maybe_open(now_ns)
+
+    def _tell_heads(self, peer: NodeId, shard: str) -> None:
+        """The whole vector of a shard, in ranges of chain ids that fit a frame each."""
+        vector = list(sync.vector_of(self.lattice, self.lattice.chains(shard)).items())
+        first = wire.FIRST
+        for start in range(0, len(vector) or 1, wire.VECTOR_MAX):
+            piece = vector[start : start + wire.VECTOR_MAX]
+            whole = start + wire.VECTOR_MAX >= len(vector)
+            last = wire.LAST if whole else piece[-1][0]
+            self._send(peer, wire.Heads(shard, first, last, dict(piece)))
+            first = last
+
+    def _take_heads(self, peer: NodeId, state: _Peer, frame: wire.Heads, now_ns: int) -> None:
+        if not shard_is_known(frame.shard):
+            return
+        mine = {id.short(): id for id in self.lattice.chains(frame.shard)}
+        for short, theirs in frame.vector.items():
+            id = mine.get(short)
+            if sync.behind(self.lattice.branches(id) if id else [], theirs):
+                self._enqueue(state, short)
+        lacking = [
+            id
+            for short, id in sorted(mine.items())
+            if short not in state.fetch.queue
+            and (short in frame.vector or frame.first < short <= frame.last)
+        ]
+        self._offer(peer, frame, lacking)
+        self._pump(peer, state, now_ns)
+
+    def _offer(self, peer: NodeId, frame: wire.Heads, ids: list[ChainId]) -> None:
+        """Send what the peer lacks while it fits a chunk, and the heads of the rest."""
+        deltas: list[Delta] = []
+        size_bytes = 0
+        rest: list[ChainId] = []
+        for id in ids:
+            theirs = frame.vector.get(id.short(), ())
+            if size_bytes > wire.CHUNK_BYTES:
+                rest.append(id)
+                continue
+            answer = list(sync.answers(self.lattice.branches(id), theirs))
+            answer_bytes = sum(map(wire.size_of, answer))
+            if size_bytes + answer_bytes > wire.CHUNK_BYTES:
+                rest.append(id)
+            else:
+                deltas += answer
+                size_bytes += answer_bytes
+        if deltas:
+            self._send(peer, wire.Deltas(tuple(deltas)))
+        for start in range(0, len(rest), wire.VECTOR_MAX):
+            vector = sync.vector_of(self.lattice, rest[start : start + wire.VECTOR_MAX])
+            self._send(peer, wire.Heads(frame.shard, wire.FIRST, wire.FIRST, vector))
+
+    def _serve(self, peer: NodeId, state: _Peer) -> None:
+        assert state.serving is not None
+        for frame in state.serving.frames():
+            self._send(peer, frame)
+            if isinstance(frame, wire.Done):
+                state.serving = None
+                return
+
+    # ---- asking ----
+
+    def _enqueue(self, state: _Peer, short: bytes, fresh: bool = False) -> None:
+        fetch = state.fetch
+        if fresh:
+            fetch.fresh.add(short)
+        if short in self._wanted or len(fetch.queue) >= sync.FETCH_QUEUE_MAX:
+            return
+        fetch.queue[short] = None
+
+    def _pump(self, peer: NodeId, state: _Peer, now_ns: int) -> None:
+        """Ask for the next chains, unless an answer is under way."""
+        fetch = state.fetch
+        if fetch.want is not None:
+            return
+        asked: dict[bytes, tuple[wire.Held, ...]] = {}
+        while fetch.queue and len(asked) < sync.WANT_CHAINS_MAX:
+            short = next(iter(fetch.queue))
+            del fetch.queue[short]
+            if short in self._wanted:
+                continue
+            id = self.lattice.by_short(short)
+            if id is None or short in fetch.fresh:
+                asked[short] = ()
+            else:
+                asked.update(sync.vector_of(self.lattice, [id]))
+            fetch.fresh.discard(short)
+        if not asked:
+            return
+        fetch.want, self._next_want = self._next_want, self._next_want + 1
+        fetch.asked = tuple(asked)
+        fetch.deadline_ns = now_ns + sync.WANT_TIMEOUT_NS
+        self._wanted.update(dict.fromkeys(asked, peer))
+        self._send(peer, wire.Want(fetch.want, asked))
+
+    def _take_part(self, peer: NodeId, state: _Peer, part: wire.Part, now_ns: int) -> None:
+        fetch = state.fetch
+        if fetch.want != part.id:
+            return
+        fetch.deadline_ns = now_ns + sync.WANT_TIMEOUT_NS
+        self._send(peer, wire.More(part.id))
+        whole = fetch.stage(part, quota(part.delta.header.chain.shard))
+        if whole is not None:
+            self._take_delta(peer, state, whole, now_ns)
+
+    def _take_done(self, peer: NodeId, state: _Peer, done: wire.Done, now_ns: int) -> None:
+        fetch = state.fetch
+        if fetch.want != done.id:
+            return
+        self._release(peer, state, keep_queue=True)
+        self._pump(peer, state, now_ns)
+        if fetch.want is None:
+            if fetch.advanced:
+                fetch.advanced = False
+                for other, theirs in self._peers.items():
+                    if other != peer:
+                        soon_ns = now_ns + self._spread(SYNC_AGAIN_NS)
+                        theirs.sync_at_ns = min(theirs.sync_at_ns, soon_ns)
+            self._maybe_open(now_ns)
+
+    def _release(self, peer: NodeId, state: _Peer, keep_queue: bool = False) -> None:
+        """Give up what is under way with a peer."""
+        for short in state.fetch.asked:
+            if self._wanted.get(short) == peer:
+                del self._wanted[short]
+        state.fetch.reset()
+        if not keep_queue:
+            state.fetch.queue.clear()
+            state.fetch.fresh.clear()
+
+    # ---- deltas ----
+
+    def _take_delta(self, peer: NodeId, state: _Peer, delta: Delta, now_ns: int) -> None:
+        fetch = state.fetch
+        if fetch.want is not None:
+            fetch.deadline_ns = now_ns + sync.WANT_TIMEOUT_NS
+        header = delta.header
+        id = header.chain
+        if not self._admissible(peer, delta):
+            return
+        if id.node == self.node and self._is_clone(delta):
+            return
+        new_chain = self.lattice.latest(id) is None
+        try:
+            result = self.lattice.apply(delta)
+        except RootMismatch:
+            if delta.lo == 0 and delta.keep is not None:
+                raise PeerError("snapshot does not verify") from None
+            self._effects.append(Alarm("chain.mismatch", {"node": id.node, "shard": id.shard}))
+            self._ask_again(peer, state, id, now_ns, fresh=True)
+            return
+        except BadDelta as error:
+            raise PeerError(f"delta: {error}") from None
+        if isinstance(result, Applied):
+            if new_chain:
+                self._chains_of[id.node] = self._chains_of.get(id.node, 0) + 1
+            self._applied(peer, state, delta, result)
+        elif result.reason != "known":
+            self._ask_again(peer, state, id, now_ns, fresh=result.reason == "snapshot")
+
+    def _ask_again(
+        self, peer: NodeId, state: _Peer, id: ChainId, now_ns: int, *, fresh: bool
+    ) -> None:
+        short = id.short()
+        if self._wanted.get(short) == peer:
+            return
+        self._enqueue(state, short, fresh)
+        self._pump(peer, state, now_ns)
+
+    def _admissible(self, peer: NodeId, delta: Delta) -> bool:
+        """Whether the delta is of a member, within its quota, news, and signed by it."""
+        header = delta.header
+        id = header.chain
+        member = self.roster.members().get(id.node)
+        if not shard_is_known(id.shard):
+            return False
+        if member is None or member.state == "forgotten":
+            # Its admission may be on the way: the next exchange brings both.
+            self._send(peer, wire.Have(tuple(sorted(self.roster.hashes()))))
+            return False
+        if header.count > quota(id.shard) or (
+            self.lattice.latest(id) is None
+            and self._chains_of.get(id.node, 0) >= CHAINS_PER_NODE_MAX
+        ):
+            self._effects.append(Alarm("chain.over_quota", {"node": id.node, "shard": id.shard}))
+            return False
+        branch = next((b for b in self.lattice.branches(id) if b.epoch == header.epoch), None)
+        if branch and (branch.head, branch.root) >= (header.hi, header.root):
+            return False
+        if not self._verify(member.key, header.message(self.roster.mesh_id), header.signature):
+            raise PeerError(f"forged header of {id.node.hex()}")
+        return True
+
+    def _is_clone(self, delta: Delta) -> bool:
+        """Whether an own epoch that this process opened went on without it."""
+        header = delta.header
+        opened = self._own.opened(header.chain.shard)
+        if opened is None or header.epoch != opened:
+            return False
+        latest = self.lattice.latest(header.chain)
+        if latest is None or latest.header is None or header.hi > latest.header.hi:
+            self._alarm_clone(header.chain.shard)
+        return True
+
+    def _alarm_clone(self, shard: str) -> None:
+        self._own.cloned = True
+        self._effects.append(Alarm("node.cloned", {"node": self.node, "shard": shard}))
+
+    def _applied(self, peer: NodeId, state: _Peer, delta: Delta, result: Applied) -> None:
+        header = delta.header
+        id = header.chain
+        state.fetch.advanced = True
+        previous = result.previous if result.previous != header.epoch else None
+        self._effects.append(
+            Persist(
+                id,
+                header.epoch,
+                stored_header(header),
+                result.planned.puts,
+                result.planned.drops,
+                replace=result.fresh,
+                relabel_from=previous,
+                drop=result.dropped,
+            )
+        )
+        if self._wanted.get(id.short()) != peer and wire.size_of(delta) <= wire.CHUNK_BYTES:
+            # An answer that was asked for is not pushed on: a bootstrap would be sent to all
+            # neighbours. They are told with the exchange that follows it.
+            self._outbox.append((delta, peer))
+        for key in result.changed:
+            self._changes[(id.node, id.shard, key)] = None
+        if id.node == self.node:
+            branch = next((b for b in self.lattice.branches(id) if b.epoch == header.epoch), None)
+            if branch is not None and not self._own.meet(branch):
+                self._alarm_clone(id.shard)
+            self._note_own_changes()
+
+    # ---- roster ----
+
+    def _answer_have(self, peer: NodeId, frame: wire.Have) -> None:
+        theirs = set(frame.hashes)
+        mine = self.roster.hashes()
+        missing = [blob for h in sorted(mine - theirs) if (blob := self.roster.get(h)) is not None]
+        self._send_statements(peer, missing)
+        if lacking := tuple(sorted(theirs - mine)):
+            self._send(peer, wire.Ask(lacking))
+
+    def _send_statements(self, peer: NodeId, blobs: Sequence[bytes]) -> None:
+        """In the roster's order: a frame never holds a signer after its use."""
+        wanted = set(blobs)
+        ordered = [blob for blob in self.roster.statements() if blob in wanted] if wanted else []
+        for start in range(0, len(ordered), 512):
+            self._send(peer, wire.Statements(tuple(ordered[start : start + 512])))
+
+    def _take_statements(self, blobs: Iterable[bytes], sender: NodeId | None) -> None:
+        fresh = self.roster.add(blobs)
+        if not fresh:
+            return
+        self._effects.append(PersistStatements(tuple(fresh)))
+        self._effects.append(MembersChanged())
+        for peer in sorted(self._peers):
+            if peer != sender:
+                self._send(peer, wire.Statements(tuple(fresh)))
+
+    # ---- inner ----
+
+    def _maybe_open(self, now_ns: int) -> None:
+        """Take writes once every linked peer has told what it holds, or the time is over."""
+        if self._opens_at_ns is None:
+            return
+        told = [peer.told and peer.fetch.want is None for peer in self._peers.values()]
+        if (told and all(told)) or now_ns >= self._opens_at_ns:
+            self._opens_at_ns = None
+
+    def _seal(self) -> None:
+        for sealed in self._own.seal():
+            self._effects.append(sealed.persist)
+            self._outbox.append((sealed.delta, None))
+
+    def _note_own_changes(self) -> None:
+        for shard, key in self._own.take_touched():
+            self._changes[(self.node, shard, key)] = None
+
+    def _send(self, peer: NodeId, frame: wire.Frame, *, push: bool = False) -> None:
+        self._effects.append(Send(peer, wire.encode(frame), push))
+
+    def _spread(self, span_ns: int) -> int:
+        return int(span_ns * self._jitter())
