@@ -24,9 +24,6 @@ TERM_GRACE_S: Final = 5.0  # an orderly stop of a node; then it is killed
 KILL_GRACE_S: Final = 5.0  # SIGKILL works at once, unless the kernel hangs
 LOG_TAIL_LINES: Final = 3
 
-# Children of this very process have to be waited for, or they stay as zombies until it exits.
-_children: dict[int, subprocess.Popen[bytes]] = {}
-
 
 @dataclass(frozen=True, slots=True)
 class ProcessId:
@@ -34,6 +31,17 @@ class ProcessId:
 
     pid: int
     start_ticks: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Child:
+    netns: str
+    process: ProcessId
+    popen: subprocess.Popen[bytes]
+
+
+# Children of this very process have to be waited for, or they stay as zombies until it exits.
+_children: dict[int, _Child] = {}
 
 
 def identify(pid: int) -> ProcessId | None:
@@ -74,10 +82,10 @@ def spawn(
             start_new_session=True,
             env={**os.environ, **(environment or {})},
         )
-    _children[child.pid] = child
-    process = identify(child.pid)
-    # A child that has ended already still has its pid, until it is waited for.
-    return process or ProcessId(child.pid, 0)
+    # One that has ended already keeps its pid until it is waited for, so no other can have it.
+    process = identify(child.pid) or ProcessId(child.pid, 0)
+    _children[child.pid] = _Child(netns, process, child)
+    return process
 
 
 def send_signal(process: ProcessId, number: signal.Signals) -> bool:
@@ -101,6 +109,14 @@ def wait_ended(process: ProcessId, timeout_s: float) -> bool:
     return ended
 
 
+def wait_exit_code(process: ProcessId, timeout_s: float) -> int | None:
+    """Wait for a child that `spawn` started in this process; None: it is still running."""
+    try:
+        return _children[process.pid].popen.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        return None
+
+
 def end(processes: Iterable[ProcessId]) -> list[ProcessId]:
     """SIGTERM to all, SIGKILL to those that do not heed it; returns who survived even that."""
     left = list(processes)
@@ -120,13 +136,17 @@ def kill(process: ProcessId) -> bool:
 
 
 def in_namespaces(names: Iterable[str]) -> list[ProcessId]:
-    """Every process that lives in one of these namespaces, this one excepted."""
+    """Every process that lives in one of these namespaces, this one excepted.
+
+    Children that this process has started for one are among them even before they are inside.
+    """
+    wanted = set(names)
     inodes = set()
-    for name in names:
+    for name in wanted:
         with contextlib.suppress(OSError):
             status = (NETNS_DIR / name).stat()
             inodes.add((status.st_dev, status.st_ino))
-    found = []
+    found = {c.process for c in _children.values() if c.netns in wanted and alive(c.process)}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
@@ -136,7 +156,7 @@ def in_namespaces(names: Iterable[str]) -> list[ProcessId]:
             continue
         process = identify(int(entry.name))
         if (status.st_dev, status.st_ino) in inodes and process is not None:
-            found.append(process)
+            found.add(process)
     return sorted(found, key=lambda process: process.pid)
 
 
@@ -170,5 +190,5 @@ def _readable(fd: int, timeout_s: float) -> bool:
 
 def _reap(pid: int) -> None:
     child = _children.get(pid)
-    if child is not None and child.poll() is not None:
+    if child is not None and child.popen.poll() is not None:
         del _children[pid]

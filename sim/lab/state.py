@@ -8,7 +8,6 @@ process that held it, so a killed command blocks nobody.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -129,18 +128,40 @@ def locked(name: str) -> Iterator[None]:
         Refused: another command is changing it.
         NotReady: the state directory is not ours to write; not root.
     """
+    lock = _take_lock(name)
     try:
-        STATE_ROOT.mkdir(mode=0o700, exist_ok=True)
-        lock = os.open(STATE_ROOT / f".{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except PermissionError:
-        raise NotReady(f"{STATE_ROOT} cannot be written; run this as root") from None
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno != errno.EWOULDBLOCK:
-                raise
-            raise Refused(f"another command is changing lab {name}; wait for it") from None
         yield
     finally:
+        if not exists(name):
+            # Nothing stays behind. Whoever waits for this file looks whether it is still there.
+            _lock_path(name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                STATE_ROOT.rmdir()
+        os.close(lock)
+
+
+def _lock_path(name: str) -> Path:
+    return STATE_ROOT / f".{name}.lock"
+
+
+def _take_lock(name: str) -> int:
+    """An open and locked descriptor of the lock file that has the name now."""
+    path = _lock_path(name)
+    while True:
+        try:
+            STATE_ROOT.mkdir(mode=0o700, exist_ok=True)
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except PermissionError:
+            raise NotReady(f"{STATE_ROOT} cannot be written; run this as root") from None
+        except FileNotFoundError:
+            continue  # a lab that went down just now took the directory along
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.stat().st_ino == os.fstat(lock).st_ino:
+                return lock
+        except BlockingIOError:
+            os.close(lock)
+            raise Refused(f"another command is changing lab {name}; wait for it") from None
+        except FileNotFoundError:
+            pass  # taken away between opening and locking
         os.close(lock)

@@ -1,0 +1,170 @@
+"""What can be done to a lab, on real namespaces, with stand-ins where a node would run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from mesh.core.errors import BadInput, NotFound, NotReady, Refused
+from sim.lab import lab as lab_module
+from sim.lab import netns, processes, state
+from sim.lab.lab import Lab
+from sim.lab.state import State
+from sim.lab.topology import LabSpec, is_lab_namespace, plan
+
+
+@pytest.fixture
+def lab(root: None, nft: None, lab_name: str) -> Iterator[Lab]:
+    """A lab whose nodes are `sleep`: everything about it but the mesh."""
+    topology = plan(LabSpec(name=lab_name, sites=2, vpcs=1))
+    state.make_directory(topology)
+    try:
+        netns.build(topology)
+        current = State(topology, ready=True)
+        for gateway in topology.gateways:
+            log = state.lab_directory(lab_name) / gateway.name / "node.log"
+            process = processes.spawn(gateway.netns, ["sleep", "300"], log=log)
+            current = current.with_process(gateway.name, process)
+        state.save(current)
+        yield Lab.open(lab_name)
+    finally:
+        Lab.take_down(lab_name)
+
+
+def _left_of(name: str) -> list[str]:
+    return [entry for entry in netns.list_namespaces() if is_lab_namespace(name, entry)]
+
+
+def test_down_leaves_nothing_and_can_be_repeated(lab: Lab) -> None:
+    pids = [gateway.pid for gateway in lab.gateways()]
+    assert all(pids)
+    stray = processes.spawn(
+        lab.pod("a-v1-1").netns, ["sleep", "300"], log=lab.directory / "stray.log"
+    )
+    lab.down()
+    assert _left_of(lab.name) == []
+    assert not lab.directory.exists()
+    assert not (state.STATE_ROOT / f".{lab.name}.lock").exists()
+    assert not processes.alive(stray)
+    assert not [pid for pid in pids if pid is not None and processes.identify(pid)]
+    assert not Lab.take_down(lab.name)
+    with pytest.raises(NotFound):
+        Lab.open(lab.name)
+
+
+def test_down_of_a_half_made_lab(root: None, lab_name: str) -> None:
+    """Interrupted anywhere: with a state file or none, with some namespaces or none."""
+    topology = plan(LabSpec(name=lab_name, sites=2, vpcs=1))
+    netns.create_namespace(topology.gateways[1].netns)
+    assert Lab.take_down(lab_name)
+    assert _left_of(lab_name) == []
+
+    state.make_directory(topology)
+    state.save(State(topology))
+    with pytest.raises(NotReady, match="half made"):
+        Lab.open(lab_name)
+    with pytest.raises(Refused, match="is up already"):
+        Lab.up(LabSpec(name=lab_name))
+    (state.lab_directory(lab_name) / state.STATE_NAME).write_text("{")
+    netns.create_namespace(topology.wan_netns)
+    assert Lab.take_down(lab_name)
+    assert _left_of(lab_name) == []
+    assert not state.exists(lab_name)
+
+
+def test_an_up_that_fails_takes_everything_down(
+    root: None, nft: None, lab_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while the first node is set up: namespaces and processes are there already."""
+
+    def interrupted(node: object, mesh: str) -> None:
+        assert _left_of(lab_name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lab_module, "found", interrupted)
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        Lab.up(LabSpec(name=lab_name, sites=2, vpcs=1), said.append)
+    assert "taking everything down" in said[-1]
+    assert _left_of(lab_name) == []
+    assert not state.exists(lab_name)
+
+
+def test_only_root_makes_a_lab(lab_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(NotReady, match="run this as root"):
+        Lab.up(LabSpec(name=lab_name))
+
+
+def test_a_killed_node_is_gone_and_shown_as_such(lab: Lab) -> None:
+    pid = lab.gateway("a1").pid
+    assert lab.kill("a1") == pid
+    assert lab.gateway("a1").pid is None
+    gateways = {g["name"]: g for site in lab.status()["sites"] for g in site["gateways"]}
+    assert gateways["a1"]["pid"] is None
+    assert gateways["b1"]["pid"] == lab.gateway("b1").pid is not None
+    with pytest.raises(Refused, match="the node of a1 does not run"):
+        lab.kill("a1")
+    with pytest.raises(NotFound, match="no gateway 'z1'"):
+        lab.kill("z1")
+
+
+def test_status_has_the_shape_that_scripts_depend_on(lab: Lab) -> None:
+    status = lab.status()
+    assert list(status) == ["name", "sites", "partitions"]
+    assert status["partitions"] == []
+    site = status["sites"][0]
+    assert list(site) == ["name", "gateways", "pods"]
+    gateway, pod = site["gateways"][0], site["pods"][0]
+    assert list(gateway) == ["name", "netns", "socket", "underlay_ip", "pid", "wan_if"]
+    assert pod == {
+        "name": "a-v1-1",
+        "netns": f"wl-{lab.name}-a-v1-1",
+        "vpc": "v1",
+        "ip": "10.0.1.10",
+        "mac": "02:01:0a:00:01:0a",
+    }
+
+
+def test_partitions_are_remembered_until_healed(lab: Lab) -> None:
+    lab.partition("a", "b")
+    assert Lab.open(lab.name).status()["partitions"] == [["a"], ["b"]]
+    with pytest.raises(BadInput):
+        lab.partition("a,b")
+    assert Lab.open(lab.name).state.partitions == (("a",), ("b",))
+    lab.heal()
+    assert Lab.open(lab.name).status()["partitions"] == []
+
+
+def test_commands_run_where_they_are_asked_for(lab: Lab) -> None:
+    done = lab.run_in("a-v1-1", ["ip", "-4", "-o", "addr", "show", "eth0"])
+    assert "10.0.1.10/24" in done.stdout
+    done = lab.run_in("b1", ["sh", "-c", "echo $WEFT_SOCKET; exit 7"])
+    assert (done.returncode, done.stdout.strip()) == (7, str(lab.node("b1").socket))
+    with pytest.raises(NotFound, match="no pod or gateway 'q'"):
+        lab.run_in("q", ["true"])
+
+
+def test_a_ping_that_nobody_answers_is_counted(lab: Lab) -> None:
+    result = lab.ping("a-v1-1", "b-v1-1", count=2, interval_s=0.01, timeout_s=0.05)
+    assert (result.sent, result.received, result.rtt_ms) == (2, 0, None)
+    with pytest.raises(BadInput, match=r"'10.0.1'"):
+        lab.ping("a-v1-1", "10.0.1")
+    with pytest.raises(NotFound, match="no pod 'nobody'"):
+        lab.ping("a-v1-1", "nobody")
+
+
+def test_a_pod_whose_endpoint_is_refused_is_not_added(lab: Lab) -> None:
+    """The stand-in answers no API, so the mesh cannot have taken it."""
+    with pytest.raises(NotReady):
+        lab.add_pod("a-v1-9", "a1", "v1", "10.0.1.99")
+    assert f"wl-{lab.name}-a-v1-9" not in netns.list_namespaces()
+    with pytest.raises(NotFound):
+        Lab.open(lab.name).pod("a-v1-9")
+
+
+def test_a_lab_is_changed_by_one_command_at_a_time(lab: Lab) -> None:
+    with state.locked(lab.name), pytest.raises(Refused, match="another command"):
+        lab.heal()

@@ -1,0 +1,93 @@
+"""What a lab remembers: saved whole, loaded as it was, one writer at a time."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from mesh.core.errors import NotFound, NotReady, Refused
+from sim.lab import state
+from sim.lab.processes import ProcessId
+from sim.lab.state import State
+from sim.lab.topology import LabSpec, plan
+
+
+@pytest.fixture(autouse=True)
+def state_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "weft-lab"
+    monkeypatch.setattr(state, "STATE_ROOT", path)
+    return path
+
+
+def test_what_is_saved_is_loaded() -> None:
+    topology = plan(LabSpec(name="x", pods=2))
+    state.make_directory(topology)
+    saved = State(topology, partitions=(("a",), ("b", "c")))
+    saved = saved.with_process("a1", ProcessId(17, 4711))
+    state.save(saved)
+    assert state.load("x") == saved
+    state.save(State(topology, ready=True))
+    assert state.load("x") == State(topology, ready=True)
+
+
+def test_the_directory_is_for_its_owner_only(state_root: Path) -> None:
+    state.make_directory(plan(LabSpec(name="x")))
+    for path in (state_root, state_root / "x", state_root / "x" / "a1"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+
+
+def test_a_lab_that_is_up_is_not_made_again() -> None:
+    topology = plan(LabSpec(name="x"))
+    state.make_directory(topology)
+    with pytest.raises(Refused, match="lab x is up already"):
+        state.make_directory(topology)
+    state.remove_directory("x")
+    assert not state.exists("x")
+    state.remove_directory("x")
+    state.make_directory(topology)
+
+
+def test_a_lab_that_is_not_there_is_not_found() -> None:
+    with pytest.raises(NotFound, match="no lab x"):
+        state.load("x")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"version": 99}', '{"version": 1, "topology": {}}']
+)
+def test_a_file_that_is_not_ours_is_an_error_of_one_line(text: str) -> None:
+    state.make_directory(plan(LabSpec(name="x")))
+    (state.lab_directory("x") / state.STATE_NAME).write_text(text)
+    with pytest.raises(NotReady, match="take the lab down") as caught:
+        state.load("x")
+    assert "\n" not in str(caught.value)
+
+
+def test_one_command_at_a_time_changes_a_lab() -> None:
+    with state.locked("x"):
+        with pytest.raises(Refused, match="another command"), state.locked("x"):
+            pass
+        with state.locked("y"):
+            pass
+    with state.locked("x"):
+        pass
+
+
+def test_a_lock_leaves_no_file_once_the_lab_is_gone(state_root: Path) -> None:
+    with state.locked("x"):
+        state.make_directory(plan(LabSpec(name="x")))
+    assert sorted(path.name for path in state_root.iterdir()) == [".x.lock", "x"]
+    with state.locked("x"):
+        state.remove_directory("x")
+    assert not state_root.exists()
+
+
+def test_a_lock_whose_file_was_taken_away_is_not_held(state_root: Path) -> None:
+    """Who had opened the file before it went must not think that it is the only one."""
+    state.make_directory(plan(LabSpec(name="x")))
+    with state.locked("x"):
+        (state_root / ".x.lock").unlink()
+        with state.locked("x"), pytest.raises(Refused), state.locked("x"):
+            pass
