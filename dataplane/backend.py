@@ -1,0 +1,196 @@
+"""What carries the compiled tables out: the port both backends implement, and the choice of one.
+
+A backend is synchronous and not thread-safe: the node calls it from one worker thread. Unless a
+method says otherwise, a `DataplaneError` leaves the backend usable and what it had installed in
+place; the caller repeats the call or runs `repair`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+
+from dataplane.fib.rows import (
+    EndpointKey,
+    FibDelta,
+    K,
+    SubnetKey,
+    Tables,
+    V,
+    endpoint_name,
+    subnet_name,
+)
+
+Mode: TypeAlias = Literal["xdp", "memory"]
+Json: TypeAlias = dict[str, Any]
+
+AUDIT_NAMES_MAX = 1000
+"""Rows named in each list of an audit report; the counts go on."""
+
+ENDPOINTS_MAX = 1 << 18
+"""Default capacity of the endpoint table: a gateway's own VPCs, not the whole mesh."""
+
+
+class DataplaneError(Exception):
+    """The data plane could not do what it was asked; the text says what and what to do."""
+
+
+class Unavailable(DataplaneError):
+    """This machine cannot run the backend that was asked for."""
+
+
+class TableFull(DataplaneError):
+    """A table has no room. Everything else of the call was carried out; `refused` rows are not in.
+
+    The rows left out show up as missing in an audit until room is made and `repair` is run.
+    """
+
+    def __init__(self, table: str, refused: int, usage: Usage) -> None:
+        super().__init__(
+            f"table {table} is full ({usage.used} of {usage.max}): {refused} rows are not"
+            " installed; remove endpoints or start with a larger table"
+        )
+        self.table = table
+        self.refused = refused
+        self.usage = usage
+
+
+class Usage(NamedTuple):
+    used: int
+    max: int
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """How installed rows differ from compiled ones; rows are named `table VNI/IP` and the like."""
+
+    missing: tuple[str, ...] = ()
+    stale: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
+    missing_count: int = 0
+    stale_count: int = 0
+    wrong_count: int = 0
+
+    @property
+    def clean(self) -> bool:
+        return not (self.missing_count or self.stale_count or self.wrong_count)
+
+
+class Backend(Protocol):
+    """The port. `replace` comes first; until then a real data plane keeps its former programs."""
+
+    @property
+    def mode(self) -> Mode: ...
+
+    def replace(self, tables: Tables) -> None:
+        """Make the installed rows exactly these: all are written first, then stale ones go."""
+
+    def apply(self, delta: FibDelta) -> None:
+        """Carry out a delta, in an order in which no row points to one that is not there yet."""
+
+    def audit(self, tables: Tables) -> AuditReport:
+        """Compare what is installed with what should be; changes nothing."""
+
+    def repair(self, tables: Tables) -> AuditReport:
+        """Install exactly these rows; the report says what was wrong before."""
+
+    def counters(self) -> Json:
+        """`{"drops": {reason: packets}, "ports": {ifname: {...}}, "gateways": {id: {...}}}`."""
+
+    def usage(self) -> Usage:
+        """Rows in and capacity of the endpoint table, the one that grows."""
+
+    def usages(self) -> dict[str, Usage]:
+        """The same for every table, by name."""
+
+    def show(self) -> Json:
+        """Every table as a list of plain dicts, with counters where a row has them."""
+
+    def explain(self, vni: int, ip: str) -> Json:
+        """The installed row that decides for an address; `kind`: endpoint, subnet or none."""
+
+    def refresh_adjacency(self) -> int:
+        """Look up interfaces and link addresses again; returns how many rows still lack theirs."""
+
+    def detach(self) -> None:
+        """Stop forwarding and remove everything from this machine. The backend is closed after."""
+
+    def close(self) -> None:
+        """Let go. What is installed goes on forwarding."""
+
+
+def open_backend(
+    mode: Literal["auto", "xdp", "memory"],
+    *,
+    instance: str,
+    underlay: str,
+    wan_ifname: str | None = None,
+    endpoints_max: int = ENDPOINTS_MAX,
+) -> tuple[Backend, str]:
+    """The backend for a node, and `MODE: why` in words.
+
+    `instance` names this node's pins among those of others on the machine. `wan_ifname` defaults to
+    the interface that has the `underlay` address. Raises `Unavailable` if `xdp` was asked for and
+    cannot be had; `auto` then takes memory and says why.
+    """
+    from dataplane.memory import MemoryBackend
+
+    if mode == "memory":
+        return MemoryBackend(endpoints_max=endpoints_max), "memory: chosen"
+    from dataplane.xdp.backend import XdpBackend
+
+    try:
+        backend = XdpBackend.open(
+            instance=instance,
+            underlay=underlay,
+            wan_ifname=wan_ifname,
+            endpoints_max=endpoints_max,
+        )
+    except Unavailable as error:
+        if mode == "xdp":
+            raise
+        return MemoryBackend(endpoints_max=endpoints_max), f"memory: {error}"
+    return backend, f"xdp: {backend.describe()}"
+
+
+class Audit:
+    """Collects an `AuditReport` table by table, with a bounded number of names."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, list[str]] = {"missing": [], "stale": [], "wrong": []}
+        self._counts = {"missing": 0, "stale": 0, "wrong": 0}
+
+    def note(self, kind: Literal["missing", "stale", "wrong"], name: str) -> None:
+        self._counts[kind] += 1
+        if len(self._names[kind]) < AUDIT_NAMES_MAX:
+            self._names[kind].append(name)
+
+    def compare(self, table: str, expected: Mapping[K, V], installed: Mapping[K, V]) -> None:
+        """Note how the installed rows of a table differ from the expected ones."""
+        for key in sorted(expected.keys() - installed.keys()):
+            self.note("missing", row_name(table, key))
+        for key in sorted(installed.keys() - expected.keys()):
+            self.note("stale", row_name(table, key))
+        for key in sorted(expected.keys() & installed.keys()):
+            if expected[key] != installed[key]:
+                self.note("wrong", row_name(table, key))
+
+    def report(self) -> AuditReport:
+        return AuditReport(
+            missing=tuple(self._names["missing"]),
+            stale=tuple(self._names["stale"]),
+            wrong=tuple(self._names["wrong"]),
+            missing_count=self._counts["missing"],
+            stale_count=self._counts["stale"],
+            wrong_count=self._counts["wrong"],
+        )
+
+
+def row_name(table: str, key: object) -> str:
+    """`table KEY`, the form in which audits name rows."""
+    if isinstance(key, EndpointKey):
+        return f"{table} {endpoint_name(key)}"
+    if isinstance(key, SubnetKey):
+        return f"{table} {subnet_name(key)}"
+    return f"{table} {key}"
