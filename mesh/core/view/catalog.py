@@ -1,0 +1,486 @@
+"""Everything of the `mesh` shard, read: VPCs, VNIs, subnets, peerings, evictions, gateways.
+
+The catalog stores each writer's decodable records and derives from them. `put` and `set_members`
+only store and mark; `settle` derives anew what was marked, in this order, and says what came out
+different:
+
+    VPC registers → VNI groups → subnets and their layout → the spans whose claims must be read anew
+
+Nothing derived depends on the order in which records came: each step is a function of what is
+stored and of the steps before it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, TypeVar
+
+from mesh.core import keys, model
+from mesh.core.members import Member
+from mesh.core.model import (
+    Binding,
+    Eviction,
+    PeeringRecord,
+    Registration,
+    SubnetRecord,
+    VpcRecord,
+)
+from mesh.core.ops import NodeId
+from mesh.core.view.layout import EVERYTHING, Layout, Span, gateway_of, lay_out, span
+from mesh.core.view.registers import Decided, decide
+from mesh.core.view.types import Gateway, Peering, Subnet, ViewDelta, Vpc, VpcState
+
+T = TypeVar("T")
+K = TypeVar("K", str, int)
+Outer = TypeVar("Outer")
+Inner = TypeVar("Inner")
+V = TypeVar("V")
+
+_NO_LAYOUT = Layout()
+
+
+@dataclass(slots=True)
+class _Marks:
+    """What `settle` has to derive anew."""
+
+    vpcs: set[str] = field(default_factory=set)
+    vnis: set[int] = field(default_factory=set)
+    subnets: set[tuple[str, str]] = field(default_factory=set)
+    layouts: set[str] = field(default_factory=set)
+    gateways: set[NodeId] = field(default_factory=set)
+    addrs: set[tuple[str, bytes]] = field(default_factory=set)
+    """(VPC, address) whose evictions changed."""
+    peerings: bool = False
+
+
+@dataclass(slots=True)
+class Rescan:
+    """Which claims must be read anew: single addresses, and spans of a VPC."""
+
+    addrs: set[tuple[str, bytes]] = field(default_factory=set)
+    spans: defaultdict[str, list[Span]] = field(default_factory=lambda: defaultdict(list))
+
+
+class VniRank(NamedTuple):
+    """A VPC's standing among those of its VNI; they sort best first."""
+
+    minus_votes: int
+    hlc: int
+    vpc: str
+
+    def rule_over(self, other: VniRank) -> str:
+        """In words: why this one has the VNI and not `other`."""
+        if self.minus_votes != other.minus_votes:
+            return "bound at more of its sites"
+        return "earlier hlc" if self.hlc != other.hlc else "lower id"
+
+
+class Catalog:
+    """See the module. `vpcs`, `layouts` and `gateways` are for reading only."""
+
+    def __init__(self) -> None:
+        self.members: dict[NodeId, Member] = {}
+        self.vpcs: dict[str, Vpc] = {}
+        self.layouts: dict[str, Layout] = {}
+        self.gateways: dict[NodeId, Gateway] = {}
+        self.removed: dict[str, int] = {}
+        """Removed VPC → stamp of its deletion."""
+        self.vni_ranks: dict[int, list[VniRank]] = {}
+        """Contested VNI → its VPCs, best first."""
+        self.vpc_disputes: dict[str, Decided[VpcRecord]] = {}
+        self.subnet_disputes: dict[tuple[str, str], Decided[SubnetRecord]] = {}
+        self._owners: dict[str, str] = {}
+        self._subnet_vpc: dict[str, str] = {}
+        """Of the subnets in `layouts`."""
+        self._names: defaultdict[str, set[str]] = defaultdict(set)
+        self._vnis: defaultdict[int, set[str]] = defaultdict(set)
+        self._live_subnets: dict[str, dict[str, Subnet]] = {}
+        self._vpc_records: dict[str, dict[NodeId, VpcRecord]] = {}
+        self._subnet_records: dict[str, dict[str, dict[NodeId, SubnetRecord]]] = {}
+        self._halves: dict[tuple[str, str], dict[str, dict[NodeId, PeeringRecord]]] = {}
+        self._evictions: dict[tuple[str, bytes], dict[NodeId, dict[NodeId, Eviction]]] = {}
+        self._registrations: dict[NodeId, Registration] = {}
+        self._bindings: dict[str, dict[NodeId, Binding]] = {}
+        self._writers: set[NodeId] = set()
+        self._marks = _Marks()
+
+    # --- authority ---------------------------------------------------------------------------
+
+    def reads(self, node: NodeId) -> bool:
+        """Whether the node's records count: it is in the roster and not forgotten."""
+        member = self.members.get(node)
+        return member is not None and member.state != "forgotten"
+
+    def owner_site(self, vpc: str) -> str | None:
+        """The site of the VPC's creator; None while no record of the VPC, or not the creator, is
+        known. Every record of its register proves the same creator."""
+        return self._owners.get(vpc)
+
+    def may_write(self, vpc: str, node: NodeId) -> bool:
+        """Whether the node may write the VPC's registers and evictions."""
+        member = self.members.get(node)
+        if member is None or member.state == "forgotten":
+            return False
+        return member.admin or member.site == self._owners.get(vpc)
+
+    # --- storing -----------------------------------------------------------------------------
+
+    def put(self, node: NodeId, key: keys.Key, record: model.Record | None) -> None:
+        """Store what the node holds under the key now. Endpoint keys are not for here."""
+        self._writers.add(node)
+        match key:
+            case keys.VpcKey(vpc):
+                _store(self._vpc_records.setdefault(vpc, {}), node, record, VpcRecord)
+                self._marks.vpcs.add(vpc)
+            case keys.SubnetKey(vpc, subnet):
+                subnets = self._subnet_records.setdefault(vpc, {})
+                _store(subnets.setdefault(subnet, {}), node, record, SubnetRecord)
+                self._marks.subnets.add((vpc, subnet))
+            case keys.PeeringKey(a, b, half):
+                halves = self._halves.setdefault((a, b), {})
+                _store(halves.setdefault(half, {}), node, record, PeeringRecord)
+                if not halves[half]:
+                    _prune(self._halves, (a, b), half)
+                self._marks.peerings = True
+            case keys.EvictionKey(vpc, evicted, addr):
+                evictions = self._evictions.setdefault((vpc, addr), {})
+                _store(evictions.setdefault(evicted, {}), node, record, Eviction)
+                if not evictions[evicted]:
+                    _prune(self._evictions, (vpc, addr), evicted)
+                self._marks.addrs.add((vpc, addr))
+            case keys.GatewayKey(gateway) if gateway == node:
+                _store(self._registrations, node, record, Registration)
+                self._marks.gateways.add(node)
+            case keys.BindingKey(binder, vpc) if binder == node:
+                _store(self._bindings.setdefault(vpc, {}), node, record, Binding)
+                if not self._bindings[vpc]:
+                    del self._bindings[vpc]
+                self._mark_vni(vpc)
+            case _:
+                pass  # another node's own fact: not this writer's to state
+
+    def set_members(self, members: Mapping[NodeId, Member]) -> None:
+        """The roster as it is now. Costs a whole reading only if a known writer's rights change."""
+        before, self.members = self.members, dict(members)
+        creators = {
+            record.creator for records in self._vpc_records.values() for record in records.values()
+        }
+        whole = False
+        for node in before.keys() | self.members.keys():
+            old, new = before.get(node), self.members.get(node)
+            if old == new:
+                continue
+            self._marks.gateways.add(node)
+            if _rights(old) != _rights(new) and (node in self._writers or node in creators):
+                whole = True
+        if whole:
+            self._mark_everything()
+
+    def note_writer(self, node: NodeId) -> None:
+        """A node that has written something elsewhere, so that its rights matter."""
+        self._writers.add(node)
+
+    def _mark_everything(self) -> None:
+        marks = self._marks
+        marks.vpcs.update(self._vpc_records)
+        marks.vnis.update(self._vnis)
+        marks.layouts.update(self._vpc_records)
+        marks.subnets.update(
+            (vpc, subnet) for vpc, subnets in self._subnet_records.items() for subnet in subnets
+        )
+        marks.gateways.update(self._registrations)
+        marks.addrs.update(self._evictions)
+        marks.peerings = True
+
+    def _mark_vni(self, vpc: str) -> None:
+        if vpc in self.vpcs:
+            self._marks.vnis.add(self.vpcs[vpc].vni)
+
+    # --- deriving ----------------------------------------------------------------------------
+
+    def settle(self, delta: ViewDelta) -> Rescan:
+        """Derive what was marked, add to `delta` what came out different."""
+        marks, self._marks = self._marks, _Marks()
+        rescan = Rescan(addrs=marks.addrs)
+        before = {vpc: self.vpcs.get(vpc) for vpc in marks.vpcs}
+        for vpc in sorted(marks.vpcs):
+            self._read_vpc(vpc, marks, rescan)
+        for vni in sorted(marks.vnis):
+            for vpc in self._vnis.get(vni, ()):
+                before.setdefault(vpc, self.vpcs[vpc])
+            self._rank_vni(vni, delta)
+        delta.vpcs.update(vpc for vpc, old in before.items() if self.vpcs.get(vpc) != old)
+        for vpc, subnet in sorted(marks.subnets):
+            self._read_subnet(vpc, subnet)
+            marks.layouts.add(vpc)
+        for vpc in sorted(marks.layouts):
+            self._lay_out(vpc, delta, rescan)
+        for node in sorted(marks.gateways):
+            self._read_gateway(node, delta)
+        delta.peerings |= marks.peerings
+        # Conflicts are shown with names and decided with values of these.
+        delta.conflicts |= bool(marks.vpcs or marks.subnets or delta.vpcs)
+        return rescan
+
+    def _read_vpc(self, vpc: str, marks: _Marks, rescan: Rescan) -> None:
+        owner_changed = self._read_owner(vpc)
+        decided = decide(self.vpc_records(vpc), lambda node: self.may_write(vpc, node))
+        old = self.vpcs.pop(vpc, None)
+        new = None if decided is None else self._vpc_of(vpc, decided.record)
+        self.removed.pop(vpc, None)
+        self.vpc_disputes.pop(vpc, None)
+        if decided is not None and decided.record.deleted:
+            self.removed[vpc] = decided.record.hlc
+        if decided is not None and decided.disputed:
+            self.vpc_disputes[vpc] = decided
+        if old is not None:
+            _discard(self._names, old.name, vpc)
+            _discard(self._vnis, old.vni, vpc)
+            marks.vnis.add(old.vni)
+        if new is not None:
+            self.vpcs[vpc] = new
+            self._names[new.name].add(vpc)
+            self._vnis[new.vni].add(vpc)
+            marks.vnis.add(new.vni)
+        marks.layouts.add(vpc)
+        if owner_changed:
+            marks.subnets.update((vpc, subnet) for subnet in self._subnet_records.get(vpc, ()))
+        readers_change = owner_changed or (old is None) != (new is None)
+        marks.peerings |= readers_change
+        if readers_change or (old and new and old.sites != new.sites):
+            rescan.spans[vpc].extend(EVERYTHING)
+
+    def _read_owner(self, vpc: str) -> bool:
+        """Derive who owns the VPC; whether that has changed."""
+        records = self._vpc_records.get(vpc)
+        if not records:
+            self._vpc_records.pop(vpc, None)
+            return self._owners.pop(vpc, None) is not None
+        creator = self.members.get(next(iter(records.values())).creator)
+        before = self._owners.pop(vpc, None)
+        if creator is not None:
+            self._owners[vpc] = creator.site
+        return self._owners.get(vpc) != before
+
+    def _vpc_of(self, vpc: str, record: VpcRecord) -> Vpc | None:
+        if record.deleted:
+            return None
+        return Vpc(
+            id=vpc,
+            name=record.name,
+            vni=record.vni,
+            cidrs=record.cidrs,
+            tenant=record.tenant,
+            site=self.owner_site(vpc) or "",
+            by=record.creator,
+            sites=record.sites,
+            state="active",
+            revision=record.revision,
+            hlc=record.since,
+        )
+
+    def votes(self, vpc: Vpc) -> int:
+        """How many sites that the VPC admits have bound its VNI to it."""
+        return len(
+            {
+                self.members[node].site
+                for node, binding in self._bindings.get(vpc.id, {}).items()
+                if binding.vni == vpc.vni
+                and self.reads(node)
+                and vpc.admits(self.members[node].site)
+            }
+        )
+
+    def _rank_vni(self, vni: int, delta: ViewDelta) -> None:
+        ranked = sorted(
+            VniRank(-self.votes(self.vpcs[vpc]), self.vpcs[vpc].hlc, vpc)
+            for vpc in self._vnis.get(vni, ())
+        )
+        for place, rank in enumerate(ranked):
+            state: VpcState = "vni-conflict" if place else "active"
+            if self.vpcs[rank.vpc].state != state:
+                self.vpcs[rank.vpc] = replace(self.vpcs[rank.vpc], state=state)
+        before = self.vni_ranks.pop(vni, None)
+        if len(ranked) > 1:
+            self.vni_ranks[vni] = ranked
+        delta.conflicts |= self.vni_ranks.get(vni) != before
+
+    def _read_subnet(self, vpc: str, subnet: str) -> None:
+        records = self.subnet_records(vpc, subnet)
+        if not records:
+            _prune(self._subnet_records, vpc, subnet)
+        decided = decide(records, lambda node: self.may_write(vpc, node))
+        if subnet in self._live_subnets.get(vpc, ()):
+            _prune(self._live_subnets, vpc, subnet)
+        self.subnet_disputes.pop((vpc, subnet), None)
+        if decided is None or decided.record.deleted:
+            return
+        record = decided.record
+        if decided.disputed:
+            self.subnet_disputes[vpc, subnet] = decided
+        self._live_subnets.setdefault(vpc, {})[subnet] = Subnet(
+            id=subnet,
+            vpc=vpc,
+            name=record.name,
+            cidr=record.cidr,
+            sites=record.sites,
+            restrict=record.restrict,
+            state="active",
+            revision=record.revision,
+            hlc=record.since,
+            gateway=gateway_of(record.cidr),
+        )
+
+    def _lay_out(self, vpc: str, delta: ViewDelta, rescan: Rescan) -> None:
+        old = self.layouts.pop(vpc, _NO_LAYOUT)
+        new = _NO_LAYOUT
+        if vpc in self.vpcs:
+            new = lay_out(self.vpcs[vpc].cidrs, self._live_subnets.get(vpc, {}).values())
+            self.layouts[vpc] = new
+        for subnet in sorted(old.subnets.keys() | new.subnets.keys()):
+            before, after = old.subnets.get(subnet), new.subnets.get(subnet)
+            if before == after:
+                continue
+            delta.subnets.add(subnet)
+            if after is None:
+                del self._subnet_vpc[subnet]
+            else:
+                self._subnet_vpc[subnet] = vpc
+            for changed in (before, after):
+                if changed is not None and changed.state == "active":
+                    rescan.spans[vpc].append(span(changed.cidr))
+        delta.conflicts |= old.losers != new.losers
+
+    def _read_gateway(self, node: NodeId, delta: ViewDelta) -> None:
+        old = self.gateways.pop(node, None)
+        member, record = self.members.get(node), self._registrations.get(node)
+        if member is not None and member.state == "active" and record is not None:
+            self.gateways[node] = Gateway(
+                node=node,
+                name=member.name,
+                site=member.site,
+                underlay=record.underlay,
+                addrs=record.addrs,
+                version=record.version,
+                hlc=record.hlc,
+            )
+        if self.gateways.get(node) != old:
+            delta.gateways.add(node)
+
+    # --- reading -----------------------------------------------------------------------------
+
+    def named(self, name: str) -> list[str]:
+        """Ids of the live VPCs of this name, sorted."""
+        return sorted(self._names.get(name, ()))
+
+    def with_vni(self, vni: int) -> list[str]:
+        """Ids of the live VPCs of this VNI, sorted."""
+        return sorted(self._vnis.get(vni, ()))
+
+    def layout(self, vpc: str) -> Layout:
+        """The subnets of a VPC; empty if it is not live."""
+        return self.layouts.get(vpc, _NO_LAYOUT)
+
+    def hidden_up_to(self, vpc: str, addr: bytes, node: NodeId) -> int:
+        """The highest mobility of the node's claims for the address that is evicted; -1: none."""
+        if (vpc, addr) not in self._evictions:
+            return -1
+        by_writer = self._evictions[vpc, addr].get(node, {})
+        allowed = (e.mobility for w, e in by_writer.items() if self.may_write(vpc, w))
+        return max(allowed, default=-1)
+
+    def evictions(self, vpc: str, addr: bytes) -> dict[NodeId, dict[NodeId, Eviction]]:
+        """Node → writer → eviction, whether or not the writer may evict."""
+        return self._evictions.get((vpc, addr), {})
+
+    def vpc_records(self, vpc: str) -> Mapping[NodeId, VpcRecord]:
+        """Each writer's record of the VPC's register, whether or not it may write it."""
+        return self._vpc_records.get(vpc, {})
+
+    def subnet_records(self, vpc: str, subnet: str) -> Mapping[NodeId, SubnetRecord]:
+        """Each writer's record of the subnet's register, whether or not it may write it."""
+        return self._subnet_records.get(vpc, {}).get(subnet, {})
+
+    def subnet_ids(self, vpc: str) -> list[str]:
+        """Every subnet of which there is a record, live or not."""
+        return sorted(self._subnet_records.get(vpc, ()))
+
+    def half_records(self, a: str, b: str) -> Mapping[str, Mapping[NodeId, PeeringRecord]]:
+        """Half id → writer → record of what a's side says about b."""
+        return self._halves.get((a, b), {})
+
+    def subnet(self, subnet: str) -> Subnet | None:
+        """The live subnet of this id, installed or not."""
+        vpc = self._subnet_vpc.get(subnet)
+        return None if vpc is None else self.layouts[vpc].subnets[subnet]
+
+    def live_halves(self, a: str, b: str) -> list[str]:
+        """Ids of the halves by which a's side lets b in."""
+        decided = (
+            (half, decide(records, lambda node: self.may_write(a, node)))
+            for half, records in self._halves.get((a, b), {}).items()
+        )
+        return sorted(half for half, d in decided if d is not None and not d.record.deleted)
+
+    def peerings(self) -> list[Peering]:
+        """The peerings between live VPCs, sorted by their ids."""
+        found: list[Peering] = []
+        for a, b in sorted(self._halves):
+            if a == b or a not in self.vpcs or b not in self.vpcs or not self.live_halves(a, b):
+                continue
+            if not self.live_halves(b, a):
+                found.append(Peering(a, b, "half"))
+            elif a < b:
+                found.append(Peering(a, b, "active"))
+        return found
+
+    def peers_of(self, vpc: str) -> list[str]:
+        """The other VPC of every pair of which there is a record of this VPC's side."""
+        return sorted(b for a, b in self._halves if a == vpc)
+
+    def evicted_in(self, vpc: str) -> list[bytes]:
+        """Addresses of the VPC for which there are records of evictions."""
+        return sorted(addr for evicted_vpc, addr in self._evictions if evicted_vpc == vpc)
+
+    def registration(self, node: NodeId) -> Registration | None:
+        """What the node says about itself, whether or not it is active."""
+        return self._registrations.get(node)
+
+    def binding(self, vpc: str, node: NodeId) -> Binding | None:
+        """The VNI that the node has bound to the VPC."""
+        return self._bindings.get(vpc, {}).get(node)
+
+    def sites(self) -> tuple[str, ...]:
+        """The sites of all members that count, sorted."""
+        return tuple(sorted({m.site for m in self.members.values() if m.state != "forgotten"}))
+
+
+def _rights(member: Member | None) -> tuple[str, bool, bool] | None:
+    """What of a member decides which of its records are read."""
+    if member is None:
+        return None
+    return member.site, member.admin, member.state == "forgotten"
+
+
+def _store(held: dict[NodeId, T], node: NodeId, record: object, kind: type[T]) -> None:
+    """Replace or drop a writer's record. `model.decode` gives the kind that belongs to the key."""
+    if record is None:
+        held.pop(node, None)
+    else:
+        assert isinstance(record, kind)
+        held[node] = record
+
+
+def _prune(held: dict[Outer, dict[Inner, V]], outer: Outer, inner: Inner) -> None:
+    """Drop `held[outer][inner]`, and `held[outer]` with its last."""
+    del held[outer][inner]
+    if not held[outer]:
+        del held[outer]
+
+
+def _discard(index: defaultdict[K, set[str]], key: K, member: str) -> None:
+    index[key].discard(member)
+    if not index[key]:
+        del index[key]
