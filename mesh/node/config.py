@@ -14,9 +14,11 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
+from mesh.core import validate
 from mesh.core.errors import BadInput
+from mesh.core.validate import bad
 
 CONFIG_NAME: Final = "weft.toml"
 DEFAULT_SOCKET: Final = "/run/weft/weft.sock"
@@ -30,10 +32,12 @@ IFNAME_CHARS_MAX: Final = 15  # IFNAMSIZ - 1
 SOCKET_PATH_BYTES_MAX: Final = 107  # sun_path of sockaddr_un holds 108 with its NUL
 LISTEN_MAX: Final = 8  # addresses of one machine worth binding apart; 0.0.0.0 binds all
 
-_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
-_MESH_ID = re.compile(r"[0-9a-f]{32}")
 _IFNAME = re.compile(rf"[^\s/:]{{1,{IFNAME_CHARS_MAX}}}")
 _LISTEN = re.compile(r"/(ip4|ip6)/([0-9a-fA-F.:]+)/tcp/([0-9]{1,5})")
+
+
+Check: TypeAlias = Callable[[str, str], str]
+"""(the field as people know it, its value) -> the value. Raises BadInput."""
 
 
 class ConfigError(BadInput):
@@ -98,29 +102,29 @@ def read_config(path: Path) -> Config:
             raw = file.read(CONFIG_BYTES_MAX + 1)
     except OSError as error:
         raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}); give the file that `weft init` or"
+            f"{path}: cannot be read ({error.strerror}): give the file that `weft init` or"
             " `weft join` wrote"
         ) from None
     if len(raw) > CONFIG_BYTES_MAX:
-        raise ConfigError(f"{path}: larger than {CONFIG_BYTES_MAX} bytes; this is no weft.toml")
+        raise ConfigError(f"{path}: larger than {CONFIG_BYTES_MAX} bytes: this is no weft.toml")
     try:
         document = tomllib.loads(raw.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not TOML: {error}; correct that line") from None
+        raise ConfigError(f"{path}: not TOML: {error}: correct that line") from None
     return _parse(path, document)
 
 
 def _parse(path: Path, document: Mapping[str, object]) -> Config:
     reader = _Reader(path, document)
-    mesh_name = reader.text("mesh", "name", check_name)
-    mesh_id = reader.text("mesh", "id", _check_mesh_id)
-    node_name = reader.text("node", "name", check_name)
-    site = reader.text("node", "site", check_name)
-    underlay = reader.optional_text("node", "underlay", check_ip)
-    listen = reader.texts("node", "listen", check_listen, (default_listen(underlay),), LISTEN_MAX)
-    mode = reader.optional_text("dataplane", "mode", _check_mode) or "auto"
-    wan_if = reader.optional_text("dataplane", "wan_if", check_ifname)
-    socket = reader.optional_text("api", "socket", check_socket_path) or DEFAULT_SOCKET
+    mesh_name = reader.text("mesh", "name", validate.name)
+    mesh_id = reader.text("mesh", "id", _mesh_id)
+    node_name = reader.text("node", "name", validate.name)
+    site = reader.text("node", "site", validate.name)
+    underlay = reader.optional_text("node", "underlay", underlay_ip)
+    listen = reader.texts("node", "listen", listen_addr, (default_listen(underlay),), LISTEN_MAX)
+    mode = reader.optional_text("dataplane", "mode", _mode) or "auto"
+    wan_if = reader.optional_text("dataplane", "wan_if", ifname)
+    socket = reader.optional_text("api", "socket", socket_path) or DEFAULT_SOCKET
     reader.refuse_leftovers()
     return Config(
         path=path,
@@ -146,7 +150,7 @@ class _Reader:
         for name, table in document.items():
             if not isinstance(table, dict):
                 raise ConfigError(
-                    f"{path}: {name}: a field outside of any table; move it under its [table]"
+                    f"{path}: {name}: a field outside of any table: move it under its [table]"
                 )
             self._tables[name] = dict(table)
 
@@ -157,30 +161,30 @@ class _Reader:
     def _fail(self, table: str, field: str, what: str) -> ConfigError:
         return ConfigError(f"{self._path}: [{table}] {field}: {what}")
 
-    def _checked(self, table: str, field: str, value: object, check: Callable[[str], str]) -> str:
+    def _checked(self, table: str, field: str, value: object, check: Check) -> str:
         if not isinstance(value, str):
             kind = type(value).__name__
-            raise self._fail(table, field, f"is of type {kind}; write a text in quotes")
+            raise self._fail(table, field, f"is of type {kind}: write a text in quotes")
         try:
-            return check(value)
+            return check(f"{self._path}: [{table}] {field}", value)
         except BadInput as error:
-            raise self._fail(table, field, str(error)) from None
+            raise ConfigError(str(error)) from None
 
-    def optional_text(self, table: str, field: str, check: Callable[[str], str]) -> str | None:
+    def optional_text(self, table: str, field: str, check: Check) -> str | None:
         value = self._take(table, field)
         return None if value is None else self._checked(table, field, value, check)
 
-    def text(self, table: str, field: str, check: Callable[[str], str]) -> str:
+    def text(self, table: str, field: str, check: Check) -> str:
         value = self.optional_text(table, field, check)
         if value is None:
-            raise self._fail(table, field, "is missing; add it")
+            raise self._fail(table, field, "is missing: add it")
         return value
 
     def texts(
         self,
         table: str,
         field: str,
-        check: Callable[[str], str],
+        check: Check,
         default: tuple[str, ...],
         count_max: int,
     ) -> tuple[str, ...]:
@@ -188,9 +192,9 @@ class _Reader:
         if value is None:
             return default
         if not isinstance(value, list):
-            raise self._fail(table, field, 'is no list; write it as ["...", "..."]')
+            raise self._fail(table, field, 'is no list: write it as ["...", "..."]')
         if not 1 <= len(value) <= count_max:
-            raise self._fail(table, field, f"has {len(value)} entries; write 1 to {count_max}")
+            raise self._fail(table, field, f"has {len(value)} entries: write 1 to {count_max}")
         return tuple(self._checked(table, field, entry, check) for entry in value)
 
     def refuse_leftovers(self) -> None:
@@ -198,83 +202,67 @@ class _Reader:
             if table not in self._known:
                 tables = ", ".join(f"[{name}]" for name in sorted(self._known))
                 raise ConfigError(
-                    f"{self._path}: [{table}]: no such table; remove it (there are {tables})"
+                    f"{self._path}: [{table}]: no such table: remove it (there are {tables})"
                 )
             for field in sorted(fields):
                 known = ", ".join(sorted(self._known[table]))
-                raise self._fail(table, field, f"no such field; remove it (there are {known})")
+                raise self._fail(table, field, f"no such field: remove it (there are {known})")
 
 
-def check_name(value: str) -> str:
-    """A name of a mesh, site, node or object. Raises BadInput."""
-    if not _NAME.fullmatch(value):
-        raise BadInput(
-            f"{value!r} is no name; use 1 to 63 of a-z, 0-9 and '-', not starting or ending in '-'"
-        )
-    return value
-
-
-def check_ip(value: str) -> str:
-    """A canonical unicast address of one machine. Raises BadInput."""
-    try:
-        address = ipaddress.ip_address(value)
-    except ValueError:
-        raise BadInput(f"{value!r} is no IP address; write one like 192.0.2.1") from None
-    if str(address) != value:
-        raise BadInput(f"{value!r} is not canonical; write {address}")
+def underlay_ip(what: str, value: str) -> str:
+    """A canonical unicast address that a machine can have. Raises BadInput."""
+    address = ipaddress.ip_address(validate.ip(what, value))
     if address.is_multicast or address.is_unspecified:
-        raise BadInput(f"{value!r} is no address of a machine; give one that an interface has")
+        raise bad(what, value, "give the address of an interface of this machine")
     return value
 
 
-def check_listen(value: str) -> str:
+def listen_addr(what: str, value: str) -> str:
     """A TCP multiaddr to listen on. Raises BadInput."""
     match = _LISTEN.fullmatch(value)
     hint = f"write one like /ip4/0.0.0.0/tcp/{DEFAULT_PORT}"
     if match is None:
-        raise BadInput(f"{value!r} is no TCP multiaddr; {hint}")
+        raise bad(what, value, f"not a TCP multiaddr: {hint}")
     family, host, port = match.groups()
     try:
         parse = ipaddress.IPv4Address if family == "ip4" else ipaddress.IPv6Address
         parse(host)
     except ValueError:
-        raise BadInput(f"{value!r}: {host!r} is no {family} address; {hint}") from None
+        raise bad(what, value, f"{host} is no {family} address: {hint}") from None
     if not 1 <= int(port) <= 65535:
-        raise BadInput(f"{value!r}: port {port} is not in 1 to 65535; {hint}")
+        raise bad(what, value, f"a port is 1 to 65535: {hint}")
     return value
 
 
-def check_ifname(value: str) -> str:
+def ifname(what: str, value: str) -> str:
     """A name that a network interface can have. Raises BadInput."""
-    if not _IFNAME.fullmatch(value) or value in (".", ".."):
-        raise BadInput(
-            f"{value!r} is no interface name; give 1 to {IFNAME_CHARS_MAX} characters without"
-            " blanks, '/' or ':'"
-        )
+    if not _IFNAME.fullmatch(value) or not value.isprintable() or value in (".", ".."):
+        fix = f"an interface name has 1 to {IFNAME_CHARS_MAX} characters, no blank, '/' or ':'"
+        raise bad(what, value, fix)
     return value
 
 
-def check_socket_path(value: str) -> str:
+def socket_path(what: str, value: str) -> str:
     """A path that a Unix socket can be bound to. Raises BadInput."""
     if not value or "\0" in value or value.endswith("/"):
-        raise BadInput(f"{value!r} is no path of a socket; write one like {DEFAULT_SOCKET}")
+        raise bad(what, value, f"not a path of a file: write one like {DEFAULT_SOCKET}")
     if len(value.encode()) > SOCKET_PATH_BYTES_MAX:
-        raise BadInput(
-            f"{value!r} is longer than the {SOCKET_PATH_BYTES_MAX} bytes that a Unix socket's path"
-            " may have; choose a shorter one"
+        fix = (
+            f"a Unix socket's path has at most {SOCKET_PATH_BYTES_MAX} bytes: choose a shorter one"
         )
+        raise bad(what, value, fix)
     return value
 
 
-def _check_mesh_id(value: str) -> str:
-    if not _MESH_ID.fullmatch(value):
-        raise BadInput(f"{value!r} is no mesh id; copy the 32 hex digits from another node's file")
+def _mesh_id(what: str, value: str) -> str:
+    if not validate.ID.fullmatch(value):
+        raise bad(what, value, "copy the 32 hex digits from another node's file")
     return value
 
 
-def _check_mode(value: str) -> str:
+def _mode(what: str, value: str) -> str:
     if value not in DATAPLANE_MODES:
-        raise BadInput(f"{value!r} is no mode; write one of {', '.join(DATAPLANE_MODES)}")
+        raise bad(what, value, f"write one of {', '.join(DATAPLANE_MODES)}")
     return value
 
 
@@ -313,7 +301,7 @@ def write_config(config: Config) -> None:
         with config.path.open("x", encoding="utf-8") as file:
             file.write(render_config(config))
     except FileExistsError:
-        raise ConfigError(f"{config.path}: is there already; choose another directory") from None
+        raise ConfigError(f"{config.path}: is there already: choose another directory") from None
 
 
 def _quote(value: str) -> str:

@@ -36,14 +36,6 @@ def new_seed() -> bytes:
     return secrets.token_bytes(SEED_BYTES)
 
 
-def public_key(seed: bytes) -> bytes:
-    """The Ed25519 public key (32 bytes, RFC 8032) of a seed."""
-    # Late: loading cryptography costs more than most commands take.
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    return Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw()
-
-
 def make_private_directory(path: Path) -> None:
     """Create `path` with mode 0700, whatever the umask is. Raises FileExistsError, OSError."""
     path.mkdir(mode=KEY_DIRECTORY_MODE)
@@ -56,10 +48,10 @@ def check_private_directory(path: Path) -> None:
         status = path.stat()
     except OSError as error:
         raise KeyFileError(
-            f"{path}: cannot be used ({error.strerror}); give the directory"
+            f"{path}: cannot be used ({error.strerror}): give the directory"
         ) from None
     if not stat.S_ISDIR(status.st_mode):
-        raise KeyFileError(f"{path}: is no directory; give the directory that holds the keys")
+        raise KeyFileError(f"{path}: is no directory: give the directory that holds the keys")
     _check_private(path, status, KEY_DIRECTORY_MODE)
 
 
@@ -76,7 +68,7 @@ def write_seed(path: Path, kind: KeyKind, seed: bytes) -> None:
     try:
         descriptor = os.open(path, flags, KEY_FILE_MODE)
     except FileExistsError:
-        raise KeyFileError(f"{path}: is there already; a key is never overwritten") from None
+        raise KeyFileError(f"{path}: is there already: a key is never overwritten") from None
     with os.fdopen(descriptor, "wb") as file:
         os.fchmod(file.fileno(), KEY_FILE_MODE)
         file.write(f"weft-{kind}-key-1 {seed.hex()}\n".encode())
@@ -96,30 +88,30 @@ def read_seed(path: Path, kind: KeyKind) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise KeyFileError(
-            f"{path}: the {kind} key cannot be read ({error.strerror}); restore it from a backup"
+            f"{path}: the {kind} key cannot be read ({error.strerror}): restore it from a backup"
         ) from None
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise KeyFileError(f"{path}: is no regular file; put the {kind} key there")
+            raise KeyFileError(f"{path}: is no regular file: put the {kind} key there")
         _check_private(path, status, KEY_FILE_MODE)
         raw = file.read(_FILE_BYTES_MAX)
     match = _LINE.fullmatch(raw)
     if match is None:
-        raise KeyFileError(f"{path}: holds no key of this version; restore it from a backup")
+        raise KeyFileError(f"{path}: holds no key of this version: restore it from a backup")
     if match[1].decode() != kind:
-        raise KeyFileError(f"{path}: holds a {match[1].decode()} key, not a {kind} key; swap them")
+        raise KeyFileError(f"{path}: holds a {match[1].decode()} key, not a {kind} key: swap them")
     return bytes.fromhex(match[2].decode())
 
 
 def _check_private(path: Path, status: os.stat_result, mode: int) -> None:
     if stat.S_IMODE(status.st_mode) & ~mode:
         raise KeyFileError(
-            f"{path}: mode {stat.S_IMODE(status.st_mode):04o} lets others in; run"
+            f"{path}: mode {stat.S_IMODE(status.st_mode):04o} lets others in: run"
             f" `chmod {mode:o} {path}`, and change the key if others were on this machine"
         )
     if status.st_uid not in (os.geteuid(), 0):
         raise KeyFileError(
             f"{path}: belongs to user {status.st_uid}, not to the one that runs this"
-            f" ({os.geteuid()}); change its owner"
+            f" ({os.geteuid()}): change its owner"
         )

@@ -5,7 +5,7 @@
 - `apply` carries out a batch of effects in one transaction that is on disk when it returns (WAL,
   synchronous=FULL): after a crash all of the batch is there or nothing of it.
 - One process has the file: a second one is refused, so that two nodes cannot write one chain.
-- The file is 0600 in a 0700 directory. It holds no private key and no join secret (only hashes).
+- The file is 0600 in a 0700 directory: it holds the secrets of the join tokens given out.
 
 The store checks shapes, not signatures: who loads it verifies what it holds.
 """
@@ -18,12 +18,14 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, TypeAlias
 
+from crdt.delta import Puts
 from crdt.header import ChainId, Epoch
-from mesh.core.errors import NotReady, Refused
+from mesh.core.effects import Persist, PersistStatements
+from mesh.core.errors import NotReady
 from mesh.node.keys import KEY_FILE_MODE, check_private_directory
 
 SCHEMA_VERSION: Final = 1
@@ -60,46 +62,17 @@ CREATE TABLE attachment (
     ifname TEXT PRIMARY KEY, vpc TEXT NOT NULL, ip TEXT NOT NULL, mac TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE invitation (
-    token_hash BLOB PRIMARY KEY, expires_s INTEGER NOT NULL, site TEXT, used_by BLOB
+    token_hash BLOB PRIMARY KEY,
+    secret BLOB NOT NULL,
+    expires_s INTEGER NOT NULL,
+    site TEXT NOT NULL,
+    used_by BLOB
 ) WITHOUT ROWID;
 """
 
 
 class StoreError(NotReady):
     """The store cannot be read or written. A failed `apply` has changed nothing."""
-
-
-class Persist(Protocol):
-    """A change of one branch, in the order of its fields.
-
-    `drop`: older branches of the chain to delete. `relabel_from`: the branch of that epoch becomes
-    this one, records and all. `replace`: drop this branch's records first. Then `deletes` go and
-    `puts` (key, seq, record) are written.
-    """
-
-    @property
-    def chain(self) -> ChainId: ...
-    @property
-    def epoch(self) -> Epoch: ...
-    @property
-    def header(self) -> bytes: ...
-    @property
-    def puts(self) -> Sequence[tuple[bytes, int, bytes]]: ...
-    @property
-    def deletes(self) -> Sequence[bytes]: ...
-    @property
-    def replace(self) -> bool: ...
-    @property
-    def drop(self) -> Sequence[Epoch]: ...
-    @property
-    def relabel_from(self) -> Epoch | None: ...
-
-
-class PersistStatements(Protocol):
-    """Roster statements to add to the grow-only set."""
-
-    @property
-    def statements(self) -> Sequence[bytes]: ...
 
 
 PersistEffect: TypeAlias = Persist | PersistStatements
@@ -112,7 +85,7 @@ class StoredBranch:
     chain: ChainId
     epoch: Epoch
     header: bytes
-    records: tuple[tuple[bytes, int, bytes], ...]
+    records: Puts
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +111,9 @@ class Invitation:
     """A join token that was given out; `used_by` is the node it admitted."""
 
     token_hash: bytes
+    secret: bytes = field(repr=False)
     expires_s: int  # since 1970
-    site: str | None
+    site: str  # empty: the joiner names its own
     used_by: bytes | None
 
 
@@ -176,7 +150,7 @@ class Store:
             )
         except OSError as error:
             raise StoreError(
-                f"{self.path}: the store cannot be opened ({error.strerror}); make it a file that"
+                f"{self.path}: the store cannot be opened ({error.strerror}): make it a file that"
                 " this user may write"
             ) from None
         try:
@@ -206,10 +180,10 @@ class Store:
         if application == _APPLICATION_ID:
             raise StoreError(
                 f"{self.path}: a store of version {version}, and this program writes version"
-                f" {SCHEMA_VERSION}; run the program that wrote it"
+                f" {SCHEMA_VERSION}: run the program that wrote it"
             )
         if tables:
-            raise StoreError(f"{self.path}: another program's database; move it away")
+            raise StoreError(f"{self.path}: another program's database: move it away")
         for statement in _SCHEMA.split(";"):
             self._db.execute(statement)
         self._db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
@@ -230,7 +204,7 @@ class Store:
         """
         with self._lock, self._errors(), self._transaction():
             for effect in effects:
-                if hasattr(effect, "statements"):
+                if isinstance(effect, PersistStatements):
                     self._add_statements(effect.statements)
                 else:
                     self._apply_branch(effect)
@@ -243,17 +217,12 @@ class Store:
 
     def _apply_branch(self, effect: Persist) -> None:
         chain = effect.chain
-        for epoch in effect.drop:
-            dropped = self._branch(chain, epoch)
-            if dropped is not None:
-                self._db.execute("DELETE FROM record WHERE branch = ?", (dropped,))
-                self._db.execute("DELETE FROM branch WHERE id = ?", (dropped,))
         branch = self._branch(chain, effect.relabel_from or effect.epoch)
         if branch is None:
             if effect.relabel_from is not None:
                 raise StoreError(
                     f"{self.path}: no branch {effect.relabel_from} of chain"
-                    f" {chain.node.hex()}/{chain.shard} to relabel; the store is behind the node"
+                    f" {chain.node.hex()}/{chain.shard} to relabel: the store is behind the node"
                 )
             branch = self._db.execute(
                 "INSERT INTO branch (node, shard, counter, nonce, header) VALUES (?, ?, ?, ?, ?)",
@@ -274,6 +243,11 @@ class Store:
             "INSERT OR REPLACE INTO record (branch, key, seq, record) VALUES (?, ?, ?, ?)",
             [(branch, *put) for put in effect.puts],
         )
+        for epoch in effect.drop:
+            dropped = self._branch(chain, epoch)
+            if dropped is not None:
+                self._db.execute("DELETE FROM record WHERE branch = ?", (dropped,))
+                self._db.execute("DELETE FROM branch WHERE id = ?", (dropped,))
 
     def _branch(self, chain: ChainId, epoch: Epoch) -> int | None:
         row = self._db.execute(
@@ -353,15 +327,16 @@ class Store:
 
     # ---- join tokens given out ----
 
-    def add_invitation(self, token_hash: bytes, expires_s: int, site: str | None) -> None:
+    def add_invitation(self, token_hash: bytes, secret: bytes, expires_s: int, site: str) -> None:
         self._run(
-            "INSERT INTO invitation (token_hash, expires_s, site) VALUES (?, ?, ?)",
-            (token_hash, expires_s, site),
+            "INSERT INTO invitation (token_hash, secret, expires_s, site) VALUES (?, ?, ?, ?)",
+            (token_hash, secret, expires_s, site),
         )
 
     def invitation(self, token_hash: bytes) -> Invitation | None:
         rows = self._all(
-            "SELECT token_hash, expires_s, site, used_by FROM invitation WHERE token_hash = ?",
+            "SELECT token_hash, secret, expires_s, site, used_by FROM invitation"
+            " WHERE token_hash = ?",
             (token_hash,),
         )
         return Invitation(*rows[0]) if rows else None
@@ -373,30 +348,18 @@ class Store:
         )
         return int(rows[0][0])
 
-    def use_invitation(self, token_hash: bytes, node: bytes, now_s: int) -> Invitation:
-        """Mark a token as used by `node`, durably, before the node is admitted.
+    def use_invitation(self, token_hash: bytes, node: bytes) -> bool:
+        """Mark a token as used by `node`, durably; False when it is another node's or unknown.
 
         The same node may use its token again: its answer may have been lost on the way.
-
-        Raises:
-            Refused: unknown, expired, or used by another node. Nothing was changed.
         """
-        with self._lock, self._errors(), self._transaction():
-            row = self._db.execute(
-                "SELECT token_hash, expires_s, site, used_by FROM invitation WHERE token_hash = ?",
-                (token_hash,),
-            ).fetchone()
-            if row is None:
-                raise Refused("the token is not one of this node's; ask for a new one")
-            invitation = Invitation(*row)
-            if invitation.used_by not in (None, node):
-                raise Refused("the token was used already; ask for a new one")
-            if invitation.used_by is None and invitation.expires_s <= now_s:
-                raise Refused("the token has expired; ask for a new one")
-            self._db.execute(
-                "UPDATE invitation SET used_by = ? WHERE token_hash = ?", (node, token_hash)
+        with self._lock, self._errors():
+            changed = self._db.execute(
+                "UPDATE invitation SET used_by = ?1 WHERE token_hash = ?2"
+                " AND (used_by IS NULL OR used_by = ?1)",
+                (node, token_hash),
             )
-            return invitation
+            return changed.rowcount == 1
 
     def drop_invitations(self, expired_before_s: int) -> None:
         """Forget tokens that expired before a time, used or not: they are refused as unknown."""
@@ -433,12 +396,12 @@ class Store:
     def _error(self, error: sqlite3.Error) -> StoreError:
         name = getattr(error, "sqlite_errorname", "")
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-            return StoreError(f"{self.path}: in use by another process; stop that one first")
+            return StoreError(f"{self.path}: in use by another process: stop that one first")
         if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
             return StoreError(
-                f"{self.path}: the store is damaged ({error}); restore a backup of it, or move it"
+                f"{self.path}: the store is damaged ({error}): restore a backup of it, or move it"
                 " away and join again"
             )
         if name.startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY")):
-            return StoreError(f"{self.path}: cannot be written ({error}); check the disk")
+            return StoreError(f"{self.path}: cannot be written ({error}): check the disk")
         return StoreError(f"{self.path}: {name or type(error).__name__}: {error}")

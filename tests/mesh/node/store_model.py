@@ -6,26 +6,9 @@ import random
 from dataclasses import dataclass, field
 
 from crdt.header import ChainId, Epoch
+from mesh.core.effects import Persist, PersistStatements
 
-
-@dataclass(frozen=True, slots=True)
-class PersistRows:
-    chain: ChainId
-    epoch: Epoch
-    header: bytes
-    puts: tuple[tuple[bytes, int, bytes], ...] = ()
-    deletes: tuple[bytes, ...] = ()
-    replace: bool = False
-    drop: tuple[Epoch, ...] = ()
-    relabel_from: Epoch | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class AddStatements:
-    statements: tuple[bytes, ...]
-
-
-Effect = PersistRows | AddStatements
+Effect = Persist | PersistStatements
 Branch = tuple[bytes, dict[bytes, tuple[int, bytes]]]
 
 
@@ -35,11 +18,9 @@ class Model:
     branches: dict[tuple[ChainId, Epoch], Branch] = field(default_factory=dict)
 
     def apply(self, effect: Effect) -> None:
-        if isinstance(effect, AddStatements):
+        if isinstance(effect, PersistStatements):
             self.statements.update(effect.statements)
             return
-        for epoch in effect.drop:
-            self.branches.pop((effect.chain, epoch), None)
         old = (effect.chain, effect.relabel_from or effect.epoch)
         _, records = self.branches.pop(old, (b"", {}))
         if effect.replace:
@@ -49,6 +30,8 @@ class Model:
         for key, seq, record in effect.puts:
             records[key] = (seq, record)
         self.branches[effect.chain, effect.epoch] = (effect.header, records)
+        for epoch in effect.drop:
+            self.branches.pop((effect.chain, epoch), None)
 
 
 class Author:
@@ -66,7 +49,9 @@ class Author:
     def _effect(self) -> Effect:
         chance = self._random
         if chance.random() < 0.1:
-            return AddStatements(tuple(chance.randbytes(8) for _ in range(chance.randint(0, 3))))
+            return PersistStatements(
+                tuple(chance.randbytes(8) for _ in range(chance.randint(0, 3)))
+            )
         chain = ChainId(bytes([chance.randrange(3)]) * 16, chance.choice(["mesh", "ab" * 16]))
         epochs = self._epochs.setdefault(chain, [])
         relabel_from = None
@@ -75,21 +60,22 @@ class Author:
             self._counter += 1
             if epochs and chance.random() < 0.5:
                 relabel_from = epochs.pop()
+                drop = (relabel_from,)  # named, and gone already
             epochs.append(Epoch(self._counter, chance.randbytes(8)))
         if len(epochs) > 1 and chance.random() < 0.5:
-            drop = tuple(epochs[:-1])
+            drop = (*drop, *epochs[:-1])
             del epochs[:-1]
         puts = []
         for key in chance.sample(range(12), chance.randint(0, 6)):
             self._seq += 1
             puts.append((b"k%d" % key, self._seq, chance.randbytes(chance.randint(0, 40))))
-        return PersistRows(
+        return Persist(
             chain,
             epochs[-1],
             chance.randbytes(20),
             tuple(puts),
             tuple(b"k%d" % chance.randrange(12) for _ in range(chance.randint(0, 3))),
-            chance.random() < 0.1,
-            drop,
-            relabel_from,
+            replace=chance.random() < 0.1,
+            relabel_from=relabel_from,
+            drop=drop,
         )

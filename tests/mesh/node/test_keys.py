@@ -12,7 +12,6 @@ from mesh.node.keys import (
     KeyKind,
     make_private_directory,
     new_seed,
-    public_key,
     read_seed,
     write_seed,
 )
@@ -42,13 +41,6 @@ def test_a_seed_reads_back(home: Path, kind: KeyKind) -> None:
     seed = new_seed()
     write_seed(home / "k", kind, seed)
     assert read_seed(home / "k", kind) == seed
-
-
-def test_public_key_is_that_of_rfc_8032() -> None:
-    # RFC 8032, 7.1, test 1.
-    seed = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
-    key = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
-    assert public_key(seed).hex() == key
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o700])
