@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from sim.lab import netns
+from sim.lab import netns, processes, state
+from sim.lab.lab import Lab
+from sim.lab.state import State
 from sim.lab.topology import LabSpec, Topology, plan
 
 _numbers = itertools.count()
@@ -54,3 +56,21 @@ def built(root: None, lab_name: str) -> Iterator[Callable[..., Topology]]:
 @pytest.fixture
 def nft(root: None) -> None:
     need(shutil.which("nft") is not None, "nft (nftables)")
+
+
+@pytest.fixture
+def stand_in_lab(root: None, nft: None, lab_name: str) -> Iterator[Lab]:
+    """A lab whose nodes are `sleep`: everything about it but the mesh."""
+    topology = plan(LabSpec(name=lab_name, sites=2, vpcs=1))
+    state.make_directory(topology)
+    try:
+        netns.build(topology)
+        current = State(topology, ready=True)
+        for gateway in topology.gateways:
+            log = state.lab_directory(lab_name) / gateway.name / "node.log"
+            process = processes.spawn(gateway.netns, ["sleep", "300"], log=log)
+            current = current.with_process(gateway.name, process)
+        state.save(current)
+        yield Lab.open(lab_name)
+    finally:
+        Lab.take_down(lab_name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,29 +14,12 @@ from sim.lab.state import State
 from sim.lab.topology import LabSpec, is_lab_namespace, plan
 
 
-@pytest.fixture
-def lab(root: None, nft: None, lab_name: str) -> Iterator[Lab]:
-    """A lab whose nodes are `sleep`: everything about it but the mesh."""
-    topology = plan(LabSpec(name=lab_name, sites=2, vpcs=1))
-    state.make_directory(topology)
-    try:
-        netns.build(topology)
-        current = State(topology, ready=True)
-        for gateway in topology.gateways:
-            log = state.lab_directory(lab_name) / gateway.name / "node.log"
-            process = processes.spawn(gateway.netns, ["sleep", "300"], log=log)
-            current = current.with_process(gateway.name, process)
-        state.save(current)
-        yield Lab.open(lab_name)
-    finally:
-        Lab.take_down(lab_name)
-
-
 def _left_of(name: str) -> list[str]:
     return [entry for entry in netns.list_namespaces() if is_lab_namespace(name, entry)]
 
 
-def test_down_leaves_nothing_and_can_be_repeated(lab: Lab) -> None:
+def test_down_leaves_nothing_and_can_be_repeated(stand_in_lab: Lab) -> None:
+    lab = stand_in_lab
     pids = [gateway.pid for gateway in lab.gateways()]
     assert all(pids)
     stray = processes.spawn(
@@ -98,7 +80,8 @@ def test_only_root_makes_a_lab(lab_name: str, monkeypatch: pytest.MonkeyPatch) -
         Lab.up(LabSpec(name=lab_name))
 
 
-def test_a_killed_node_is_gone_and_shown_as_such(lab: Lab) -> None:
+def test_a_killed_node_is_gone_and_shown_as_such(stand_in_lab: Lab) -> None:
+    lab = stand_in_lab
     pid = lab.gateway("a1").pid
     assert lab.kill("a1") == pid
     assert lab.gateway("a1").pid is None
@@ -111,7 +94,8 @@ def test_a_killed_node_is_gone_and_shown_as_such(lab: Lab) -> None:
         lab.kill("z1")
 
 
-def test_status_has_the_shape_that_scripts_depend_on(lab: Lab) -> None:
+def test_status_has_the_shape_that_scripts_depend_on(stand_in_lab: Lab) -> None:
+    lab = stand_in_lab
     status = lab.status()
     assert list(status) == ["name", "sites", "partitions"]
     assert status["partitions"] == []
@@ -128,7 +112,8 @@ def test_status_has_the_shape_that_scripts_depend_on(lab: Lab) -> None:
     }
 
 
-def test_partitions_are_remembered_until_healed(lab: Lab) -> None:
+def test_partitions_are_remembered_until_healed(stand_in_lab: Lab) -> None:
+    lab = stand_in_lab
     lab.partition("a", "b")
     assert Lab.open(lab.name).status()["partitions"] == [["a"], ["b"]]
     with pytest.raises(BadInput):
@@ -138,7 +123,8 @@ def test_partitions_are_remembered_until_healed(lab: Lab) -> None:
     assert Lab.open(lab.name).status()["partitions"] == []
 
 
-def test_commands_run_where_they_are_asked_for(lab: Lab) -> None:
+def test_commands_run_where_they_are_asked_for(stand_in_lab: Lab) -> None:
+    lab = stand_in_lab
     done = lab.run_in("a-v1-1", ["ip", "-4", "-o", "addr", "show", "eth0"])
     assert "10.0.1.10/24" in done.stdout
     done = lab.run_in("b1", ["sh", "-c", "echo $WEFT_SOCKET; exit 7"])
@@ -147,7 +133,8 @@ def test_commands_run_where_they_are_asked_for(lab: Lab) -> None:
         lab.run_in("q", ["true"])
 
 
-def test_a_ping_that_nobody_answers_is_counted(lab: Lab) -> None:
+def test_a_ping_that_nobody_answers_is_counted(stand_in_lab: Lab) -> None:
+    lab = stand_in_lab
     result = lab.ping("a-v1-1", "b-v1-1", count=2, interval_s=0.01, timeout_s=0.05)
     assert (result.sent, result.received, result.rtt_ms) == (2, 0, None)
     with pytest.raises(BadInput, match=r"'10.0.1'"):
@@ -156,8 +143,9 @@ def test_a_ping_that_nobody_answers_is_counted(lab: Lab) -> None:
         lab.ping("a-v1-1", "nobody")
 
 
-def test_a_pod_whose_endpoint_is_refused_is_not_added(lab: Lab) -> None:
+def test_a_pod_whose_endpoint_is_refused_is_not_added(stand_in_lab: Lab) -> None:
     """The stand-in answers no API, so the mesh cannot have taken it."""
+    lab = stand_in_lab
     with pytest.raises(NotReady):
         lab.add_pod("a-v1-9", "a1", "v1", "10.0.1.99")
     assert f"wl-{lab.name}-a-v1-9" not in netns.list_namespaces()
@@ -165,6 +153,7 @@ def test_a_pod_whose_endpoint_is_refused_is_not_added(lab: Lab) -> None:
         Lab.open(lab.name).pod("a-v1-9")
 
 
-def test_a_lab_is_changed_by_one_command_at_a_time(lab: Lab) -> None:
+def test_a_lab_is_changed_by_one_command_at_a_time(stand_in_lab: Lab) -> None:
+    lab = stand_in_lab
     with state.locked(lab.name), pytest.raises(Refused, match="another command"):
         lab.heal()
