@@ -1,0 +1,93 @@
+"""From disk to a replica: what a starting node knows before it has met anybody."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from crdt.chain import Chain, RootMismatch
+from crdt.delta import BadDelta
+from crdt.lattice import Lattice
+from mesh.core import ed25519
+from mesh.core.errors import BadInput, NotReady, PeerError
+from mesh.core.members import Member
+from mesh.core.ops import NodeId
+from mesh.core.persisting import load_header
+from mesh.core.roster import Roster
+from mesh.node.config import Config
+from mesh.node.keys import read_seed
+from mesh.node.log import event
+from mesh.node.store import Store, StoredBranch
+
+_logger = logging.getLogger("weft.node")
+
+
+@dataclass(frozen=True, slots=True)
+class Booted:
+    """A node's identity and stored state."""
+
+    seed: bytes
+    member: Member
+    roster: Roster
+    lattice: Lattice
+    damaged: int
+    """stored branches that did not verify and were left out: peers have them"""
+
+
+def boot(config: Config, store: Store) -> Booted:
+    """Read the key and the store. Raises BadInput (wrong files) or NotReady (damaged store)."""
+    seed = read_seed(config.node_key_path, "node")
+    node = ed25519.node_id(ed25519.public_key(seed))
+    stored = store.load()
+    try:
+        roster = Roster.founded_by(stored.statements)
+    except PeerError as error:
+        raise NotReady(
+            f"{config.store_path}: {error}; join the mesh again with a new directory"
+        ) from None
+    member = _member(config, roster, node)
+    lattice = Lattice()
+    damaged = sum(not _restore(lattice, roster, branch) for branch in stored.branches)
+    return Booted(seed, member, roster, lattice, damaged)
+
+
+def _member(config: Config, roster: Roster, node: NodeId) -> Member:
+    if roster.mesh_id != config.mesh_id:
+        raise BadInput(
+            f"{config.path}: [mesh] id: is {config.mesh_id.hex()}, and the store is of mesh"
+            f" {roster.mesh_id.hex()}; put the right files together"
+        )
+    member = roster.members().get(node)
+    if member is None:
+        raise BadInput(f"{config.node_key_path}: the key of no member; restore the right key")
+    if member.state != "active":
+        raise BadInput(f"node {member.name} was retired from the mesh: join with a new directory")
+    if (member.name, member.site) != (config.node_name, config.site):
+        raise BadInput(
+            f"{config.path}: [node]: says node {config.node_name} at site {config.site}, and it was"
+            f" admitted as {member.name} at {member.site}; write these"
+        )
+    return member
+
+
+def _restore(lattice: Lattice, roster: Roster, branch: StoredBranch) -> bool:
+    """Take a stored branch into the lattice if it is what its writer signed."""
+    try:
+        header = load_header(branch.header)
+        writer = roster.members().get(header.chain.node)
+        if writer is None or not ed25519.verify(
+            writer.key, header.message(roster.mesh_id), header.signature
+        ):
+            raise ValueError("signature")
+        lattice.add(Chain.restore(header, branch.records))
+    except (ValueError, BadDelta, RootMismatch) as error:
+        event(
+            _logger,
+            "store.branch_damaged",
+            level=logging.ERROR,
+            node=branch.chain.node,
+            shard=branch.chain.shard,
+            reason=error,
+        )
+        return False
+    return True

@@ -1,0 +1,399 @@
+"""The node: carries the replica's effects out under trio, and feeds it what happens.
+
+One task each: events of the transport, effects, timers, the writer's housekeeping, the data plane,
+the local API. Everything that decides is synchronous and elsewhere (`mesh.core`); between two
+awaits the replica, the view and the compiled rows always agree.
+
+The path of a local write: `submit` computes the operations from the view as it is, the replica and
+the view take them at once, and `submit` returns when the store has them. Writes that arrive while
+the store is busy are signed and stored together.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
+
+import msgpack
+import trio
+
+from mesh.core import ed25519
+from mesh.core.clock import HybridClock
+from mesh.core.effects import (
+    Alarm,
+    DropPeer,
+    Effect,
+    MembersChanged,
+    Persist,
+    PersistStatements,
+    Send,
+)
+from mesh.core.errors import NotReady, RequestError
+from mesh.core.forwarding import Forwarding
+from mesh.core.ops import Change, NodeId, Op
+from mesh.core.replica import Replica
+from mesh.core.view import View
+from mesh.core.writer import Writer
+from mesh.node import addresses
+from mesh.node.boot import boot
+from mesh.node.config import Config
+from mesh.node.forwarder import Forwarder
+from mesh.node.joining import Joining
+from mesh.node.log import LimitedLog, event
+from mesh.node.p2p.events import FrameIn, Overflow, PeerDown, PeerUp
+from mesh.node.p2p.transport import Transport
+from mesh.node.store import Store, StoreError
+from mesh.version import VERSION
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus
+
+HOUSEKEEPING_S = 1.0
+MISBEHAVED_BACKOFF_S = 30.0
+"""A peer that broke the protocol is not dialled or accepted for so long."""
+SOFT_STATE_S = 1.0
+START_BATCH = 10_000
+"""Stored records given to the view at a time, so that a start can be interrupted."""
+
+_logger = logging.getLogger("weft.node")
+
+
+class Node:
+    """One running node. Everything here is used from trio's thread only."""
+
+    def __init__(self, config: Config) -> None:
+        """Read key and store. Raises BadInput or NotReady; nothing is started yet."""
+        self.config = config
+        self.store = Store(config.store_path)
+        try:
+            booted = boot(config, self.store)
+        except BaseException:
+            self.store.close()
+            raise
+        self.id: NodeId = booted.member.node
+        self.member = booted.member
+        self.damaged_branches = booted.damaged
+        self.view = View()
+        self.clock = HybridClock()
+        self.replica = Replica(
+            self.id,
+            booted.roster,
+            booted.lattice,
+            sign=lambda message: ed25519.sign(booted.seed, message),
+            nonce=secrets.token_bytes,
+            jitter=random.random,
+            now_ns=time.monotonic_ns(),
+        )
+        self.writer = Writer(self.id, self.member.site, self.view, self.clock, secrets.token_bytes)
+        self.forwarding = Forwarding(self.id, self.member.site, self.view)
+        self.forwarder = Forwarder(config, self.forwarding)
+        self.joining = Joining(
+            booted.seed, self.replica, self.store, self.advertised_addrs, self.durable
+        )
+        self.transport = Transport(
+            self.id,
+            booted.seed,
+            config.listen,
+            self._identify,
+            self.joining.handle,
+            rng=random.Random(secrets.randbits(64)),  # noqa: S311  # spreads load, hides nothing
+        )
+        self.started_ns = time.time_ns()
+        self.alarms: dict[str, str] = {}
+        """alarm event -> its last fields in words, for `status`"""
+        self._log = LimitedLog(_logger, trio.current_time)
+        self._work = trio.Event()
+        self._timer_changed = trio.Event()
+        self._waiting: list[trio.Event] = []
+        self._failure: StoreError | None = None
+        self._node_of_key: dict[bytes, NodeId] = {}
+        self._host_addrs: list[str] = []
+
+    # ---- what the API asks ----
+
+    @property
+    def roster_members(self) -> dict[NodeId, str]:
+        """Node id -> name of every member."""
+        return {node: member.name for node, member in self.replica.roster.members().items()}
+
+    def advertised_addrs(self) -> list[str]:
+        """Multiaddrs at which other nodes can dial this one."""
+        return addresses.advertised(self.transport.listen_addrs(), self._host_addrs)
+
+    async def submit(self, make_ops: Callable[[], Sequence[Op]]) -> bool:
+        """Run `make_ops` against the view as it is, write what it returns, wait until it is stored.
+
+        Returns whether anything was written. Raises what `make_ops` raises, Refused or NotReady;
+        nothing was written then.
+        """
+        ops = make_ops()
+        wrote = bool(ops) and self.replica.local(ops, time.monotonic_ns())
+        if wrote:
+            self._absorb()
+        if wrote or self._waiting:
+            await self.durable()
+        return wrote
+
+    async def durable(self) -> None:
+        """Return when everything written until now is on disk. Raises StoreError."""
+        if self._failure is not None:
+            raise self._failure
+        done = trio.Event()
+        self._waiting.append(done)
+        self._work.set()
+        await done.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def attach(self, ifname: str, vpc_id: str, ip: str, mac: str) -> None:
+        """Install the local port of an endpoint. The caller has stored it."""
+        self.forwarding.attach(ifname, vpc_id, ip, mac)
+        self.forwarder.poke()
+
+    def detach(self, ifname: str) -> None:
+        self.forwarding.detach(ifname)
+        self.forwarder.poke()
+
+    # ---- running ----
+
+    async def run(
+        self,
+        serve_api: Callable[..., Awaitable[None]],
+        *,
+        task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Run until cancelled. `serve_api(node, task_status=…)` is started with `nursery.start`.
+
+        Started when links and API are open and the data plane has every stored row.
+        """
+        try:
+            self._host_addrs = await addresses.of_host(self.config.underlay)
+            await self._load_view()
+            await self.forwarder.open()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.forwarder.run)
+                await nursery.start(self.transport.run)
+                self._members_changed()
+                nursery.start_soon(self._take_events)
+                nursery.start_soon(self._carry_out)
+                nursery.start_soon(self._keep_time)
+                nursery.start_soon(self._keep_house)
+                nursery.start_soon(self._tell_soft_state)
+                await nursery.start(serve_api, self)
+                event(_logger, "node.started", node=self.id, site=self.member.site)
+                task_status.started()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self.forwarder.close()
+                self.store.close()
+            event(_logger, "node.stopped", node=self.id)
+
+    async def _load_view(self) -> None:
+        """Read everything stored, so that forwarding starts before any peer is met."""
+        self.view.set_members(self.replica.roster.members())
+        batch: list[Change] = []
+        for id in self.replica.lattice.chains():
+            for key, _, (_, record) in self.replica.lattice.entries(id):
+                batch.append(Change(id.node, id.shard, key, record))
+                if len(batch) == START_BATCH:
+                    self.view.apply(batch)
+                    batch = []
+                    await trio.lowlevel.checkpoint()
+        self.view.apply(batch)
+        for attachment in self.store.attachments():
+            self.forwarding.attach(attachment.ifname, attachment.vpc, attachment.ip, attachment.mac)
+        self.forwarding.update()
+
+    async def _take_events(self) -> None:
+        async for happened in self.transport.events:
+            now_ns = time.monotonic_ns()
+            match happened:
+                case PeerUp():
+                    event(_logger, "peer.up", peer=self.name_of(happened.node))
+                    self._remember_address(happened)
+                    self.replica.peer_up(happened.node, now_ns)
+                    self.forwarding.set_live(happened.node, True)
+                case PeerDown():
+                    event(
+                        _logger,
+                        "peer.down",
+                        peer=self.name_of(happened.node),
+                        reason=happened.reason,
+                    )
+                    self.replica.peer_down(happened.node, now_ns)
+                    self.forwarding.set_live(happened.node, False)
+                case FrameIn():
+                    self.replica.receive(happened.node, happened.frame, now_ns)
+                case Overflow():
+                    self.replica.peer_lagging(happened.node, now_ns)
+            self._absorb()
+
+    def _absorb(self) -> None:
+        """Bring the view and the rows up to what the replica holds now."""
+        changes = self.replica.take_changes()
+        if changes:
+            self.view.apply(changes)
+            self.writer.observe(changes, time.time_ns())
+        if self.forwarding.update():
+            self.forwarder.poke()
+        self._work.set()
+        self._timer_changed.set()
+
+    async def _carry_out(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work = trio.Event()
+            waiting, self._waiting = self._waiting, []
+            try:
+                await self._perform(self.replica.drain())
+            except StoreError as error:
+                self._failure = error
+                event(_logger, "store.failed", level=logging.CRITICAL, reason=error)
+                raise
+            finally:
+                for done in waiting:
+                    done.set()
+
+    async def _perform(self, effects: Sequence[Effect]) -> None:
+        """In order; what belongs to the store goes there in one transaction before any send."""
+        stored = [e for e in effects if isinstance(e, Persist | PersistStatements)]
+        if stored:
+            await trio.to_thread.run_sync(self.store.apply, stored)
+        for effect in effects:
+            match effect:
+                case Send():
+                    channel = "push" if effect.push else "sync"
+                    self.transport.send(effect.peer, effect.frame, channel)  # type: ignore[arg-type]
+                case MembersChanged():
+                    self._members_changed()
+                case DropPeer():
+                    self.transport.drop(effect.peer, effect.reason, MISBEHAVED_BACKOFF_S)
+                case Alarm():
+                    self._note_alarm(effect)
+
+    def _note_alarm(self, alarm: Alarm) -> None:
+        fields = {
+            name: self.name_of(value) if isinstance(value, bytes) else value
+            for name, value in alarm.fields.items()
+        }
+        self.alarms[alarm.event] = " ".join(f"{name}={value}" for name, value in fields.items())
+        self._log.event(alarm.event, level=logging.ERROR, **fields)
+
+    async def _keep_time(self) -> None:
+        while True:
+            self._timer_changed = trio.Event()
+            deadline_ns = self.replica.next_deadline_ns()
+            wait_s = HOUSEKEEPING_S
+            if deadline_ns is not None:
+                wait_s = min(wait_s, max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9))
+            with trio.move_on_after(wait_s):
+                await self._timer_changed.wait()
+            now_ns = time.monotonic_ns()
+            if deadline_ns is not None and now_ns >= deadline_ns:
+                self.replica.timer(now_ns)
+                self._work.set()
+
+    async def _keep_house(self) -> None:
+        """Own registration, withdrawals, evictions that concern this node; open invitations."""
+        while True:
+            if self.replica.writable:
+                try:
+                    await self.submit(self._house_ops)
+                except StoreError:
+                    raise
+                except RequestError as error:
+                    self._log.event("node.housekeeping_refused", reason=error)
+            self.transport.open_joining(await self.joining.is_open())
+            self._dial_members()
+            await trio.sleep(HOUSEKEEPING_S)
+
+    def _house_ops(self) -> list[Op]:
+        registration = self.writer.register_gateway(
+            self.config.underlay or "", tuple(self.advertised_addrs()), VERSION, time.time_ns()
+        )
+        return [*registration, *self.writer.housekeeping(time.time_ns())]
+
+    async def _tell_soft_state(self) -> None:
+        while True:
+            digest = self.replica.lattice.digest("mesh")[:8]
+            self.transport.set_soft_state(
+                msgpack.packb([1, VERSION, time.time_ns() // 1_000_000, digest])
+            )
+            await trio.sleep(SOFT_STATE_S)
+
+    # ---- members ----
+
+    def name_of(self, node: NodeId) -> str:
+        """A member's name, or the start of an unknown id."""
+        member = self.replica.roster.members().get(node)
+        return member.name if member else node.hex()[:8]
+
+    def _identify(self, key: bytes) -> NodeId | None:
+        """The active member with public key `key`."""
+        node = self._node_of_key.get(key)
+        return node if node is not None and self.replica.roster.active(node) else None
+
+    def _members_changed(self) -> None:
+        members = self.replica.roster.members()
+        self._node_of_key = {member.key: node for node, member in members.items()}
+        self.view.set_members(members)
+        self._absorb()
+        self._dial_members()
+
+    def _dial_members(self) -> None:
+        """Dial active members where they say they listen, else where they were last reached."""
+        book = self.store.addresses()
+        targets: dict[NodeId, Sequence[str]] = {}
+        for node, member in self.replica.roster.members().items():
+            if member.state != "active" or node == self.id:
+                continue
+            gateway = self.view.gateways.get(node)
+            registered = gateway.addrs if gateway else ()
+            targets[node] = tuple(dict.fromkeys([*registered, *book.get(node, ())]))
+        self.transport.set_targets(targets)
+
+    def _remember_address(self, up: PeerUp) -> None:
+        if not up.inbound:
+            self.store.add_address(up.node, up.addr, int(time.time()))
+
+
+async def run(config: Config) -> None:
+    """`weft run`: a node until SIGTERM or SIGINT; its data plane stays. Raises RequestError."""
+    from mesh.node.api import serve
+
+    node = Node(config)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
+        await nursery.start(node.run, serve)
+        _notify_ready()
+
+
+async def _stop_on_signal(scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            event(_logger, "node.stopping", signal=signal.Signals(number).name)
+            scope.cancel()
+            return
+
+
+def _notify_ready() -> None:
+    """Tell a service manager that asked for it (sd_notify(3))."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    address = "\0" + path[1:] if path.startswith("@") else path
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
+        try:
+            notify.sendto(b"READY=1", address)
+        except OSError as error:
+            event(_logger, "node.notify_failed", level=logging.WARNING, reason=error)
+
+
+__all__ = ["Node", "NotReady", "run"]
