@@ -14,7 +14,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -30,6 +30,9 @@ FLOWS_MAX: Final = 30_000  # identifiers have 16 bits
 RECEIVE_BUFFER_BYTES: Final = 1 << 20  # a round of all flows of a namespace may come at once
 IN_FLIGHT_MAX: Final = 30_000  # of one flow; sequence numbers have 16 bits
 READ_BYTES: Final = 2048
+TOKEN: Final = struct.Struct("!I12s")  # number of the flow, nonce of the run
+TOKEN_PORT: Final = 9  # discard: no answer is expected
+TOKEN_GRACE_S: Final = 0.1
 CHUNK_BYTES: Final = 1 << 20
 CONNECT_TIMEOUT_S: Final = 5.0
 STALL_TIMEOUT_S: Final = 10.0
@@ -314,3 +317,59 @@ def _receive_all(listener: socket.socket) -> tuple[int, str]:
     except OSError:
         pass  # what has not arrived shows in the count and the checksum
     return count, digest.hexdigest()
+
+
+def receivers(
+    pods: Mapping[str, str], flows: Sequence[tuple[str, str]], timeout_s: float
+) -> list[tuple[str, ...]]:
+    """Which pods a datagram really arrives at: an answer to a ping does not say whose it is.
+
+    Args:
+        pods: name -> namespace of all that may receive.
+        flows: (name of the sender, address it sends to), `FLOWS_MAX` at most.
+        timeout_s: how long to wait for flows that arrive nowhere.
+
+    Returns:
+        For each flow the names of those who got its datagram, sorted.
+    """
+    arrived: list[set[str]] = [set() for _ in flows]
+    nonce = os.urandom(TOKEN.size - 4)
+    with contextlib.ExitStack() as stack:
+        selector = stack.enter_context(selectors.DefaultSelector())
+        sockets: dict[str, socket.socket] = {}
+        for name, netns in pods.items():
+            sockets[name] = stack.enter_context(in_namespace(netns, _token_socket))
+            selector.register(sockets[name], selectors.EVENT_READ, name)
+        for number, (sender, address) in enumerate(flows):
+            with contextlib.suppress(OSError):
+                sockets[sender].sendto(TOKEN.pack(number, nonce), (address, TOKEN_PORT))
+        deadline_s = time.monotonic() + timeout_s
+        while (wait_s := deadline_s - time.monotonic()) > 0:
+            for key, _ in selector.select(wait_s):
+                token = _take_token(key.fileobj, nonce)
+                if token is not None and token < len(flows):
+                    arrived[token].add(key.data)
+            if all(arrived):
+                # One that arrives at two places is about to show; then there is nothing to wait for
+                deadline_s = min(deadline_s, time.monotonic() + TOKEN_GRACE_S)
+    return [tuple(sorted(names)) for names in arrived]
+
+
+def _token_socket() -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+    sock.setblocking(False)
+    sock.bind(("0.0.0.0", TOKEN_PORT))  # noqa: S104 — the pod's namespace has one address
+    return sock
+
+
+def _take_token(sock: object, nonce: bytes) -> int | None:
+    assert isinstance(sock, socket.socket)
+    try:
+        data = sock.recv(READ_BYTES)
+    except OSError:
+        return None
+    if len(data) != TOKEN.size or data[4:] != nonce:
+        return None
+    number: int = TOKEN.unpack(data)[0]
+    return number

@@ -13,7 +13,7 @@ from pyroute2 import IPRoute
 
 from mesh.core.errors import NotReady
 from sim.lab import faults, netns
-from sim.lab.probes import Flow, Pinger, PingResult, transfer
+from sim.lab.probes import Flow, Pinger, PingResult, receivers, transfer
 from sim.lab.topology import POD_IF, POD_MTU, WAN_IF, LabSpec, Topology, plan, plan_pod
 
 Build = Callable[..., Topology]
@@ -188,6 +188,14 @@ def test_pings_of_two_programs_are_told_apart(built: Build) -> None:
     assert result.sent == result.received == 50
     assert background.lost == 0
     assert result.rtt_ms is not None and 0 < result.rtt_ms <= (result.rtt_max_ms or 0)
+
+
+def test_datagrams_are_seen_where_they_arrive(built: Build) -> None:
+    topology = built(sites=2, vpcs=0)
+    a, b = topology.gateways
+    flows = [("a", b.underlay_ip), ("b", b.underlay_ip), ("b", "198.18.9.9")]
+    got = receivers({"a": a.netns, "b": b.netns}, flows, timeout_s=0.3)
+    assert got == [("b",), ("b",), ()]
 
 
 def test_nsenter_keeps_the_bpf_file_system(built: Build) -> None:
