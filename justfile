@@ -1,0 +1,29 @@
+# Recipes of the project. `./just NAME` sets the machine up first; `just NAME` takes it as it is.
+
+set positional-arguments := true
+
+bin := justfile_directory() / ".venv/bin"
+
+# List the recipes.
+default:
+    @{{ just_executable() }} --list --justfile {{ justfile() }}
+
+# Three sites on this machine, through a partition and a heal, told line by line.
+demo:
+    {{ bin }}/python -m sim.demo
+
+# Lint, types and import rules, then all tests; arguments go to pytest.
+test *ARGS: check
+    {{ bin }}/pytest "$@"
+
+# Lint, types and import rules.
+check:
+    {{ bin }}/ruff check .
+    {{ bin }}/ruff format --check .
+    {{ bin }}/mypy
+    {{ bin }}/lint-imports --no-cache
+
+# Format, and mend what lint can mend by itself.
+fmt:
+    {{ bin }}/ruff check --fix .
+    {{ bin }}/ruff format .
