@@ -1,65 +1,32 @@
-"""`weft lab`: the commands. What they do is in lab.py; here are options, output and exit codes."""
+"""Run real nodes in network namespaces of this machine.
+
+What the commands do is in lab.py; here are their options and what they print.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import signal
-import sys
-from collections.abc import Iterator
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, Final
 
 import click
 
-from mesh.core.errors import BadInput, NotReady, RequestError
+from mesh.cli.app import ExitNo, Group
+from mesh.cli.options import prints
+from mesh.cli.output import Output
+from mesh.core.errors import NotReady
 from sim.lab.lab import Lab
+from sim.lab.signals import terminable
 from sim.lab.topology import LabSpec, check_lab_name
 
-EXIT_NO = 1
-EXIT_BAD_INPUT = 2
-EXIT_FAILED = 3
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell says it
-PING_COUNT_MAX = 10_000  # a minute at the shortest interval
+PING_COUNT_MAX: Final = 10_000  # ten seconds at the shortest interval
 
 
-class LabGroup(click.Group):
-    """Errors in one line on stderr, with the exit code that their kind has."""
+class _LabGroup(Group):
+    """However a command is ended, it tidies up first."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            with _terminable():
-                return super().invoke(ctx)
-        except RequestError as error:
-            _fail(error)
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
-            sys.exit(EXIT_INTERRUPTED)
-
-
-def _fail(error: RequestError) -> NoReturn:
-    click.echo(f"Error: {error}", err=True)
-    if isinstance(error, BadInput):
-        sys.exit(EXIT_BAD_INPUT)
-    sys.exit(EXIT_FAILED if isinstance(error, NotReady) else EXIT_NO)
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM and a closed terminal end a command as Ctrl-C does: after it has tidied up."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    # Who started this under nohup wants it to go on.
-    wanted = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
-    former = {number: signal.signal(number, interrupt) for number in wanted}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+        with terminable():
+            return super().invoke(ctx)
 
 
 def _check_name(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -74,17 +41,9 @@ name_option = click.option(
     callback=_check_name,
     help="Which lab; several can be up at once.",
 )
-output_option = click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-    help="For people, or one JSON document.",
-)
 
 
-@click.group(cls=LabGroup)
+@click.group(cls=_LabGroup)
 def lab() -> None:
     """Real nodes in network namespaces of this machine.
 
@@ -99,8 +58,8 @@ def lab() -> None:
 @click.option("--pods", type=int, default=1, show_default=True, help="Pods per VPC and site.")
 @click.option("--vpcs", type=int, default=2, show_default=True, help="VPCs v1, v2, …")
 @name_option
-@output_option
-def up(sites: int, gateways: int, pods: int, vpcs: int, name: str, output: str) -> None:
+@prints
+def up(out: Output, sites: int, gateways: int, pods: int, vpcs: int, name: str) -> None:
     """Make a lab and wait until it is ready.
 
     Every VPC has a tenant of its own, the CIDR 10.0.0.0/16 and the same subnets: 10.0.I.0/24 homed
@@ -109,32 +68,27 @@ def up(sites: int, gateways: int, pods: int, vpcs: int, name: str, output: str) 
     """
     spec = LabSpec(name=name, sites=sites, gateways=gateways, pods=pods, vpcs=vpcs)
     made = Lab.up(spec, lambda line: click.echo(line, err=True))
-    if output == "json":
-        click.echo(json.dumps(made.status()))
+    if out.json:
+        out.document(made.status())
 
 
 @lab.command()
 @name_option
-@output_option
-def status(name: str, output: str) -> None:
+@prints
+def status(out: Output, name: str) -> None:
     """Sites, gateways, pods and the partition in force."""
     document = Lab.open(name).status()
-    if output == "json":
-        click.echo(json.dumps(document))
+    if out.json:
+        out.document(document)
         return
+    sites = document["sites"]
     gateways = [
-        (g["name"], site["name"], g["underlay_ip"], g["pid"] or "down", g["netns"], g["socket"])
-        for site in document["sites"]
-        for g in site["gateways"]
+        {**g, "site": s["name"], "gateway": g["name"]} for s in sites for g in s["gateways"]
     ]
-    pods = [
-        (p["name"], site["name"], p["vpc"], p["ip"], p["mac"], p["netns"])
-        for site in document["sites"]
-        for p in site["pods"]
-    ]
-    _table(("GATEWAY", "SITE", "UNDERLAY", "PID", "NETNS", "SOCKET"), gateways)
+    pods = [{**p, "site": s["name"], "pod": p["name"]} for s in sites for p in s["pods"]]
+    out.table(gateways, ("gateway", "site", "underlay_ip", "pid", "netns", "socket"))
     click.echo()
-    _table(("POD", "SITE", "VPC", "IP", "MAC", "NETNS"), pods)
+    out.table(pods, ("pod", "site", "vpc", "ip", "mac", "netns"))
     click.echo()
     click.echo(f"Partition: {_groups(document['partitions']) or 'none'}")
 
@@ -192,24 +146,25 @@ def start(gateway: str, name: str) -> None:
     help="Seconds between requests.",
 )
 @name_option
-@output_option
-def ping(source: str, target: str, count: int, interval: float, name: str, output: str) -> None:
-    """Echo requests from a pod to a pod; exit 0 when at least one was answered."""
+@prints
+def ping(out: Output, source: str, target: str, count: int, interval: float, name: str) -> None:
+    """Send echo requests from a pod to a pod; exit 0 when at least one was answered."""
     result = Lab.open(name).ping(source, target, count=count, interval_s=interval)
     rtt_ms = None if result.rtt_ms is None else round(result.rtt_ms, 3)
-    if output == "json":
-        document = {
-            "from": source,
-            "to": target,
-            "sent": result.sent,
-            "received": result.received,
-            "rtt_ms": rtt_ms,
-        }
-        click.echo(json.dumps(document))
+    document = {
+        "from": source,
+        "to": target,
+        "sent": result.sent,
+        "received": result.received,
+        "rtt_ms": rtt_ms,
+    }
+    if out.json:
+        out.document(document)
     else:
         rtt = "" if rtt_ms is None else f", rtt {rtt_ms} ms"
         click.echo(f"{result.name}: {result.received} of {result.sent} answered{rtt}")
-    sys.exit(0 if result.received else EXIT_NO)
+    if not result.received:
+        raise ExitNo
 
 
 @lab.command(
@@ -245,11 +200,3 @@ def down(name: str) -> None:
 
 def _groups(groups: Any) -> str:
     return " | ".join(",".join(group) for group in groups)
-
-
-def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    lines = [header, *(tuple(str(cell) for cell in row) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())

@@ -11,18 +11,18 @@ import contextlib
 import ipaddress
 import os
 import shutil
-import signal
 import subprocess
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from mesh.cli.client import Client
 from mesh.core.errors import BadInput, NotFound, NotReady, Refused
 from sim.lab import faults, netns, objects, processes, state
 from sim.lab.nodes import Node, found, join_all, wait_answer, weft_command
 from sim.lab.probes import Flow, Pinger, PingResult, TransferResult, transfer
+from sim.lab.signals import undisturbed
 from sim.lab.state import State
 from sim.lab.topology import (
     WAN_IF,
@@ -31,6 +31,7 @@ from sim.lab.topology import (
     Pod,
     Topology,
     is_lab_namespace,
+    mesh_name,
     partition_groups,
     plan,
     plan_pod,
@@ -64,9 +65,10 @@ class GatewayHandle:
     def site(self) -> str:
         return self.gateway.site
 
-    def api(self, method: str, path: str, body: object = None) -> Any:
-        """One request to its node. Raises RequestError as the node answers."""
-        return self.node.api(method, path, body)
+    @property
+    def api(self) -> Client:
+        """The local API of its node: `lab.gateway("a1").api.get("/v1/status")`."""
+        return self.node.api
 
     def weft(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`weft ARGUMENTS` for this node, in its namespace, with its output captured."""
@@ -344,7 +346,7 @@ class Lab:
         netns.build(topology)
         first, *others = (self.node(gateway.name) for gateway in topology.gateways)
         progress(f"{first.name} founds the mesh")
-        found(first, self.name)
+        found(first, mesh_name(self.name))
         wait_answer(first, self._start(first))
         for count, node in enumerate(join_all(others, lambda: objects.invite(first)), start=1):
             self._start(node)
@@ -408,18 +410,3 @@ def _remove_all(name: str) -> bool:
     netns.remove_namespaces(namespaces)
     state.remove_directory(name)
     return there or bool(namespaces)
-
-
-@contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Let no Ctrl-C or SIGTERM stop what is in here: a half done removal leaves things behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    former = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)

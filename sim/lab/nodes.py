@@ -11,12 +11,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from mesh.cli.client import Client
 from mesh.core.errors import NotReady, RequestError
 from mesh.node.config import read_config, render_config
 from sim.lab import processes
-from sim.lab.api import call
 from sim.lab.processes import ProcessId
 from sim.lab.topology import WAN_IF, Gateway
 
@@ -63,9 +63,10 @@ class Node:
     def environment(self) -> dict[str, str]:
         return {"WEFT_SOCKET": str(self.socket)}
 
-    def api(self, method: str, path: str, body: object = None) -> Any:
-        """Ask the node. Raises RequestError: as the node answered, NotReady when it does not."""
-        return call(self.socket, method, path, body)
+    @property
+    def api(self) -> Client:
+        """The node's local API. Its calls raise RequestError: NotReady when it does not answer."""
+        return Client(self.socket)
 
     def start(self) -> ProcessId:
         """Start `weft run` in the gateway's namespace; it is not waited for."""
@@ -150,6 +151,6 @@ def wait_answer(node: Node, process: ProcessId) -> None:
     """Wait until a node that was just started takes requests. Raises NotReady."""
 
     def answers() -> bool:
-        return bool(node.api("GET", "/v1/status"))
+        return bool(node.api.get("/v1/status"))
 
     wait_until(f"{node.name} answers", answers, ANSWER_TIMEOUT_S, [(node, process)])

@@ -26,7 +26,7 @@ Watch = Sequence[tuple[Node, ProcessId]]
 
 def invite(node: Node) -> str:
     """A token with which one more node may join."""
-    return str(node.api("POST", "/v1/invites", {})["token"])
+    return str(node.api.post("/v1/invites", {})["token"])
 
 
 def make_vpcs(topology: Topology, watch: Watch) -> None:
@@ -34,16 +34,16 @@ def make_vpcs(topology: Topology, watch: Watch) -> None:
     first, _ = watch[0]
     for vpc in topology.vpcs:
         body = {"name": vpc.name, "vni": vpc.vni, "cidrs": [VPC_CIDR], "tenant": vpc.tenant}
-        first.api("POST", "/v1/vpcs", body)
+        first.api.post("/v1/vpcs", body)
         for subnet in topology.subnets:
             body = {"name": subnet.name, "vpc": vpc.name, "cidr": subnet.cidr}
-            first.api("POST", "/v1/subnets", body | {"sites": list(subnet.sites)})
+            first.api.post("/v1/subnets", body | {"sites": list(subnet.sites)})
     count = len(topology.vpcs) * len(topology.subnets)
 
     def known() -> bool:
         return all(
-            len(node.api("GET", "/v1/vpcs")) == len(topology.vpcs)
-            and len(node.api("GET", "/v1/subnets")) == count
+            len(node.api.get("/v1/vpcs")) == len(topology.vpcs)
+            and len(node.api.get("/v1/subnets")) == count
             for node, _ in watch
         )
 
@@ -53,12 +53,12 @@ def make_vpcs(topology: Topology, watch: Watch) -> None:
 def add_endpoint(node: Node, pod: Pod) -> None:
     """Claim a pod's address at its gateway, and attach its interface. Raises RequestError."""
     body = {"vpc": pod.vpc, "ip": pod.ip, "mac": pod.mac, "name": pod.name, "attach": pod.ifname}
-    node.api("POST", "/v1/endpoints", body)
+    node.api.post("/v1/endpoints", body)
 
 
 def digests(node: Node) -> dict[str, str]:
     """The digest of every shard that a node holds."""
-    shards: dict[str, Any] = node.api("GET", "/v1/status")["shards"]
+    shards: dict[str, Any] = node.api.get("/v1/status")["shards"]
     return {shard: entry["digest"] for shard, entry in sorted(shards.items())}
 
 
@@ -66,7 +66,7 @@ def wait_converged(topology: Topology, watch: Watch) -> None:
     """Wait until all nodes are ready, hold the same, and have it in their data planes."""
 
     def converged() -> bool:
-        answers = [node.api("GET", "/v1/status") for node, _ in watch]
+        answers = [node.api.get("/v1/status") for node, _ in watch]
         return (
             all(answer["ready"] and answer["dataplane"]["synced"] for answer in answers)
             and all(answer["dataplane"]["endpoints"] == len(topology.pods) for answer in answers)

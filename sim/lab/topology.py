@@ -311,6 +311,11 @@ def is_lab_namespace(lab: str, netns: str) -> bool:
     return re.fullmatch(f"{NAMESPACE_PREFIX}-{re.escape(lab)}-{_MEMBER}", netns) is not None
 
 
+def mesh_name(lab: str) -> str:
+    """The mesh of a lab. With the name of a gateway it names the pins of that gateway's node."""
+    return f"{NAMESPACE_PREFIX}-{lab}"
+
+
 def _netns(lab: str, member: str) -> str:
     return f"{NAMESPACE_PREFIX}-{lab}-{member}"
 

@@ -7,39 +7,56 @@ import os
 import pty
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
-from click.testing import CliRunner, Result
 
-from sim.lab import cli
+from mesh.cli import app
 from sim.lab.lab import Lab
 from sim.lab.topology import LabSpec
 
-COMMAND = [sys.executable, "-c", "from sim.lab.cli import lab; lab()"]
+Run = Callable[..., "Result"]
+COMMAND = [sys.executable, "-m", "mesh.cli", "lab"]
 
 
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(cli.lab, arguments)
+@dataclass(frozen=True)
+class Result:
+    exit_code: int
+    stdout: str
+    stderr: str
 
 
-def test_status_for_scripts_is_what_the_lab_says(stand_in_lab: Lab) -> None:
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """`weft lab ARGUMENTS` in this process."""
+
+    def run(*arguments: str) -> Result:
+        capsys.readouterr()
+        code = app.run(["lab", *arguments])
+        return Result(code, *capsys.readouterr())
+
+    return run
+
+
+def test_status_for_scripts_is_what_the_lab_says(stand_in_lab: Lab, run: Run) -> None:
     result = run("status", "--name", stand_in_lab.name, "-o", "json")
     assert result.exit_code == 0
     assert json.loads(result.stdout) == stand_in_lab.status()
 
 
-def test_status_for_people_shows_everything_in_columns(stand_in_lab: Lab) -> None:
+def test_status_for_people_shows_everything_in_columns(stand_in_lab: Lab, run: Run) -> None:
     stand_in_lab.kill("b1")
     stand_in_lab.partition("a")
     lines = run("status", "--name", stand_in_lab.name).stdout.splitlines()
-    assert lines[0].split() == ["GATEWAY", "SITE", "UNDERLAY", "PID", "NETNS", "SOCKET"]
+    assert lines[0].split() == ["GATEWAY", "SITE", "UNDERLAY-IP", "PID", "NETNS", "SOCKET"]
     assert lines[1].split()[:3] == ["a1", "a", "198.18.1.1"]
-    assert lines[2].split()[:4] == ["b1", "b", "198.18.2.1", "down"]
+    assert lines[2].split()[:4] == ["b1", "b", "198.18.2.1", "-"]
     assert lines[1].index("198.18") == lines[0].index("UNDERLAY")
     assert lines[-1] == "Partition: a | b"
 
 
-def test_partition_and_heal(stand_in_lab: Lab) -> None:
+def test_partition_and_heal(stand_in_lab: Lab, run: Run) -> None:
     name = stand_in_lab.name
     assert run("partition", "a", "b", "--name", name).exit_code == 0
     assert json.loads(run("status", "--name", name, "-o", "json").stdout)["partitions"] == [
@@ -50,7 +67,7 @@ def test_partition_and_heal(stand_in_lab: Lab) -> None:
     assert json.loads(run("status", "--name", name, "-o", "json").stdout)["partitions"] == []
 
 
-def test_an_unanswered_ping_is_a_no(stand_in_lab: Lab) -> None:
+def test_an_unanswered_ping_is_a_no(stand_in_lab: Lab, run: Run) -> None:
     result = run("ping", "a-v1-1", "b-v1-1", "-c", "1", "--name", stand_in_lab.name, "-o", "json")
     assert result.exit_code == 1
     document = {"from": "a-v1-1", "to": "b-v1-1", "sent": 1, "received": 0, "rtt_ms": None}
@@ -73,7 +90,7 @@ def test_an_unanswered_ping_is_a_no(stand_in_lab: Lab) -> None:
     ],
 )
 def test_errors_are_one_line_with_the_exit_code_of_their_kind(
-    stand_in_lab: Lab, arguments: list[str], code: int, said: str
+    stand_in_lab: Lab, arguments: list[str], code: int, said: str, run: Run
 ) -> None:
     result = run(arguments[0], "--name", stand_in_lab.name, *arguments[1:])
     assert result.exit_code == code
@@ -99,11 +116,11 @@ def test_errors_are_one_line_with_the_exit_code_of_their_kind(
         (["down", "--name", "not-there"], 0),
     ],
 )
-def test_exit_codes_without_a_lab(root: None, arguments: list[str], code: int) -> None:
+def test_exit_codes_without_a_lab(root: None, arguments: list[str], code: int, run: Run) -> None:
     assert run(*arguments).exit_code == code
 
 
-def test_without_root_the_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_root_the_answer_is_one_line(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     result = run("up", "--name", "not-there")
     assert result.exit_code == 3
@@ -166,14 +183,14 @@ def test_exec_of_a_command_that_is_not_there(stand_in_lab: Lab) -> None:
     assert "no-such-command" in done.stderr
 
 
-def test_down_twice(stand_in_lab: Lab) -> None:
+def test_down_twice(stand_in_lab: Lab, run: Run) -> None:
     first, second = (run("down", "--name", stand_in_lab.name) for _ in range(2))
     assert first.exit_code == second.exit_code == 0
     assert first.stderr == f"lab {stand_in_lab.name} is down\n"
     assert second.stderr == f"lab {stand_in_lab.name} is not up\n"
 
 
-def test_help_names_the_defaults_of_the_manual() -> None:
+def test_help_names_the_defaults_of_the_manual(run: Run) -> None:
     text = run("up", "--help").stdout
     assert LabSpec() == LabSpec(name="lab", sites=3, gateways=1, pods=1, vpcs=2)
     for option in ("--sites", "--gateways", "--pods", "--vpcs", "--name"):
