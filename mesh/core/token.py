@@ -151,11 +151,11 @@ def parse_join_answer(raw: bytes) -> tuple[list[bytes], list[str]]:
     """The mesh's statements and addresses to dial first. Raises BadInput."""
     try:
         statements, addrs = msgpack.unpackb(raw)[:2]
+        if not all(isinstance(blob, bytes) for blob in statements):
+            raise ValueError("statements")
+        return list(statements), [addr for addr in addrs if isinstance(addr, str)]
     except (ValueError, TypeError, msgpack.exceptions.UnpackException):
         raise BadInput("the inviter's answer is malformed") from None
-    if not all(isinstance(s, bytes) for s in statements):
-        raise BadInput("the inviter's answer is malformed")
-    return list(statements), [addr for addr in addrs if isinstance(addr, str)]
 
 
 def join_answer(statements: list[bytes], addrs: list[str]) -> bytes:

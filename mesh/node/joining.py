@@ -104,7 +104,7 @@ class Joining:
 
     async def _admit(self, joiner_key: bytes, raw: bytes) -> bytes:
         request = token.parse_join_request(raw)
-        name, site = check_name(request.name), check_name(request.site)
+        name, site = check_name("node name", request.name), check_name("site", request.site)
         joiner = ed25519.node_id(joiner_key)
         roster = self._replica.roster
         invitation = await trio.to_thread.run_sync(self._store.invitation, request.token_hash)

@@ -1,0 +1,168 @@
+"""The roster as a set: order does not matter, authority does; tokens prove themselves once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from hashlib import sha256
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.core import ed25519, token
+from mesh.core.errors import PeerError, Refused
+from mesh.core.roster import ADMIT, RETIRE, Roster, found_mesh, make_statement
+from mesh.core.token import Token
+
+ROOT, FOUNDER = b"r" * 32, b"f" * 32
+SEEDS = [sha256(b"%d" % i).digest() for i in range(6)]
+KEYS = [ed25519.public_key(seed) for seed in SEEDS]
+NODES = [ed25519.node_id(key) for key in KEYS]
+
+
+def founded() -> Roster:
+    return Roster.founded_by(found_mesh("m", ROOT, FOUNDER, "n0", "s0"))
+
+
+def grown() -> Roster:
+    roster = founded()
+    for i, key in enumerate(KEYS):
+        roster.add([roster.admit(FOUNDER, key, f"x{i}", "s", b"t%d" % i)])
+    roster.add([roster.retire(FOUNDER, NODES[0]), roster.retire(SEEDS[1], NODES[1])])
+    return roster
+
+
+@given(st.permutations(grown().statements()), st.data())
+def test_membership_follows_from_the_set_whatever_the_order(
+    blobs: list[bytes], data: st.DataObject
+) -> None:
+    whole = grown()
+    roster = Roster(whole.mesh_id)
+    for _ in range(4):  # a statement before its signer is left out, and offered again
+        cut = data.draw(st.integers(0, len(blobs)))
+        roster.add(blobs[:cut])
+        roster.add(blobs[cut:])
+    assert roster.members() == whole.members()
+    assert roster.digest() == whole.digest()
+    assert roster.mesh_name == "m"
+
+
+def test_states_and_rights() -> None:
+    roster = grown()
+    states = {member.name: member.state for member in roster.members().values()}
+    assert states == {
+        "n0": "active", "x0": "retired", "x1": "retired",
+        **{f"x{i}": "active" for i in range(2, 6)},
+    }  # fmt: skip
+    with pytest.raises(Refused, match="no admin"):
+        roster.admit(SEEDS[2], KEYS[3], "y", "s")
+    with pytest.raises(Refused, match="no admin"):
+        roster.retire(SEEDS[2], NODES[3])
+    with pytest.raises(Refused, match="taken"):
+        roster.admit(FOUNDER, ed25519.public_key(b"z" * 32), "x2", "s")
+    with pytest.raises(Refused, match="used before"):
+        roster.admit(FOUNDER, ed25519.public_key(b"z" * 32), "y", "s", b"t2")
+    with pytest.raises(Refused, match="admitted before"):
+        roster.admit(FOUNDER, KEYS[2], "y", "s")
+
+
+def test_statements_of_those_without_the_right_are_refused() -> None:
+    roster = grown()
+    before = roster.digest()
+    admission = {"key": ed25519.public_key(b"z" * 32), "name": "z", "site": "s", "token": b""}
+    founder = ed25519.node_id(ed25519.public_key(FOUNDER))
+    hostile = [
+        make_statement(SEEDS[2], NODES[2], roster.mesh_id, ADMIT, admission),
+        make_statement(SEEDS[2], founder, roster.mesh_id, ADMIT, admission),
+        make_statement(SEEDS[2], NODES[2], roster.mesh_id, RETIRE, {"node": NODES[3]}),
+        make_statement(SEEDS[2], NODES[2], roster.mesh_id, "admin", {"key": KEYS[2]}),
+        make_statement(FOUNDER, founder, b"x" * 16, ADMIT, admission),
+        make_statement(FOUNDER, founder, roster.mesh_id, ADMIT, {**admission, "key": b"short"}),
+        make_statement(b"q" * 32, b"", roster.mesh_id, "mesh", {"name": "q", "root": b"q" * 32}),
+        b"",
+        b"\xc1",
+        msgpack.packb([b"", b""]),
+        bytes(3000),
+    ]
+    for blob in hostile:
+        with pytest.raises(PeerError):
+            roster.add([blob])
+    assert roster.digest() == before
+
+
+def test_one_token_admits_one_node_even_through_two_admins() -> None:
+    roster = founded()
+    both = [roster.admit(FOUNDER, KEYS[i], f"x{i}", "s", b"token") for i in range(2)]
+    roster.add(both)
+    admitted = [node for node in NODES[:2] if node in roster.members()]
+    winner = min(both, key=lambda blob: sha256(blob).digest())
+    assert admitted == [NODES[both.index(winner)]]
+
+
+def test_a_statement_of_a_newer_kind_is_kept_and_passed_on() -> None:
+    roster = grown()
+    newer = make_statement(SEEDS[2], NODES[2], roster.mesh_id, "hologram", {"x": 1})
+    assert roster.add([newer]) == [newer]
+    other = Roster(roster.mesh_id)
+    other.add(roster.statements())
+    assert other.digest() == roster.digest()
+
+
+TOKEN = Token(b"m" * 16, "m", KEYS[0], ("/ip4/192.0.2.1/tcp/7400",), b"s" * 16, 1000, "paris")
+
+
+def test_token_round_trips_and_every_cut_or_flip_is_seen() -> None:
+    text = TOKEN.encode()
+    assert Token.decode(f" {text}\n") == TOKEN
+    for i in range(len(text)):
+        with pytest.raises(Refused):
+            Token.decode(text[:i])
+        flipped = "A" if text[i] != "A" else "B"
+        with pytest.raises(Refused):
+            Token.decode(text[:i] + flipped + text[i + 1 :])
+
+
+@given(st.text(max_size=80))
+def test_no_text_breaks_the_token_decoder(text: str) -> None:
+    with pytest.raises(Refused):
+        Token.decode(text)
+
+
+GOOD = (KEYS[1], TOKEN, "paris", False, 999)
+
+
+@pytest.mark.parametrize(
+    ("key", "asked_with", "site", "used", "now_s", "reason"),
+    [
+        (*GOOD, None),
+        (KEYS[1], TOKEN, "paris", True, 999, "used before"),
+        (KEYS[1], TOKEN, "paris", False, 1000, "expired"),
+        (KEYS[1], TOKEN, "rome", False, 999, "for site paris"),
+        (KEYS[2], TOKEN, "paris", False, 999, "prove"),
+        (KEYS[1], replace(TOKEN, secret=b"x" * 16), "paris", False, 999, "prove"),
+        (KEYS[1], replace(TOKEN, inviter_key=KEYS[3]), "paris", False, 999, "prove"),
+    ],
+)
+def test_a_join_is_checked(
+    key: bytes, asked_with: Token, site: str, used: bool, now_s: int, reason: str | None
+) -> None:
+    request = token.parse_join_request(token.join_request(asked_with, KEYS[1], "n1", site))
+    if reason is None:
+        token.check_join(request, TOKEN, key, used, now_s)
+        request = replace(request, name="other")
+        reason = "prove"
+    with pytest.raises(Refused, match=reason):
+        token.check_join(request, TOKEN, key, used, now_s)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_break_the_join_decoders(raw: bytes) -> None:
+    with pytest.raises(PeerError):
+        token.parse_join_request(raw)
+
+
+def test_join_answer_round_trips() -> None:
+    statements = founded().statements()
+    answer = token.join_answer(statements, ["/ip4/192.0.2.1/tcp/7400"])
+    assert token.parse_join_answer(answer) == (statements, ["/ip4/192.0.2.1/tcp/7400"])
