@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -85,8 +86,7 @@ def default_listen(underlay: str | None) -> str:
     """The address to listen on when none is given: the underlay address, else every IPv4 one."""
     if underlay is None:
         return f"/ip4/0.0.0.0/tcp/{DEFAULT_PORT}"
-    family = "ip6" if ":" in underlay else "ip4"
-    return f"/{family}/{underlay}/tcp/{DEFAULT_PORT}"
+    return f"/ip4/{underlay}/tcp/{DEFAULT_PORT}"
 
 
 def read_config(path: Path) -> Config:
@@ -124,7 +124,7 @@ def _parse(path: Path, document: Mapping[str, object]) -> Config:
     listen = reader.texts("node", "listen", listen_addr, (default_listen(underlay),), LISTEN_MAX)
     mode = reader.optional_text("dataplane", "mode", _mode) or "auto"
     wan_if = reader.optional_text("dataplane", "wan_if", ifname)
-    socket = reader.optional_text("api", "socket", socket_path) or DEFAULT_SOCKET
+    api_socket = reader.optional_text("api", "socket", socket_path) or DEFAULT_SOCKET
     reader.refuse_leftovers()
     return Config(
         path=path,
@@ -136,7 +136,7 @@ def _parse(path: Path, document: Mapping[str, object]) -> Config:
         listen=listen,
         dataplane_mode=mode,
         wan_if=wan_if,
-        socket_path=path.parent / socket,
+        socket_path=path.parent / api_socket,
     )
 
 
@@ -210,8 +210,8 @@ class _Reader:
 
 
 def underlay_ip(what: str, value: str) -> str:
-    """A canonical unicast address that a machine can have. Raises BadInput."""
-    address = ipaddress.ip_address(validate.ip(what, value))
+    """A canonical unicast IPv4 address that a machine can have. Raises BadInput."""
+    address = ipaddress.ip_address(validate.ipv4(what, value))
     if address.is_multicast or address.is_unspecified:
         raise bad(what, value, "give the address of an interface of this machine")
     return value
@@ -266,9 +266,22 @@ def _mode(what: str, value: str) -> str:
     return value
 
 
+def check_underlay(config: Config) -> None:
+    """Raises ConfigError unless an interface of this machine has the underlay address."""
+    if config.underlay is None:
+        return
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((config.underlay, 0))
+        except OSError:
+            raise ConfigError(
+                f"{config.path}: [node] underlay: {config.underlay}: no interface of this machine"
+                " has it: give one that does"
+            ) from None
+
+
 def render_config(config: Config) -> str:
     """The text of the file: reading it at `config.path` gives `config` again."""
-    socket = config.socket_path
     tables: list[tuple[str, list[tuple[str, str | tuple[str, ...] | None]]]] = [
         ("mesh", [("name", config.mesh_name), ("id", config.mesh_id.hex())]),
         (
@@ -281,7 +294,7 @@ def render_config(config: Config) -> str:
             ],
         ),
         ("dataplane", [("mode", config.dataplane_mode), ("wan_if", config.wan_if)]),
-        ("api", [("socket", str(socket))]),
+        ("api", [("socket", str(config.socket_path))]),
     ]
     blocks = []
     for table, fields in tables:

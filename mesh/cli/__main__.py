@@ -1,0 +1,7 @@
+"""`python -m mesh.cli`: the same as `weft`."""
+
+from __future__ import annotations
+
+from mesh.cli import main
+
+main()

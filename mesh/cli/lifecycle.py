@@ -1,0 +1,144 @@
+"""init, invite, join, run: from nothing to a node."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from mesh.cli.client import LONG_TIMEOUT_S, Client
+from mesh.cli.options import NAME, asks, prints
+from mesh.cli.output import Output
+from mesh.core.errors import BadInput
+
+if TYPE_CHECKING:
+    from mesh.node.setup import MadeNode, NewNode
+
+_UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _describes_node(command: Command) -> Command:
+    """The options that say what a new node is."""
+    for option in reversed(
+        [
+            click.option(
+                "--dir", "directory", required=True, type=click.Path(path_type=Path),
+                help="Directory for keys, store and weft.toml.",
+            ),
+            click.option("--site", required=True, type=NAME, help="The node's site."),
+            click.option("--node", required=True, type=NAME, help="The node's name."),
+            click.option("--underlay", metavar="IP", help="Outer address of the tunnels."),
+            click.option("--listen", metavar="MULTIADDR", help="Where other nodes connect to."),
+            click.option("--socket", metavar="PATH", help="Socket of the local API."),
+        ]
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _new_node(
+    directory: Path,
+    site: str,
+    node: str,
+    underlay: str | None,
+    listen: str | None,
+    socket: str | None,
+) -> NewNode:
+    from mesh.node.setup import NewNode
+
+    return NewNode(directory, site, node, underlay, listen, socket)
+
+
+@click.command("init")
+@_describes_node
+@click.option("--mesh", required=True, type=NAME, help="Name of the new mesh.")
+@prints
+def init(out: Output, mesh: str, **node: Any) -> None:
+    """Found a mesh: its root key, and its first node.
+
+    The root key (root.key) makes admins; it may be taken offline.
+    """
+    from mesh.node.setup import found
+
+    _show_made(out, found(_new_node(**node), mesh))
+
+
+@click.command("join")
+@click.argument("token")
+@_describes_node
+@prints
+def join(out: Output, token: str, **node: Any) -> None:
+    """Make this machine a node of the mesh that TOKEN is for.
+
+    The node that made the token must be running and reachable.
+    """
+    import trio
+
+    from mesh.node.setup import join as join_mesh
+
+    _show_made(out, trio.run(join_mesh, _new_node(**node), token))
+
+
+def _show_made(out: Output, made: MadeNode) -> None:
+    out.record(
+        {
+            "mesh": made.mesh_name,
+            "mesh_id": made.mesh_id.hex(),
+            "node_id": made.node_id.hex(),
+            "config": str(made.config),
+        }
+    )
+
+
+@click.command("invite")
+@click.option("--site", type=NAME, help="The only site that the token is good for.")
+@click.option("--ttl", default="15m", show_default=True, help="Lifetime, such as 90s, 15m, 2h, 1d.")
+@asks
+def invite(api: Client, out: Output, site: str | None, ttl: str) -> None:
+    """Make a one-use token with which a node can join this mesh."""
+    body = {"site": site, "ttl_s": _duration_s("--ttl", ttl)}
+    out.text(api.post("/v1/invitations", body, timeout_s=LONG_TIMEOUT_S), "token")
+
+
+def _duration_s(what: str, text: str) -> int:
+    match = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
+    if match is None:
+        raise BadInput(f"{what}: {text!r}: write a number and s, m, h or d, such as 15m")
+    return int(match[1]) * _UNITS_S[match[2]]
+
+
+@click.command("run")
+@click.option(
+    "--config", required=True, type=click.Path(path_type=Path), help="The node's weft.toml."
+)
+def run(config: Path) -> None:
+    """Run the node, in the foreground. SIGTERM stops it; the data plane goes on forwarding."""
+    from mesh.node.config import check_underlay, read_config
+
+    checked = read_config(config)
+    check_underlay(checked)
+    _log_to_stderr()
+
+    from mesh.node.node import run as run_node
+
+    run_node(checked)
+
+
+def _log_to_stderr() -> None:
+    import logging
+    import sys
+    import time
+
+    handler = logging.StreamHandler(sys.stderr)
+    formatter = logging.Formatter("ts=%(asctime)s.%(msecs)03dZ level=%(levelname)s %(message)s")
+    formatter.datefmt, formatter.converter = "%Y-%m-%dT%H:%M:%S", time.gmtime
+    handler.setFormatter(formatter)
+    weft = logging.getLogger("weft")
+    weft.addHandler(handler)
+    weft.setLevel(logging.INFO)
+    weft.propagate = False
