@@ -399,13 +399,14 @@ class Catalog:
         """Each writer's record of the VPC's register, whether or not it may write it."""
         return self._vpc_records.get(vpc, {})
 
+    def vpc_record(self, vpc: str) -> VpcRecord | None:
+        """The record that counts, a deletion too."""
+        decided = decide(self.vpc_records(vpc), lambda node: self.may_write(vpc, node))
+        return None if decided is None else decided.record
+
     def subnet_records(self, vpc: str, subnet: str) -> Mapping[NodeId, SubnetRecord]:
         """Each writer's record of the subnet's register, whether or not it may write it."""
         return self._subnet_records.get(vpc, {}).get(subnet, {})
-
-    def subnet_ids(self, vpc: str) -> list[str]:
-        """Every subnet of which there is a record, live or not."""
-        return sorted(self._subnet_records.get(vpc, ()))
 
     def half_records(self, a: str, b: str) -> Mapping[str, Mapping[NodeId, PeeringRecord]]:
         """Half id → writer → record of what a's side says about b."""
@@ -436,14 +437,6 @@ class Catalog:
                 found.append(Peering(a, b, "active"))
         return found
 
-    def peers_of(self, vpc: str) -> list[str]:
-        """The other VPC of every pair of which there is a record of this VPC's side."""
-        return sorted(b for a, b in self._halves if a == vpc)
-
-    def evicted_in(self, vpc: str) -> list[bytes]:
-        """Addresses of the VPC for which there are records of evictions."""
-        return sorted(addr for evicted_vpc, addr in self._evictions if evicted_vpc == vpc)
-
     def registration(self, node: NodeId) -> Registration | None:
         """What the node says about itself, whether or not it is active."""
         return self._registrations.get(node)
@@ -451,6 +444,29 @@ class Catalog:
     def binding(self, vpc: str, node: NodeId) -> Binding | None:
         """The VNI that the node has bound to the VPC."""
         return self._bindings.get(vpc, {}).get(node)
+
+    def written_by(self, node: NodeId) -> list[keys.Key]:
+        """The registers and evictions of which the node holds a record. Reads every key."""
+        vpcs = (keys.VpcKey(v) for v, held in self._vpc_records.items() if node in held)
+        subnets = (
+            keys.SubnetKey(vpc, subnet)
+            for vpc, by_subnet in self._subnet_records.items()
+            for subnet, held in by_subnet.items()
+            if node in held
+        )
+        halves = (
+            keys.PeeringKey(a, b, half)
+            for (a, b), by_half in self._halves.items()
+            for half, held in by_half.items()
+            if node in held
+        )
+        evictions = (
+            keys.EvictionKey(vpc, evicted, addr)
+            for (vpc, addr), by_node in self._evictions.items()
+            for evicted, held in by_node.items()
+            if node in held
+        )
+        return sorted((*vpcs, *subnets, *halves, *evictions), key=keys.pack)
 
     def sites(self) -> tuple[str, ...]:
         """The sites of all members that count, sorted."""

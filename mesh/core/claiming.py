@@ -1,0 +1,274 @@
+"""How a node claims, moves and gives up endpoints. Every method answers the writes to make.
+
+A node writes claims for itself only. It gets rid of another's by moving the endpoint here (a
+higher mobility) or, with the VPC's authority, by evicting it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from mesh.core import keys, model, validate
+from mesh.core.author import Author
+from mesh.core.errors import BadInput, NotFound, Refused, RequestError
+from mesh.core.model import Claim
+from mesh.core.ops import Delete, Op, Put
+from mesh.core.view import Endpoint, Vpc
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSpec:
+    """What somebody asks for; None and empty: not said. `vpc` is a name or an id."""
+
+    vpc: str
+    ip: str
+    mac: str | None = None
+    name: str | None = None
+    host: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """An address of a VPC that this node may claim."""
+
+    vpc: Vpc
+    ip: str
+    addr: bytes
+
+
+class EndpointWriter:
+    """The endpoint part of a `Writer`."""
+
+    def __init__(self, author: Author) -> None:
+        self._author = author
+        self._view = author.view
+
+    # --- add ---------------------------------------------------------------------------------
+
+    def add(self, spec: EndpointSpec, now_ns: int) -> list[Op]:
+        """Claim an endpoint that lives nowhere else; nothing if that is claimed already."""
+        place = self._place(spec)
+        wanted = _claim_of(spec, place)
+        own = self._own(place)
+        claims = self._view.claims(place.vpc.id, place.ip)
+        hidden = self._hidden(place)
+        mobility = hidden + 1
+        if claims:
+            best = claims[0]
+            if best.site != self._author.site:
+                raise Refused(self._elsewhere(place, best))
+            if own is not None and own.mobility == best.mobility > hidden:
+                if _same(own, wanted):
+                    return []
+                raise Refused(
+                    f"{place.ip} of VPC {place.vpc.name} exists with other values "
+                    f"({_shown(own)}); remove it first"
+                )
+            mobility = self._beside(place, best, wanted, hidden)
+        return [self._put(place, replace(wanted, mobility=mobility), claims, now_ns)]
+
+    def add_all(
+        self, specs: Sequence[EndpointSpec], now_ns: int
+    ) -> tuple[list[Op], list[tuple[int, RequestError]]]:
+        """As `add` for each, without seeing each other's claims: what would be written, and the
+        index and error of each that cannot be. Of several for one address, all must say the same.
+        """
+        ops: list[Op] = []
+        errors: list[tuple[int, RequestError]] = []
+        first: dict[tuple[str, bytes], tuple[int, Claim]] = {}
+        for index, spec in enumerate(specs):
+            try:
+                place = self._place(spec)
+                wanted = _claim_of(spec, place)
+                other, said = first.setdefault((place.vpc.id, place.addr), (index, wanted))
+                if said != wanted:
+                    raise BadInput(
+                        f"{place.ip} of VPC {place.vpc.name} is there twice and differs from "
+                        f"entry {other + 1}; keep one"
+                    )
+                if other == index:
+                    ops += self.add(spec, now_ns)
+            except RequestError as error:
+                errors.append((index, error))
+        return ops, errors
+
+    def _beside(self, place: _Place, best: Endpoint, wanted: Claim, hidden: int) -> int:
+        """The mobility of a claim beside one of another gateway of this site."""
+        member = self._view.members[best.node]
+        if member.state == "retired":
+            return _higher(place, max(best.mobility, hidden))
+        held = Claim(best.mobility, best.hlc, best.mac, best.name, best.host, best.labels)
+        if best.mobility <= hidden or not _same(held, wanted):
+            raise Refused(self._elsewhere(place, best))
+        return best.mobility
+
+    # --- move and remove ---------------------------------------------------------------------
+
+    def move(self, spec: EndpointSpec, now_ns: int) -> list[Op]:
+        """Claim here, above every claim seen, what lives elsewhere or is contested. What `spec`
+        does not say stays as it was, except the host: it is attached here. Nothing if it lives
+        here undisputed and as said."""
+        place = self._place(spec)
+        claims = self._view.claims(place.vpc.id, place.ip)
+        if not claims:
+            raise NotFound(f"no endpoint {place.ip} in VPC {place.vpc.name}; use weft endpoint add")
+        best = claims[0]
+        said = _claim_of(spec, place)
+        wanted = Claim(
+            mobility=_higher(place, max(best.mobility, self._hidden(place))),
+            hlc=0,
+            mac=best.mac if spec.mac is None else said.mac,
+            name=said.name or best.name,
+            host=said.host,
+            labels=said.labels or best.labels,
+        )
+        own = self._own(place)
+        here = best.node == self._author.node and own is not None and _same(own, wanted)
+        if here and all(claim.state != "conflict" for claim in claims):
+            return []
+        return [self._put(place, wanted, claims, now_ns)]
+
+    def remove(self, vpc_name: str, ip: str, now_ns: int) -> list[Op]:
+        """Give up the own claim; evict the claims of others that stand in for it.
+
+        The own winning claim: it goes, and with the VPC's authority what it outranked, so that no
+        stale claim comes back. The own losing claim of a conflict: it goes, the others stay. No
+        own claim that counts: eviction of all, which needs the VPC's authority.
+        """
+        vpc = self._view.vpc(vpc_name)
+        ip = validate.ipv4("ip", ip)
+        addr = keys.addr_of(ip)
+        author = self._author
+        claims = self._view.claims(vpc.id, ip)
+        own = next((claim for claim in claims if claim.node == author.node), None)
+        stored = self._view.claim(author.node, vpc.id, ip) is not None
+        withdrawal: list[Op] = [Delete(vpc.id, keys.pack(keys.EndpointKey(addr)))] if stored else []
+        others = [claim for claim in claims if claim.node != author.node]
+        if own is not None and own.state == "conflict":
+            return withdrawal
+        if own is not None and own.state == "active":
+            others = [claim for claim in others if claim.state == "shadowed"]
+            if not author.view.catalog.may_write(vpc.id, author.node):
+                return withdrawal
+        elif not others:
+            if stored:
+                return withdrawal
+            raise NotFound(f"no endpoint {ip} in VPC {vpc.name}; see weft endpoint ls")
+        elif not author.view.catalog.may_write(vpc.id, author.node):
+            where = self._where(others[0])
+            raise Refused(
+                f"{ip} of VPC {vpc.name} lives {where}; remove it there, or on a gateway of the "
+                f"VPC's owner, site {vpc.site or 'unknown'}"
+            )
+        return withdrawal + self._evict(vpc.id, addr, others, now_ns)
+
+    def resolve(self, vpc: Vpc, addr: bytes, keep: str, now_ns: int) -> list[Op]:
+        """End a conflict: evict the claims of the sites that do not keep the address."""
+        self._author.require_owner(vpc)
+        text = self._view.names.endpoint_key(vpc.id, addr)
+        kept = self._view.member(keep)
+        claims = self._view.claims(vpc.id, keys.ip_of(addr))
+        top = [claim for claim in claims if claim.state != "shadowed"]
+        if all(claim.state == "active" for claim in top):
+            raise NotFound(f"no conflict about {text}; see weft conflicts ls")
+        if all(claim.node != kept.node for claim in top):
+            claimants = ", ".join(self._view.names.node_text(claim.node) for claim in top)
+            raise Refused(f"{kept.name} does not claim {text}; keep one of {claimants}")
+        others = [claim for claim in top if claim.site != kept.site]
+        return self._evict(vpc.id, addr, others, now_ns)
+
+    # --- what they share ---------------------------------------------------------------------
+
+    def _place(self, spec: EndpointSpec) -> _Place:
+        """Where the endpoint would be. Raises unless this site may claim it."""
+        ip = validate.pod_ip("ip", spec.ip)
+        vpc, addr = self._view.vpc(spec.vpc), keys.addr_of(ip)
+        layout = self._view.catalog.layout(vpc.id)
+        subnet = layout.at(addr)
+        if subnet is None:
+            raise Refused(f"{ip} lies in no subnet of VPC {vpc.name}; weft subnet add makes one")
+        if layout.claimable(addr) is None:
+            role = "gateway" if ip == subnet.gateway else "network or broadcast"
+            raise Refused(f"{ip} is the {role} address of subnet {subnet.name}; take another")
+        site = self._author.site
+        if not vpc.admits(site):
+            raise Refused(
+                f"VPC {vpc.name} does not admit site {site}; its owner may (weft vpc set)"
+            )
+        if not subnet.admits(site):
+            homes = ", ".join(subnet.sites)
+            raise Refused(
+                f"subnet {subnet.name} is restricted to {homes}; {site} may not claim {ip}"
+            )
+        return _Place(vpc, ip, addr)
+
+    def _own(self, place: _Place) -> Claim | None:
+        return self._view.claim(self._author.node, place.vpc.id, place.ip)
+
+    def _hidden(self, place: _Place) -> int:
+        """Up to which mobility this node is evicted from the place; -1: it is not."""
+        return self._view.catalog.hidden_up_to(place.vpc.id, place.addr, self._author.node)
+
+    def _put(self, place: _Place, claim: Claim, seen: Iterable[Endpoint], now_ns: int) -> Put:
+        if claim.mobility > model.MOBILITY_MAX:
+            raise _used_up(place)
+        hlc = self._author.stamp(now_ns, (other.hlc for other in seen))
+        key = keys.EndpointKey(place.addr)
+        return self._author.put(key, replace(claim, hlc=hlc), shard=place.vpc.id)
+
+    def _evict(self, vpc: str, addr: bytes, claims: Iterable[Endpoint], now_ns: int) -> list[Op]:
+        return [
+            op
+            for claim in claims
+            for op in self._author.evict(vpc, addr, claim.node, claim.mobility, now_ns)
+        ]
+
+    def _where(self, claim: Endpoint) -> str:
+        return f"at site {claim.site} on gateway {self._view.names.node_text(claim.node)}"
+
+    def _elsewhere(self, place: _Place, best: Endpoint) -> str:
+        return (
+            f"{place.ip} of VPC {place.vpc.name} lives {self._where(best)}; to bring it here use "
+            f"weft endpoint move --vpc {place.vpc.name} {place.ip}"
+        )
+
+
+def _claim_of(spec: EndpointSpec, place: _Place) -> Claim:
+    """The claim that is asked for, without mobility and stamp."""
+    mac = spec.mac
+    return Claim(
+        mobility=0,
+        hlc=0,
+        mac=model.derived_mac(place.vpc.id, place.ip) if mac is None else validate.mac("mac", mac),
+        name=validate.optional_name("name", spec.name),
+        host=None if spec.host is None else validate.ipv4("host", spec.host),
+        labels=validate.labels("labels", spec.labels),
+    )
+
+
+def _same(a: Claim, b: Claim) -> bool:
+    return replace(a, mobility=0, hlc=0) == replace(b, mobility=0, hlc=0)
+
+
+def _shown(claim: Claim) -> str:
+    parts = [f"mac {claim.mac}"]
+    if claim.name:
+        parts.append(f"name {claim.name}")
+    if claim.host is not None:
+        parts.append(f"host {claim.host}")
+    return ", ".join(parts)
+
+
+def _used_up(place: _Place) -> Refused:
+    return Refused(
+        f"the claims for {place.ip} of VPC {place.vpc.name} use the highest mobility there is; its "
+        "owner can evict them (weft endpoint rm)"
+    )
+
+
+def _higher(place: _Place, mobility: int) -> int:
+    if mobility >= model.MOBILITY_MAX:
+        raise _used_up(place)
+    return mobility + 1

@@ -1,0 +1,205 @@
+"""What a node writes by itself, because of what it sees and because time passes.
+
+- It withdraws an own claim 30 s after it has seen it outranked by a move: not at once, so that no
+  reader sees neither claim.
+- It drops an own claim that an eviction hides.
+- It binds the VNI of a VPC in which it has endpoints, and never binds one VNI to two live VPCs:
+  a newcomer cannot take the VNI of an established VPC.
+- It keeps its registration as the node has set it.
+- Once an hour it sweeps what nobody needs: own records in VPCs removed a day ago, own values of
+  objects that another writer has deleted, own deletions of 90 days ago that hide nothing.
+
+`run` is level-triggered: called late, it does late what is due. Its cost follows what changed in
+the view, apart from the sweep, which reads the keys of the `mesh` shard once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from mesh.core import keys, model
+from mesh.core.author import Author
+from mesh.core.clock import ns_of_hlc
+from mesh.core.ops import MESH_SHARD, Delete, NodeId, Op
+from mesh.core.view import ViewDelta
+
+_S: Final = 1_000_000_000
+WITHDRAW_AFTER_NS: Final = 30 * _S
+"""By then the claim that outranks ours has reached whoever is not cut off."""
+REMOVED_VPC_KEPT_NS: Final = 24 * 3600 * _S
+DELETION_KEPT_NS: Final = 90 * 24 * 3600 * _S
+"""Longer than a site is expected to be cut off while it still holds a value not seen here."""
+SWEEP_INTERVAL_NS: Final = 3600 * _S
+
+
+class Housekeeper:
+    """Follows the view for one author. See the module."""
+
+    def __init__(self, author: Author) -> None:
+        self._author = author
+        self._view = author.view
+        self._reader = author.view.reader()
+        self._registration: model.Registration | None = None
+        self._outranked: dict[tuple[str, str], int] = {}
+        """Own claim → since when it is seen outranked. In that order, as time does not go back."""
+        self._hosted: dict[str, set[str]] = {}
+        """VPC → addresses that this node claims, where the claim counts."""
+        self._sweep_at_ns = 0
+
+    def register(self, registration: model.Registration, now_ns: int) -> list[Op]:
+        """Have `registration` (its stamp is ignored) as this node's; nothing if it is."""
+        self._registration = registration
+        return self._refresh_registration(now_ns)
+
+    def next_deadline_ns(self) -> int | None:
+        """When `run` has something to do next; 0: at once; None: not before the view changes."""
+        if self._reader or not self._sweep_at_ns:
+            return 0
+        for seen_ns in self._outranked.values():
+            return min(self._sweep_at_ns, seen_ns + WITHDRAW_AFTER_NS)
+        return self._sweep_at_ns
+
+    def run(self, now_ns: int) -> list[Op]:
+        """The writes that are due. Call again after they have reached the view."""
+        delta = self._reader.take()
+        ops = self._note_endpoints(delta, now_ns)
+        ops += self._bind(delta, now_ns)
+        if self._author.node in delta.gateways:
+            ops += self._refresh_registration(now_ns)
+        ops += self._withdraw(now_ns)
+        if now_ns >= self._sweep_at_ns:
+            self._sweep_at_ns = now_ns + SWEEP_INTERVAL_NS
+            ops += self._sweep(now_ns)
+        return ops
+
+    # --- own claims --------------------------------------------------------------------------
+
+    def _note_endpoints(self, delta: ViewDelta, now_ns: int) -> list[Op]:
+        ops: list[Op] = []
+        author, view = self._author, self._view
+        for vpc, ip in sorted(delta.endpoints):
+            hosted = self._hosted.get(vpc, set())
+            own = next((c for c in view.claims(vpc, ip) if c.node == author.node), None)
+            if own is None:
+                hosted.discard(ip)
+                self._outranked.pop((vpc, ip), None)
+                if self._evicted(vpc, ip):
+                    ops.append(_drop_claim(vpc, keys.addr_of(ip)))
+                continue
+            if ip not in hosted:
+                self._hosted.setdefault(vpc, hosted).add(ip)
+                delta.vpcs.add(vpc)
+            if own.state == "shadowed":
+                self._outranked.setdefault((vpc, ip), now_ns)
+            else:
+                self._outranked.pop((vpc, ip), None)
+        return ops
+
+    def _evicted(self, vpc: str, ip: str) -> bool:
+        """Whether there is an own claim that an eviction hides."""
+        node = self._author.node
+        claim = self._view.claim(node, vpc, ip)
+        if claim is None:
+            return False
+        return claim.mobility <= self._view.catalog.hidden_up_to(vpc, keys.addr_of(ip), node)
+
+    def _withdraw(self, now_ns: int) -> list[Op]:
+        due: list[tuple[str, str]] = []
+        for place, seen_ns in self._outranked.items():
+            if seen_ns + WITHDRAW_AFTER_NS > now_ns:
+                break
+            due.append(place)
+        for place in due:
+            del self._outranked[place]
+        return [_drop_claim(vpc, keys.addr_of(ip)) for vpc, ip in due]
+
+    # --- VNI bindings and the registration ---------------------------------------------------
+
+    def _bind(self, delta: ViewDelta, now_ns: int) -> list[Op]:
+        ops: list[Op] = []
+        node, catalog = self._author.node, self._view.catalog
+        for vpc in sorted(delta.vpcs):
+            binding, live = catalog.binding(vpc, node), self._view.vpcs.get(vpc)
+            if live is None:
+                self._hosted.pop(vpc, None)
+                if binding is not None and vpc in catalog.removed:
+                    ops.append(Delete(MESH_SHARD, keys.pack(keys.BindingKey(node, vpc))))
+                continue
+            if not self._hosted.get(vpc) or live.state != "active":
+                continue
+            if (binding is None or binding.vni != live.vni) and not self._bound(live.vni, vpc):
+                record = model.Binding(self._author.stamp(now_ns), live.vni)
+                ops.append(self._author.put(keys.BindingKey(node, vpc), record))
+        return ops
+
+    def _bound(self, vni: int, but: str) -> bool:
+        """Whether this node has bound the VNI to another live VPC."""
+        catalog = self._view.catalog
+        for vpc in catalog.with_vni(vni):
+            binding = catalog.binding(vpc, self._author.node)
+            if vpc != but and binding is not None and binding.vni == vni:
+                return True
+        return False
+
+    def _refresh_registration(self, now_ns: int) -> list[Op]:
+        wanted, node = self._registration, self._author.node
+        held = self._view.catalog.registration(node)
+        if wanted is None or (held is not None and replace(held, hlc=0) == replace(wanted, hlc=0)):
+            return []
+        hlc = self._author.stamp(now_ns, () if held is None else (held.hlc,))
+        return [self._author.put(keys.GatewayKey(node), replace(wanted, hlc=hlc))]
+
+    # --- the sweep ---------------------------------------------------------------------------
+
+    def _sweep(self, now_ns: int) -> list[Op]:
+        catalog, table, node = self._view.catalog, self._view.table, self._author.node
+        ops: list[Op] = []
+        gone = {
+            vpc
+            for vpc, hlc in catalog.removed.items()
+            if ns_of_hlc(hlc) + REMOVED_VPC_KEPT_NS <= now_ns
+        }
+        for vpc in sorted(gone):
+            for addr in table.addrs(vpc):
+                if table.record(node, vpc, addr) is not None:
+                    ops.append(_drop_claim(vpc, addr))
+        for key in catalog.written_by(node):
+            if self._is_useless(key, gone, now_ns):
+                ops.append(Delete(MESH_SHARD, keys.pack(key)))
+        return ops
+
+    def _is_useless(self, key: keys.Key, gone: set[str], now_ns: int) -> bool:
+        catalog = self._view.catalog
+        match key:
+            case keys.VpcKey(vpc):
+                return self._is_spent(vpc, catalog.vpc_records(vpc), now_ns)
+            case keys.SubnetKey(vpc, subnet):
+                records = catalog.subnet_records(vpc, subnet)
+                return vpc in gone or self._is_spent(vpc, records, now_ns)
+            case keys.PeeringKey(a, b, half):
+                halves = catalog.half_records(a, b)[half]
+                return a in gone or b in gone or self._is_spent(a, halves, now_ns)
+            case keys.EvictionKey(vpc):
+                return vpc in gone
+            case _:
+                return False
+
+    def _is_spent(self, vpc: str, records: Mapping[NodeId, model.Register], now_ns: int) -> bool:
+        """Whether the own record says nothing any more: a value that another writer's deletion
+        overrides, or an old deletion that overrides nothing."""
+        own = records[self._author.node]
+        others = [
+            record
+            for node, record in records.items()
+            if node != self._author.node and self._view.catalog.may_write(vpc, node)
+        ]
+        if not own.deleted:
+            return any(record.deleted for record in others)
+        old = ns_of_hlc(own.hlc) + DELETION_KEPT_NS <= now_ns
+        return old and all(record.deleted for record in others)
+
+
+def _drop_claim(vpc: str, addr: bytes) -> Delete:
+    return Delete(vpc, keys.pack(keys.EndpointKey(addr)))
