@@ -240,7 +240,6 @@ class Node:
         changes = self.replica.take_changes()
         if changes:
             self.view.apply(changes)
-            self.writer.observe(changes, time.time_ns())
         if self.forwarding.update():
             self.forwarder.poke()
         self._work.set()
@@ -315,10 +314,11 @@ class Node:
             await trio.sleep(HOUSEKEEPING_S)
 
     def _house_ops(self) -> list[Op]:
+        now_ns = time.time_ns()
         registration = self.writer.register_gateway(
-            self.config.underlay or "", tuple(self.advertised_addrs()), VERSION, time.time_ns()
+            self.config.underlay or "", self.advertised_addrs(), VERSION, now_ns=now_ns
         )
-        return [*registration, *self.writer.housekeeping(time.time_ns())]
+        return [*registration, *self.writer.housekeeping(now_ns)]
 
     async def _tell_soft_state(self) -> None:
         while True:
