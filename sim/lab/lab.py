@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from dataplane.xdp import pins
 from mesh.cli.client import Client
 from mesh.core.errors import BadInput, NotFound, NotReady, Refused
 from sim.lab import faults, netns, objects, processes, state
@@ -30,7 +31,7 @@ from sim.lab.topology import (
     LabSpec,
     Pod,
     Topology,
-    is_lab_namespace,
+    belongs_to,
     mesh_name,
     partition_groups,
     plan,
@@ -394,19 +395,41 @@ def _check_machine() -> None:
             raise NotReady(f"{tool} is not installed; install the package {package}")
 
 
+def leftovers(name: str) -> list[str]:
+    """What this machine still has of a lab, in words; nothing after `down`."""
+    namespaces = [f"namespace {namespace}" for namespace in _namespaces(name)]
+    directory = str(state.lab_directory(name))
+    nodes = [f"process {process.pid}" for process in processes.mentioning(f"{directory}/")]
+    pinned = [f"pins {path}" for path in _pins(name)]
+    files = [directory] if state.exists(name) else []
+    return [*namespaces, *nodes, *pinned, *files]
+
+
+def _namespaces(name: str) -> list[str]:
+    return [namespace for namespace in netns.list_namespaces() if belongs_to(name, namespace)]
+
+
+def _pins(name: str) -> list[Path]:
+    """The directories of pinned maps, programs and links of the lab's nodes, of any version."""
+    root = pins.BPFFS / "weft"
+    return [path for path in sorted(root.glob("v*/*")) if belongs_to(name, path.name)]
+
+
 def _remove_all(name: str) -> bool:
     """Everything that a lab of this name has or may have had. Raises NotReady."""
-    there = state.exists(name)
+    there = bool(leftovers(name))
     recorded: Mapping[str, processes.ProcessId] = {}
     with contextlib.suppress(NotFound, NotReady):
         recorded = state.load(name).processes
-    namespaces = [ns for ns in netns.list_namespaces() if is_lab_namespace(name, ns)]
+    namespaces = _namespaces(name)
     # The nodes first: their stop is orderly while their links are still there.
     survivors = processes.end(recorded.values())
     survivors += processes.end(processes.in_namespaces(namespaces))
     if survivors:
         pids = ", ".join(str(process.pid) for process in survivors)
         raise NotReady(f"processes {pids} of lab {name} cannot be ended; take it down again later")
+    for path in _pins(name):
+        pins.remove(path)
     netns.remove_namespaces(namespaces)
     state.remove_directory(name)
-    return there or bool(namespaces)
+    return there

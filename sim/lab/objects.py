@@ -15,6 +15,7 @@ from sim.lab.probes import Flow, Pinger
 from sim.lab.processes import ProcessId
 from sim.lab.topology import VPC_CIDR, Pod, Topology
 
+INVITATION_S: Final = 900
 CONVERGE_TIMEOUT_S: Final = 60.0
 REACH_TIMEOUT_S: Final = 20.0
 REACH_ROUND_S: Final = 0.5
@@ -26,7 +27,7 @@ Watch = Sequence[tuple[Node, ProcessId]]
 
 def invite(node: Node) -> str:
     """A token with which one more node may join."""
-    return str(node.api.post("/v1/invites", {})["token"])
+    return str(node.api.post("/v1/invitations", {"ttl_s": INVITATION_S})["token"])
 
 
 def make_vpcs(topology: Topology, watch: Watch) -> None:

@@ -160,6 +160,19 @@ def in_namespaces(names: Iterable[str]) -> list[ProcessId]:
     return sorted(found, key=lambda process: process.pid)
 
 
+def mentioning(text: str) -> list[ProcessId]:
+    """Every process with a text in its command line, this one excepted."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            process = identify(int(entry.name))
+            if process is not None and text.encode() in (entry / "cmdline").read_bytes():
+                found.append(process)
+    return sorted(found, key=lambda process: process.pid)
+
+
 def log_tail(log: Path) -> str:
     """The last lines of a log in one line, for error messages."""
     try:

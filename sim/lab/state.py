@@ -47,6 +47,14 @@ def exists(name: str) -> bool:
     return lab_directory(name).exists()
 
 
+def names() -> list[str]:
+    """Every lab of this machine, half made ones too."""
+    try:
+        return sorted(path.name for path in STATE_ROOT.iterdir() if path.is_dir())
+    except (FileNotFoundError, PermissionError):
+        return []
+
+
 def make_directory(topology: Topology) -> None:
     """A directory for the lab, with one for each gateway. Raises Refused when it is there."""
     STATE_ROOT.mkdir(mode=0o700, exist_ok=True)

@@ -306,9 +306,12 @@ def partition_groups(sites: Sequence[str], arguments: Sequence[str]) -> tuple[tu
     return tuple(groups)
 
 
-def is_lab_namespace(lab: str, netns: str) -> bool:
-    """Whether a namespace is one that a lab of this name could have made, and no other lab."""
-    return re.fullmatch(f"{NAMESPACE_PREFIX}-{re.escape(lab)}-{_MEMBER}", netns) is not None
+def belongs_to(lab: str, name: str) -> bool:
+    """Whether a namespace, or the pins of a node, are what a lab of this name could have made.
+
+    No two labs have such names in common, even where one's name starts with the other's.
+    """
+    return re.fullmatch(f"{NAMESPACE_PREFIX}-{re.escape(lab)}-{_MEMBER}", name) is not None
 
 
 def mesh_name(lab: str) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from dataplane.backend import Unavailable
+from dataplane.xdp import pins
 from sim.lab import netns, processes, state
 from sim.lab.lab import Lab
 from sim.lab.state import State
@@ -74,3 +76,11 @@ def stand_in_lab(root: None, nft: None, lab_name: str) -> Iterator[Lab]:
         yield Lab.open(lab_name)
     finally:
         Lab.take_down(lab_name)
+
+
+@pytest.fixture
+def bpffs(root: None) -> None:
+    try:
+        pins.require_bpffs()
+    except Unavailable as error:
+        need(False, f"bpffs ({error})")

@@ -6,16 +6,13 @@ import os
 
 import pytest
 
+from dataplane.xdp import layout, pins
 from mesh.core.errors import BadInput, NotFound, NotReady, Refused
 from sim.lab import lab as lab_module
 from sim.lab import netns, processes, state
-from sim.lab.lab import Lab
+from sim.lab.lab import Lab, leftovers
 from sim.lab.state import State
-from sim.lab.topology import LabSpec, is_lab_namespace, plan
-
-
-def _left_of(name: str) -> list[str]:
-    return [entry for entry in netns.list_namespaces() if is_lab_namespace(name, entry)]
+from sim.lab.topology import LabSpec, plan
 
 
 def test_down_leaves_nothing_and_can_be_repeated(stand_in_lab: Lab) -> None:
@@ -26,7 +23,7 @@ def test_down_leaves_nothing_and_can_be_repeated(stand_in_lab: Lab) -> None:
         lab.pod("a-v1-1").netns, ["sleep", "300"], log=lab.directory / "stray.log"
     )
     lab.down()
-    assert _left_of(lab.name) == []
+    assert leftovers(lab.name) == []
     assert not lab.directory.exists()
     assert not (state.STATE_ROOT / f".{lab.name}.lock").exists()
     assert not processes.alive(stray)
@@ -41,7 +38,7 @@ def test_down_of_a_half_made_lab(root: None, lab_name: str) -> None:
     topology = plan(LabSpec(name=lab_name, sites=2, vpcs=1))
     netns.create_namespace(topology.gateways[1].netns)
     assert Lab.take_down(lab_name)
-    assert _left_of(lab_name) == []
+    assert leftovers(lab_name) == []
 
     state.make_directory(topology)
     state.save(State(topology))
@@ -52,8 +49,22 @@ def test_down_of_a_half_made_lab(root: None, lab_name: str) -> None:
     (state.lab_directory(lab_name) / state.STATE_NAME).write_text("{")
     netns.create_namespace(topology.wan_netns)
     assert Lab.take_down(lab_name)
-    assert _left_of(lab_name) == []
+    assert leftovers(lab_name) == []
     assert not state.exists(lab_name)
+
+
+def test_pins_of_the_nodes_go_with_the_lab(root: None, bpffs: None, lab_name: str) -> None:
+    mine, other = pins.PinDir(f"wl-{lab_name}-a1"), pins.PinDir(f"wl-{lab_name}-x-a1")
+    for directory in (mine, other):
+        directory.make()
+        os.close(directory.require_map(layout.maps(16)["endpoints"]))
+    try:
+        assert leftovers(lab_name) == [f"pins {mine.path}"]
+        assert Lab.take_down(lab_name)
+        assert leftovers(lab_name) == []
+        assert other.path.exists()
+    finally:
+        pins.remove(other.path)
 
 
 def test_an_up_that_fails_takes_everything_down(
@@ -62,7 +73,7 @@ def test_an_up_that_fails_takes_everything_down(
     """Ctrl-C while the first node is set up: namespaces and processes are there already."""
 
     def interrupted(node: object, mesh: str) -> None:
-        assert _left_of(lab_name)
+        assert leftovers(lab_name)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(lab_module, "found", interrupted)
@@ -70,7 +81,7 @@ def test_an_up_that_fails_takes_everything_down(
     with pytest.raises(KeyboardInterrupt):
         Lab.up(LabSpec(name=lab_name, sites=2, vpcs=1), said.append)
     assert "taking everything down" in said[-1]
-    assert _left_of(lab_name) == []
+    assert leftovers(lab_name) == []
     assert not state.exists(lab_name)
 
 

@@ -14,7 +14,7 @@ from sim.lab.topology import (
     VPC_CIDR,
     LabSpec,
     Topology,
-    is_lab_namespace,
+    belongs_to,
     partition_groups,
     plan,
     plan_pod,
@@ -50,7 +50,7 @@ def test_names_and_addresses_fit_and_are_unique(spec: LabSpec) -> None:
     for mac in macs:
         assert int(mac[:2], 16) & 3 == 2, "locally administered, unicast"
     for namespace in topology.namespaces():
-        assert is_lab_namespace("lab", namespace)
+        assert belongs_to("lab", namespace)
 
 
 @given(specs)
@@ -130,9 +130,9 @@ def test_sizes_out_of_bounds_are_refused(size: dict[str, int], said: str) -> Non
 def test_namespaces_of_a_lab_are_not_taken_for_those_of_another() -> None:
     inner, outer = plan(LabSpec(name="x-a", sites=26)), plan(LabSpec(name="x", sites=26))
     for netns in inner.namespaces():
-        assert is_lab_namespace("x-a", netns) and not is_lab_namespace("x", netns)
+        assert belongs_to("x-a", netns) and not belongs_to("x", netns)
     for netns in outer.namespaces():
-        assert is_lab_namespace("x", netns) and not is_lab_namespace("x-a", netns)
+        assert belongs_to("x", netns) and not belongs_to("x-a", netns)
 
 
 @pytest.mark.parametrize(
