@@ -113,7 +113,7 @@ class Eviction:
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """A gateway about itself."""
+    """A gateway about itself. `underlay` is empty when it carries no traffic."""
 
     hlc: int
     underlay: str
@@ -180,8 +180,10 @@ def encode(record: Record) -> bytes:
         case Eviction():
             fields |= {1: record.mobility, 2: record.hlc}
         case Registration():
-            addr = keys.addr_of(record.underlay)
-            fields |= {1: record.hlc, 2: addr, 3: record.addrs, 4: record.version}
+            fields[1] = record.hlc
+            if record.underlay:
+                fields[2] = keys.addr_of(record.underlay)
+            fields |= {3: record.addrs, 4: record.version}
         case Binding():
             fields |= {1: record.hlc, 2: record.vni}
     packed: bytes = msgpack.packb(fields)
@@ -434,4 +436,5 @@ def _registration(fields: dict[Any, Any]) -> Registration:
     addrs, version = _list(fields, 3, ADDRS_MAX), fields.get(4)
     if not all(_is_text(text, validate.TEXT_CHARS_MAX) for text in (*addrs, version)):
         raise InvalidRecord("text")
-    return Registration(_hlc(fields, 1), _addr(fields.get(2), 2), tuple(addrs), str(version))
+    underlay = _addr(fields[2], 2) if 2 in fields else ""
+    return Registration(_hlc(fields, 1), underlay, tuple(addrs), str(version))

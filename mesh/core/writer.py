@@ -50,8 +50,10 @@ class Writer:
     def register_gateway(
         self, underlay: str, addrs: Sequence[str], version: str, *, now_ns: int
     ) -> list[Op]:
-        """Say where this gateway is reached: underlay IP, multiaddrs, version of the software."""
-        validate.ipv4("underlay", underlay)
+        """Say where this gateway is reached: underlay IP (empty: it carries no traffic),
+        multiaddrs, version of the software."""
+        if underlay:
+            validate.ipv4("underlay", underlay)
         listed = tuple(validate.printable("listen", addr) for addr in addrs)
         if len(listed) > model.ADDRS_MAX:
             raise validate.bad("listen", len(listed), f"give at most {model.ADDRS_MAX} addresses")

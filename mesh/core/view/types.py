@@ -99,6 +99,7 @@ class Gateway:
     name: str
     site: str
     underlay: str
+    """Empty: it carries no traffic."""
     addrs: tuple[str, ...]
     """Multiaddrs at which it listens."""
     version: str
