@@ -24,7 +24,7 @@ from dataplane.fib.facts import (
     SubnetFact,
     VpcFact,
 )
-from dataplane.fib.rows import FibDelta, Tables
+from dataplane.fib.rows import FibDelta, Tables, ip_number, mac_bytes
 from mesh.core.ops import NodeId
 from mesh.core.view import View
 
@@ -73,7 +73,7 @@ class Forwarding:
         """An interface of this machine leads to the endpoint. Raises ValueError for an address
         that is no IPv4 or a MAC that is none; nothing has changed then."""
         fact = AttachmentFact(vpc, ip, mac, ifname)
-        Compiler(self._node, "").set_attachment(ifname, fact)  # parses it
+        ip_number(ip), mac_bytes(mac)
         self.detach(ifname)
         self._attached[ifname] = fact
         self._ifnames[vpc, ip].add(ifname)
