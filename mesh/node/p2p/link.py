@@ -17,7 +17,6 @@ Rules of this file
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import Final
@@ -61,6 +60,11 @@ _ACTIVE: Final = 2
 _BEAT: Final = 3
 _PROBE: Final = 4
 _BYE: Final = 5
+
+
+def now_ns() -> int:
+    """trio's clock in nanoseconds: monotonic, from an arbitrary start."""
+    return int(trio.current_time() * 1e9)
 
 
 DUPLICATE = "duplicate"
@@ -226,9 +230,9 @@ class Link:
             if self._probe_due:
                 self._probe_due = False
                 await self._say([_PROBE])
-            now_ns = time.monotonic_ns()
-            held_ns = now_ns - self._peer_heard_ns if self._peer_heard_ns else 0
-            await self._say([_BEAT, now_ns, self._peer_sent_ns, held_ns, soft_state()])
+            sent_ns = now_ns()
+            held_ns = sent_ns - self._peer_heard_ns if self._peer_heard_ns else 0
+            await self._say([_BEAT, sent_ns, self._peer_sent_ns, held_ns, soft_state()])
 
     def _heard_beat(self, fields: list[object]) -> None:
         match fields:
@@ -240,7 +244,7 @@ class Link:
             raise PeerError("soft state too long")
         self.soft_state = soft_state
         # Both clocks appear only as differences of themselves, as in NTP (RFC 5905 §8).
-        self._peer_sent_ns, self._peer_heard_ns = sent_ns, time.monotonic_ns()
+        self._peer_sent_ns, self._peer_heard_ns = sent_ns, now_ns()
         rtt_ns = self._peer_heard_ns - echo_ns - held_ns
         if echo_ns and 0 <= rtt_ns <= _RTT_MAX_NS:
             # The smoothing of TCP (RFC 6298): one eighth of what is new.
@@ -254,11 +258,14 @@ class Link:
     async def _hear(self) -> tuple[int, list[object]]:
         """Return the kind and fields of the next message. Unknown kinds are the caller's to skip.
 
-        Raises ByeError, PeerError, EOFError.
+        Raises ByeError, PeerError.
         """
-        frame = await self._control.frame()
         try:
-            message = msgpack.unpackb(frame)
+            message = msgpack.unpackb(await self._control.frame())
+        except EOFError:
+            raise PeerError("closed by the peer") from None
+        except PeerError:
+            raise
         except Exception as error:  # msgpack has half a dozen, not all of them its own
             raise PeerError("malformed control message") from error
         match message:

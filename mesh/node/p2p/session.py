@@ -275,7 +275,7 @@ async def open_session(
             finally:
                 # Not Yamux.close(), which waits for a peer that may be cut off (B6).
                 conduit.close()
-                session.ended = session.ended or "closed here"
+                session.ended = session.ended or raw.ended or "closed here"
                 nursery.cancel_scope.cancel()
         if failure is not None:
             raise failure

@@ -43,6 +43,7 @@ from mesh.node.p2p.link import (
     SOFT_STATE_BYTES_MAX,
     DuplicateError,
     Link,
+    now_ns,
 )
 from mesh.node.p2p.overlay import Overlay
 from mesh.node.p2p.session import Identity, NotAdmittedError, Session, Stream, open_session
@@ -211,7 +212,7 @@ class Transport:
         self._targets = {
             node: self._parse(node, addrs) for node, addrs in targets.items() if node != self._node
         }
-        self._overlay.set_targets(self._targets, _now_ns())
+        self._overlay.set_targets(self._targets, now_ns())
         for known in (self._dialled, self._claims):
             for node in [n for n in known if n not in self._targets and n not in self._links]:
                 del known[node]
@@ -222,7 +223,7 @@ class Transport:
 
     def drop(self, node: NodeId, reason: str, backoff_s: float) -> None:
         """End the link to `node` at once; neither dial nor accept it for `backoff_s`."""
-        self._overlay.block(node, _now_ns() + int(backoff_s * 1e9))
+        self._overlay.block(node, now_ns() + int(backoff_s * 1e9))
         for attempt in self._attempts.get(node, ()):
             attempt.scope.cancel()
         if (link := self._links.get(node)) is not None:
@@ -298,11 +299,11 @@ class Transport:
     async def _keep_dialling(self) -> None:
         while True:
             self._wake_dialler = trio.Event()
-            now_ns = _now_ns()
-            for node in self._overlay.due(now_ns):
+            at_ns = now_ns()
+            for node in self._overlay.due(at_ns):
                 self._start_dial(node)
-            deadline_ns = self._overlay.next_deadline_ns(now_ns)
-            wait_s = math.inf if deadline_ns is None else (deadline_ns - now_ns) / 1e9
+            deadline_ns = self._overlay.next_deadline_ns(at_ns)
+            wait_s = math.inf if deadline_ns is None else (deadline_ns - at_ns) / 1e9
             with trio.move_on_after(wait_s):
                 await self._wake_dialler.wait()
 
@@ -320,29 +321,42 @@ class Transport:
         turn = self._dialled[node] = self._dialled.get(node, -1) + 1
         attempt = _Attempt()
         self._attempts.setdefault(node, []).append(attempt)
-        address = addresses[turn % len(addresses)]
-        self._nursery.start_soon(self._guard, self._dial, node, address, attempt)
+        first = turn % len(addresses)
+        addresses = addresses[first:] + addresses[:first]
+        self._nursery.start_soon(self._guard, self._dial, node, addresses, attempt)
 
-    async def _dial(self, node: NodeId, address: Address, attempt: _Attempt) -> None:
-        conduit: Conduit | None = None
+    async def _dial(self, node: NodeId, addresses: tuple[Address, ...], attempt: _Attempt) -> None:
         try:
             with attempt.scope:
-                with trio.move_on_after(CONNECT_S):
-                    conduit = await self._net.connect(address)
-                if conduit is None:
-                    raise PeerError(f"no answer within {CONNECT_S} s")
-                await self._converse(conduit, node, attempt)
-        except (OSError, PeerError) as error:
-            if not isinstance(error, DuplicateError):
-                self._log.event(
-                    "p2p.dial_failed", level=logging.INFO, peer=node, addr=address, error=error
-                )
+                for address in addresses:
+                    if await self._dial_address(node, address, attempt):
+                        break
         finally:
+            self._forget_attempt(node, attempt)
+            self._overlay.failed(node, now_ns())
+            self._wake_dialler.set()
+
+    async def _dial_address(self, node: NodeId, address: Address, attempt: _Attempt) -> bool:
+        """Returns whether the node was there, so that its other addresses need not be tried."""
+        conduit: Conduit | None = None
+        try:
+            with trio.move_on_after(CONNECT_S):
+                conduit = await self._net.connect(address)
+            if conduit is None:
+                raise PeerError(f"no answer within {CONNECT_S} s")
+            await self._converse(conduit, node, attempt)
+        except DuplicateError:
+            pass
+        except (OSError, PeerError) as error:
+            self._log.event(
+                "p2p.dial_failed", level=logging.INFO, peer=node, addr=address, error=error
+            )
+            return False
+        finally:
+            attempt.watch = None
             if conduit is not None:
                 conduit.close()
-            self._forget_attempt(node, attempt)
-            self._overlay.failed(node, _now_ns())
-            self._wake_dialler.set()
+        return True
 
     def _forget_attempt(self, node: NodeId, attempt: _Attempt) -> None:
         attempts = self._attempts.get(node, [])
@@ -371,11 +385,11 @@ class Transport:
             nonlocal stranger
             node = self._identify(key)
             if dialled is not None:
-                return node == dialled and not self._overlay.blocked(node, _now_ns())
+                return node == dialled and not self._overlay.blocked(node, now_ns())
             if node is None:
                 stranger = self._admit_stranger()
                 return stranger
-            return node != self._node and not self._overlay.blocked(node, _now_ns())
+            return node != self._node and not self._overlay.blocked(node, now_ns())
 
         try:
             async with open_session(
@@ -440,11 +454,11 @@ class Transport:
                     return DUPLICATE
                 present.session.kill("replaced")
                 await present.gone.wait()
-            if self._overlay.blocked(link.node, _now_ns()):
+            if self._overlay.blocked(link.node, now_ns()):
                 return "not now"
             self._links[link.node] = link
             self._up_since_ns[link.node] = self._clock_ns()
-            self._overlay.up(link.node, _now_ns())
+            self._overlay.up(link.node, now_ns())
             self._pending.pop(link.conduit, None)
             return ""
 
@@ -479,7 +493,7 @@ class Transport:
             del self._links[link.node]
             del self._up_since_ns[link.node]
             link.gone.set()
-            self._overlay.down(link.node, _now_ns())
+            self._overlay.down(link.node, now_ns())
             self._wake_dialler.set()
 
     # -- joining --------------------------------------------------------------------------------
@@ -588,7 +602,3 @@ class Transport:
         self._log.event(
             name, level=logging.INFO, peer=link.node, addr=link.conduit.remote, **fields
         )
-
-
-def _now_ns() -> int:
-    return int(trio.current_time() * 1e9)
