@@ -110,16 +110,16 @@ async def request_join(
 async def _ask(conduit: Conduit, identity: Identity, inviter_key: bytes, request: bytes) -> bytes:
     answer: bytes | None = None
     authenticated = False
+
+    def admit(key: bytes) -> bool:
+        nonlocal authenticated
+        authenticated = key == inviter_key
+        return authenticated
+
     try:
         async with open_session(
-            conduit,
-            identity,
-            lambda key: key == inviter_key,
-            initiator=True,
-            setup_s=JOIN_S,
-            expected_key=inviter_key,
+            conduit, identity, admit, initiator=True, setup_s=JOIN_S, expected_key=inviter_key
         ) as session:
-            authenticated = True
             stream = await session.open_stream(JOIN_PROTOCOL)
             await stream.write(pack(request), JOIN_S)
             answer = await _one_frame(stream, ANSWER_BYTES_MAX + 1)

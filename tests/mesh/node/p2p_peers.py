@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
@@ -193,13 +192,19 @@ def open_files() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
-@contextlib.contextmanager
-def nothing_leaks() -> Iterator[None]:
-    """No socket and no task is left that was not there before."""
-    files, tasks = open_files(), trio.lowlevel.current_statistics().tasks_living
+def living_tasks() -> int:
+    return trio.lowlevel.current_statistics().tasks_living
+
+
+@asynccontextmanager
+async def nothing_leaks() -> AsyncIterator[None]:
+    """No socket and no task is left a moment later that was not there before."""
+    await trio.lowlevel.checkpoint()
+    files, tasks = open_files(), living_tasks()
     yield
-    assert open_files() == files
-    assert trio.lowlevel.current_statistics().tasks_living == tasks
+    with trio.move_on_after(DEADLINE_S):
+        await eventually(lambda: open_files() <= files and living_tasks() <= tasks)
+    assert (open_files(), living_tasks()) == (files, tasks)
 
 
 class Proxy:

@@ -15,6 +15,7 @@ import pytest
 import trio
 
 from mesh.core.errors import PeerError
+from mesh.node.p2p.events import PeerDown, PeerUp
 from mesh.node.p2p.framing import FRAME_BYTES_MAX, FrameReader, pack
 from mesh.node.p2p.link import CHANNEL_PROTOCOLS, LINK_PROTOCOL, PROTOCOLS
 from mesh.node.p2p.session import (
@@ -27,10 +28,10 @@ from mesh.node.p2p.session import (
     open_session,
 )
 from mesh.node.p2p.tcp import Address, TcpNet
-from mesh.node.p2p.transport import PENDING_MAX
+from mesh.node.p2p.transport import ATTEMPTS_PER_PEER_MAX, PENDING_MAX
 
 sys.path.insert(0, str(Path(__file__).parent))
-from p2p_peers import Members, Peer, eventually, link_up, nothing_leaks, running, seed_of
+from p2p_peers import LOOPBACK, Members, Peer, eventually, link_up, nothing_leaks, running, seed_of
 
 pytestmark = pytest.mark.trio
 
@@ -130,19 +131,18 @@ async def test_a_huge_message_before_the_handshake_is_not_collected() -> None:
 
 async def test_half_open_connections_make_room_and_end_by_themselves() -> None:
     a, b = (Peer(n, Members([1, 2])) for n in (1, 2))
-    async with running(a, b):
-        with nothing_leaks():
-            streams = [await trio.open_tcp_stream(*where(a)) for _ in range(3 * PENDING_MAX)]
-            await eventually(lambda: len(a.transport._pending) == PENDING_MAX)
-            began_s = trio.current_time()
-            for stream in streams:
-                with pytest.raises((trio.BrokenResourceError, EOFError)), trio.fail_after(10):
-                    while await stream.receive_some(4096):
-                        pass
-                    raise EOFError
-                await stream.aclose()
-            assert trio.current_time() - began_s < 3.5
-            await eventually(a.idle)
+    async with running(a, b), nothing_leaks():
+        streams = [await trio.open_tcp_stream(*where(a)) for _ in range(3 * PENDING_MAX)]
+        await eventually(lambda: len(a.transport._pending) == PENDING_MAX)
+        began_s = trio.current_time()
+        for stream in streams:
+            with pytest.raises((trio.BrokenResourceError, EOFError)), trio.fail_after(10):
+                while await stream.receive_some(4096):
+                    pass
+                raise EOFError
+            await stream.aclose()
+        assert trio.current_time() - began_s < 3.5
+        await eventually(a.idle)
 
 
 async def test_half_open_connections_are_in_nobodys_way() -> None:
@@ -435,6 +435,37 @@ async def test_a_flood_of_bad_connections_does_not_flood_the_log(
                     await stream.send_all(b"\x03\xff\xfe\n")
             await eventually(a.idle)
     assert 0 < len(caplog.records) < 20
+
+
+async def test_a_full_node_refuses_more_but_not_who_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mesh.node.p2p.transport.LINKS_MAX", 1)
+    a, b, c = (Peer(n, Members([1, 2, 3])) for n in (1, 2, 3))
+    async with running(a, b, c):
+        await link_up(b, a)
+        c.target(a)
+        await eventually(lambda: c.transport._dialled.get(a.id, 0) >= 1 and c.idle())
+        assert not c.said(PeerUp) and not a.said(PeerDown)
+        await b.stop()
+        await a.until_downs(b)
+        await c.until_linked(a)
+
+
+async def test_a_peer_that_accepts_and_says_nothing_is_tried_within_bounds() -> None:
+    """A stopped process: its kernel completes every connection."""
+    a = Peer(1, Members([1, 2]))
+    listener = await TcpNet().listen(Address.parse(LOOPBACK))
+    attempts = 0
+    async with running(a):
+        a.transport.set_targets({Peer(2, Members([])).id: [listener.addr]})
+        with trio.move_on_after(4.5):
+            while True:
+                attempts = max(attempts, len(a.transport._watches))
+                await trio.sleep(0.05)
+        assert 2 <= attempts <= ATTEMPTS_PER_PEER_MAX
+        listener.close()
+        await eventually(lambda: not a.transport._watches)
 
 
 async def test_any_libp2p_host_with_a_members_key_can_talk_to_a_node() -> None:

@@ -272,8 +272,9 @@ async def test_a_port_in_use_is_an_error_that_says_so() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         addr = str(Address.of_socket(taken.getsockname()))
-        with nothing_leaks(), pytest.raises(NotReady, match=rf"{addr}.*in use.*choose another"):
-            await Peer(1, Members([1]), listen=[LOOPBACK, addr]).transport.run()
+        async with nothing_leaks():
+            with pytest.raises(NotReady, match=rf"{addr}.*in use.*choose another"):
+                await Peer(1, Members([1]), listen=[LOOPBACK, addr]).transport.run()
 
 
 async def test_two_nodes_do_not_share_a_port() -> None:
@@ -293,8 +294,9 @@ async def test_two_nodes_do_not_share_a_port() -> None:
     ],
 )
 async def test_an_address_that_cannot_be_had_is_bad_input(addr: str, says: str) -> None:
-    with nothing_leaks(), pytest.raises(BadInput, match=says):
-        await Peer(1, Members([1]), listen=[addr]).transport.run()
+    async with nothing_leaks():
+        with pytest.raises(BadInput, match=says):
+            await Peer(1, Members([1]), listen=[addr]).transport.run()
 
 
 async def test_a_restart_on_the_same_port_leaves_nothing_behind() -> None:
@@ -302,7 +304,7 @@ async def test_a_restart_on_the_same_port_leaves_nothing_behind() -> None:
     a, addr = Peer(1, members), LOOPBACK
     async with running(a):
         for _ in range(4):
-            with nothing_leaks():
+            async with nothing_leaks():
                 b = Peer(2, members, listen=[addr])
                 addr = await _one_life(a, b)
                 await eventually(a.idle)

@@ -1,0 +1,184 @@
+"""Whole meshes over a network in memory and a virtual clock: minutes of cuts in a moment."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from mesh.node.p2p.events import PeerDown
+from mesh.node.p2p.overlay import LINKS_MIN
+
+sys.path.insert(0, str(Path(__file__).parent))
+from p2p_peers import Members, MemoryNet, Peer, link_up, running
+
+pytestmark = pytest.mark.trio
+
+
+def mesh_of(count: int, net: MemoryNet) -> list[Peer]:
+    members = Members(range(1, count + 1))
+    return [Peer(n, members, net=net.view(n)) for n in range(1, count + 1)]
+
+
+def fully_linked(peers: Sequence[Peer]) -> bool:
+    return all(a.linked(b) for a in peers for b in peers if a is not b)
+
+
+async def all_linked(peers: Sequence[Peer], within_s: float) -> None:
+    for a in peers:
+        for b in peers:
+            if a is not b:
+                await a.until_linked(b, within_s)
+
+
+async def test_five_nodes_link_up_and_stay_so(autojump_clock: MockClock) -> None:
+    peers = mesh_of(5, MemoryNet(latency_s=0.05))
+    async with running(*peers):
+        for peer in peers:
+            peer.target(*peers)
+        await all_linked(peers, 5)
+        await trio.sleep(120)
+        assert all(not peer.said(PeerDown) for peer in peers)
+        for peer in peers:
+            for info in peer.transport.peers():
+                assert info.rtt_ms is not None and 90 <= info.rtt_ms <= 250
+
+
+@pytest.mark.parametrize("cut_s", [0.5, 5, 40, 300])
+async def test_a_partition_is_seen_in_three_seconds_and_undone_in_two(
+    autojump_clock: MockClock, cut_s: float
+) -> None:
+    net = MemoryNet()
+    peers = mesh_of(3, net)
+    a, b, c = peers
+    async with running(*peers):
+        for peer in peers:
+            peer.target(*peers)
+        await all_linked(peers, 5)
+        net.partition([1], [2, 3])
+        began_s = trio.current_time()
+        if cut_s > 3:
+            for peer in (b, c):
+                await a.until_downs(peer)
+                await peer.until_downs(a)
+                assert a.downs(peer) == peer.downs(a) == ["silent"]
+            assert trio.current_time() - began_s < 3
+        await trio.sleep(cut_s - (trio.current_time() - began_s))
+        assert b.linked(c) and not b.downs(c)
+        net.heal()
+        if cut_s > 3:
+            await all_linked(peers, 2)
+        else:
+            # Bytes were lost, so the connections are done for even if nobody has noticed yet.
+            await a.until_downs(b)
+            await all_linked(peers, 5)
+        await trio.sleep(60)
+        for peer in peers:
+            for other in peers:
+                if peer is not other:
+                    assert peer.ups(other) == len(peer.downs(other)) + 1 <= 2
+
+
+async def test_ends_that_notice_at_different_times_find_together(
+    autojump_clock: MockClock,
+) -> None:
+    """One end has lost the link, the other still believes in it: it asks, and lets go."""
+    net = MemoryNet()
+    a, b = mesh_of(2, net)
+    async with running(a, b):
+        await link_up(a, b)
+        net.partition([1], [2])
+        b.transport.drop(a.id, "test", 0)
+        await b.until_downs(a)
+        net.heal()
+        assert a.linked(b)
+        b.target(a)
+        began_s = trio.current_time()
+        await b.until_ups(a, 2)
+        await a.until_ups(b, 2)
+        assert trio.current_time() - began_s < 2
+        assert len(a.downs(b)) == 1
+
+
+async def test_a_mesh_of_ten_keeps_few_links_and_heals(autojump_clock: MockClock) -> None:
+    net = MemoryNet()
+    peers = mesh_of(10, net)
+    async with running(*peers):
+        for peer in peers:
+            peer.target(*peers)
+        await trio.sleep(10)
+        links = {p.number: len(p.transport.peers()) for p in peers}
+        assert min(links.values()) >= LINKS_MIN
+        assert sum(links.values()) <= 2 * LINKS_MIN * len(peers)
+        assert connected(peers)
+        net.partition(range(1, 6), range(6, 11))
+        await trio.sleep(90)  # past the minute in which neighbours are dialled eagerly
+        assert not connected(peers)
+        net.heal()
+        await trio.sleep(30)
+        assert connected(peers)
+
+
+def connected(peers: Sequence[Peer]) -> bool:
+    by_id = {peer.id: peer for peer in peers}
+    reached, border = set(), [peers[0]]
+    while border:
+        peer = border.pop()
+        if peer.id not in reached:
+            reached.add(peer.id)
+            border += [by_id[info.node] for info in peer.transport.peers()]
+    return len(reached) == len(peers)
+
+
+async def test_a_node_that_does_not_read_its_events_keeps_its_links(
+    autojump_clock: MockClock,
+) -> None:
+    """Back-pressure: what is not taken stays with the sender, and the heartbeat goes on."""
+    a, b = mesh_of(2, MemoryNet())
+    async with running(a, b):
+        await link_up(a, b)
+        b.pause_reading()
+        for _ in range(60):
+            a.transport.send(b.id, b"x" * (1 << 18))
+        await trio.sleep(12)  # longer than any silence that would end the link
+        assert not a.said(PeerDown)
+        b.resume_reading()
+        await b.until_frames(a, 60)
+        assert not a.overflows(b)
+
+
+async def test_a_flooding_peer_does_not_keep_others_from_being_heard(
+    autojump_clock: MockClock,
+) -> None:
+    a, b, c = mesh_of(3, MemoryNet())
+    async with running(a, b, c):
+        await link_up(b, a)
+        await link_up(c, a)
+        a.pause_reading()
+        for _ in range(2000):
+            b.transport.send(a.id, b"flood")
+        await trio.sleep(1)
+        c.transport.send(a.id, b"heard")
+        await trio.sleep(1)
+        a.resume_reading()
+        await a.until_frames(c, 1)
+        # Full channel: those who wait take turns, so it is behind what was queued, and little more.
+        assert len(a.frames(b)) < 100
+        await a.until_frames(b, 2000)
+
+
+async def test_a_busy_moment_of_our_own_is_not_taken_for_the_silence_of_others(
+    autojump_clock: MockClock,
+) -> None:
+    a, b = mesh_of(2, MemoryNet())
+    async with running(a, b):
+        await link_up(a, b)
+        for _ in range(5):
+            await trio.sleep(3)
+            autojump_clock.jump(5)  # nobody ran for five seconds
+        await trio.sleep(5)
+        assert not a.said(PeerDown) and not b.said(PeerDown)
