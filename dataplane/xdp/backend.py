@@ -1,0 +1,413 @@
+"""The data plane in the kernel, seen from the node: logical rows in, pinned maps and links out.
+
+Rules of this file:
+- Opening prepares maps and programs and changes no packet's way. The first sync fills the maps and
+  only then puts the programs in place, so none ever runs on tables that are not there yet.
+- Rows are written gateways, groups, ports, endpoints, subnets, and removed in reverse: no row
+  points to one that is missing.
+- What only this machine knows (interface indexes, link addresses) is kept here for the few rows
+  that need it, and looked up again by `refresh_adjacency`. A way that was known once is kept while
+  it cannot be looked up: a cut underlay heals without anybody's help.
+- Rows for which there is no room are refused last, after everything else was done.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Literal
+
+import dataplane
+from dataplane.backend import (
+    ENDPOINTS_MAX,
+    AuditReport,
+    DataplaneError,
+    Json,
+    TableFull,
+    Unavailable,
+    Usage,
+)
+from dataplane.fib.rows import (
+    EndpointKey,
+    EndpointRow,
+    FibDelta,
+    GatewayRow,
+    GroupRow,
+    PortRow,
+    SubnetKey,
+    SubnetRow,
+    Tables,
+    ip_text,
+)
+from dataplane.xdp import headers, kernel, links, pack, pins, report
+from dataplane.xdp.maps import TABLES, Maps
+from dataplane.xdp.state import Resolved
+
+LOADER_TIMEOUT_S = 120
+"""A compile takes a third of a second; on a busy machine with many nodes starting, far longer."""
+
+ADJACENCY_WAIT_S = 0.25
+"""How long one look-up of new gateways' link addresses may keep the caller."""
+_ADJACENCY_POLL_S = 0.01
+
+
+class XdpBackend:
+    """See `backend.Backend`. Made by `open`."""
+
+    mode: Literal["xdp"] = "xdp"
+
+    @classmethod
+    def open(
+        cls,
+        *,
+        instance: str,
+        underlay: str,
+        wan_ifname: str | None = None,
+        endpoints_max: int = ENDPOINTS_MAX,
+    ) -> XdpBackend:
+        """Adopt or create the instance's maps and load its programs.
+
+        `underlay` is the IPv4 address that tunnels end at; `wan_ifname` the interface they come in
+        by, by default the one that has the address. Unavailable says what this machine lacks;
+        DataplaneError, that it could, but something is in the way.
+        """
+        lacking = _lacking()
+        if lacking is not None:
+            raise Unavailable(lacking)
+        address = links.canonical(underlay)
+        wan_ifname = wan_ifname or links.interface_with_address(underlay)
+        if wan_ifname is None:
+            raise Unavailable(f"no interface has the underlay address {underlay}")
+        if links.interface(wan_ifname) is None:
+            raise Unavailable(f"there is no interface {wan_ifname}")
+        pins.require_bpffs()
+        directory = pins.PinDir(instance)
+        directory.make()
+        lock = _lock(directory.path)
+        try:
+            maps = Maps(directory, endpoints_max)
+            try:
+                _load_programs(directory.path)
+                return cls(directory, maps, lock, wan_ifname, address)
+            except BaseException:
+                maps.close()
+                raise
+        except OSError as error:
+            os.close(lock)
+            raise Unavailable(f"the kernel refuses BPF: {error.strerror}") from error
+        except BaseException:
+            os.close(lock)
+            raise
+
+    def __init__(
+        self, directory: pins.PinDir, maps: Maps, lock: int, wan_ifname: str, underlay: int
+    ) -> None:
+        self._directory = directory
+        self._maps = maps
+        self._lock = lock
+        self._wan_ifname = wan_ifname
+        self._underlay = underlay
+        self._generation = maps.generation()
+        self._maps.configure(underlay, self._generation)
+        self._programs = {name: directory.program(name) for name in ("xdp_pod", "xdp_wan")}
+        self._switched = False
+        self._groups: dict[int, GroupRow] = {}
+        self._state = Resolved(underlay)
+
+    def describe(self) -> str:
+        """What runs where, in words."""
+        return f"Geneve on {self._wan_ifname}, pinned at {self._directory.path}"
+
+    # ---- rows -----------------------------------------------------------------------------------
+
+    def replace(self, tables: Tables) -> None:
+        self._generation = (self._generation + 1) % (1 << 32)
+        self._groups = dict(tables.groups)
+        state = self._state
+        known = state.ways
+        state = self._state = Resolved(self._underlay)
+        state.ways.update(known)
+        state.gateways.update(tables.gateways)
+        state.ports.update(tables.ports)
+        state.attach_endpoints(tables.endpoints)
+        state.look_up_interfaces()
+        self._look_up_ways(tables.gateways.values())
+        refused = self._write(
+            tables.gateways, tables.groups, tables.ports, tables.endpoints, tables.subnets
+        )
+        for name in reversed(TABLES):
+            self._maps.delete_stale(name, self._generation)
+        self._maps.stop_counting("gateway_traffic", [pack.u32(id) for id in tables.gateways])
+        ifindexes = [pack.u32(interface.ifindex) for interface in state.interfaces.values()]
+        self._maps.stop_counting("port_traffic", ifindexes)
+        self._maps.configure(self._underlay, self._generation)
+        state.peers = state.peer_owners()
+        self._switch()
+        self._retry(refused)
+
+    def apply(self, delta: FibDelta) -> None:
+        state = self._state
+        self._groups.update(delta.groups.put)
+        state.gateways.update(delta.gateways.put)
+        state.ports.update(delta.ports.put)
+        state.attach_endpoints(delta.endpoints.put)
+        state.detach_endpoints(delta.endpoints.remove)
+        state.look_up_interfaces(delta.ports.put)
+        self._look_up_ways(delta.gateways.put.values())
+        refused = self._write(
+            delta.gateways.put,
+            delta.groups.put,
+            delta.ports.put,
+            delta.endpoints.put,
+            delta.subnets.put,
+        )
+        self._maps.delete("subnets", [pack.subnet_key(key) for key in delta.subnets.remove])
+        self._maps.delete("endpoints", [pack.endpoint_key(key) for key in delta.endpoints.remove])
+        self._remove_ports(delta.ports.remove)
+        self._maps.delete("groups", [pack.u32(id) for id in delta.groups.remove])
+        for group in delta.groups.remove:
+            self._groups.pop(group, None)
+        self._remove_gateways(delta.gateways.remove)
+        self._switch()
+        self._retry(refused)
+
+    def _write(
+        self,
+        gateways: Mapping[int, GatewayRow],
+        groups: Mapping[int, GroupRow],
+        ports: Mapping[str, PortRow],
+        endpoints: Mapping[EndpointKey, EndpointRow],
+        subnets: Mapping[SubnetKey, SubnetRow],
+    ) -> dict[str, list[tuple[bytes, bytes]]]:
+        """Write rows in order; returns those without room, by table."""
+        state, generation, put = self._state, self._generation, self._maps.put
+        refused = {}
+        refused["gateways"] = put("gateways", state.gateway_rows(gateways, generation))
+        for id in gateways:
+            self._maps.start_counting("gateway_traffic", pack.u32(id))
+        if gateways:
+            refused["peers"] = put("peers", state.peer_rows(generation))
+        group_rows = [
+            (pack.u32(id), pack.group_value(row, generation)) for id, row in groups.items()
+        ]
+        refused["groups"] = put("groups", group_rows)
+        refused["ports"] = put("ports", state.port_rows(ports, generation))
+        for ifname in ports:
+            if (interface := state.interfaces.get(ifname)) is not None:
+                self._maps.start_counting("port_traffic", pack.u32(interface.ifindex))
+        refused["endpoints"] = put("endpoints", state.endpoint_rows(endpoints, generation))
+        subnet_rows = [
+            (pack.subnet_key(key), pack.subnet_value(row, generation))
+            for key, row in subnets.items()
+        ]
+        refused["subnets"] = put("subnets", subnet_rows)
+        return refused
+
+    def _retry(self, refused: dict[str, list[tuple[bytes, bytes]]]) -> None:
+        """Write again what had no room before rows were removed; TableFull if it still has none."""
+        failures: list[TableFull] = []
+        for name, rows in refused.items():
+            if rows and (left := self._maps.put(name, rows)):
+                failures.append(self._maps.full(name, len(left)))
+        if failures:
+            raise failures[0]
+
+    def _remove_ports(self, ifnames: Iterable[str]) -> None:
+        for ifname in ifnames:
+            self._state.ports.pop(ifname, None)
+            interface = self._state.interfaces.pop(ifname, None)
+            if interface is not None:
+                self._forget_port(interface.ifindex)
+
+    def _forget_port(self, ifindex: int) -> None:
+        """Take out an interface's row, counters and program."""
+        self._maps.delete("ports", [pack.u32(ifindex)])
+        self._maps.delete("port_traffic", [pack.u32(ifindex)])
+        self._directory.link_path(ifindex).unlink(missing_ok=True)
+
+    def _remove_gateways(self, ids: Iterable[int]) -> None:
+        state = self._state
+        gone = list(ids)
+        for id in gone:
+            state.gateways.pop(id, None)
+        # A peer's address may have changed, or pass to another gateway that claims it.
+        owners = state.peer_owners()
+        if owners != state.peers:
+            self._maps.put("peers", state.peer_rows(self._generation))
+            left = [pack.ip(address) for address in state.peers if address not in owners]
+            self._maps.delete("peers", left)
+            state.peers = owners
+        self._maps.delete("gateways", [pack.u32(id) for id in gone])
+        self._maps.delete("gateway_traffic", [pack.u32(id) for id in gone])
+
+    # ---- interfaces and ways --------------------------------------------------------------------
+
+    def refresh_adjacency(self) -> int:
+        state = self._state
+        before = dict(state.interfaces)
+        state.look_up_interfaces()
+        changed = [name for name in state.ports if before.get(name) != state.interfaces.get(name)]
+        for name in changed:
+            old, new = before.get(name), state.interfaces.get(name)
+            if old is not None and (new is None or new.ifindex != old.ifindex):
+                self._forget_port(old.ifindex)
+        ports = {name: state.ports[name] for name in changed}
+        endpoints = {key: row for key, row in state.local.items() if row.ifname in ports}
+        ways = dict(state.ways)
+        self._look_up_ways(state.gateways.values())
+        gateways = {
+            id: row
+            for id, row in state.gateways.items()
+            if ways.get(row.underlay) != state.ways.get(row.underlay)
+        }
+        refused = self._write(gateways, {}, ports, endpoints, {})
+        if self._switched:
+            self._attach_all(thorough=True)
+        self._retry(refused)
+        return state.unresolved()
+
+    def _look_up_ways(self, gateways: Iterable[GatewayRow]) -> None:
+        """Resolve gateways, with a short wait for those that have never been resolved."""
+        wanted = {ip_text(row.underlay): row.underlay for row in gateways}
+        if not wanted:
+            return
+        deadline = time.monotonic() + ADJACENCY_WAIT_S
+        with links.Underlay() as underlay:
+            provoked = False
+            while True:
+                for address, way in underlay.resolve(wanted).items():
+                    self._state.ways[wanted[address]] = way
+                unknown = [a for a, number in wanted.items() if number not in self._state.ways]
+                if not provoked:
+                    for address in unknown:
+                        underlay.provoke(address)
+                    provoked = True
+                if not unknown or time.monotonic() >= deadline:
+                    return
+                time.sleep(_ADJACENCY_POLL_S)
+
+    # ---- programs -------------------------------------------------------------------------------
+
+    def _switch(self) -> None:
+        """Put the programs in place; at the first sync also in place of a predecessor's."""
+        self._attach_all(thorough=not self._switched)
+        if not self._switched:
+            self._switched = True
+            for path in self._directory.older():
+                pins.remove(path)
+
+    def _attach_all(self, *, thorough: bool) -> None:
+        """Attach the programs where links are missing, and take out links of other interfaces.
+
+        With `thorough`, also look whether each link is alive and runs the present program.
+        """
+        wanted = {interface.ifindex: "xdp_pod" for interface in self._state.interfaces.values()}
+        wan = links.interface(self._wan_ifname)
+        if wan is not None:
+            wanted[wan.ifindex] = "xdp_wan"
+        pinned = dict(self._directory.links())
+        older = self._directory.older() if thorough else []
+        for ifindex, program in wanted.items():
+            pin, fd = self._directory.link_path(ifindex), self._programs[program]
+            current = ifindex in pinned
+            if current and thorough:
+                current = links.attached(pin, ifindex, kernel.prog_id(fd))
+            if not current:
+                links.attach(fd, ifindex, pin, [path / pin.name for path in older])
+        for ifindex, path in pinned.items():
+            if ifindex not in wanted:
+                path.unlink()
+
+    # ---- reports --------------------------------------------------------------------------------
+
+    def audit(self, tables: Tables) -> AuditReport:
+        return report.audit(
+            tables, self._maps, self._state, self._directory, self._wan_ifname, self._programs
+        )
+
+    def repair(self, tables: Tables) -> AuditReport:
+        before = self.audit(tables)
+        self.replace(tables)
+        self._attach_all(thorough=True)
+        return before
+
+    def counters(self) -> Json:
+        return report.counters(self._maps, self._state)
+
+    def usage(self) -> Usage:
+        return self._maps.usage("endpoints")
+
+    def usages(self) -> dict[str, Usage]:
+        return {name: self._maps.usage(name) for name in TABLES}
+
+    def show(self) -> Json:
+        return report.show(self._maps, self._state, self._groups)
+
+    def explain(self, vni: int, ip: str) -> Json:
+        return report.explain(self._maps, self._state, vni, ip)
+
+    # ---- end ------------------------------------------------------------------------------------
+
+    def detach(self) -> None:
+        self.close(unlock=False)
+        for path in (*self._directory.older(), self._directory.path):
+            pins.remove(path)
+        pins.prune()
+        os.close(self._lock)
+
+    def close(self, *, unlock: bool = True) -> None:
+        for fd in self._programs.values():
+            os.close(fd)
+        self._programs = {}
+        self._maps.close()
+        if unlock:
+            os.close(self._lock)
+
+
+def _lacking() -> str | None:
+    """What this process lacks to run the backend, in words; None if nothing."""
+    if sys.platform != "linux" or not kernel.supported():
+        return "not Linux on x86-64 or aarch64"
+    if os.geteuid() != 0:
+        return "not root"
+    if importlib.util.find_spec("bcc") is None:
+        return "bcc not importable (Debian: apt install python3-bpfcc)"
+    return headers.missing()
+
+
+def _lock(directory: Path) -> int:
+    """Hold an instance for this process; released with the process, however it ends."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        raise DataplaneError(f"{directory} is in use by another running node") from error
+    return fd
+
+
+def _load_programs(directory: Path) -> None:
+    """Run the loader; Unavailable with its last words if it fails."""
+    root = str(Path(dataplane.__file__).parent.parent)
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "dataplane.xdp.loader", str(directory)],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            timeout=LOADER_TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise Unavailable(f"the loader did not end within {LOADER_TIMEOUT_S} s") from error
+    if done.returncode != 0:
+        words = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise Unavailable(f"the XDP programs cannot be loaded: {words[-1]}")
+    json.loads(done.stdout)

@@ -1,0 +1,61 @@
+/* Numbers shared with user space (dataplane/reasons.py, dataplane/xdp/layout.py) and protocol
+ * constants. The loader compiles assertions that compare the shared ones. */
+#ifndef WEFT_CONSTS_H
+#define WEFT_CONSTS_H
+
+#define GENEVE_PORT 6081         /* RFC 8926, section 3.3 */
+#define GENEVE_VERSION_MASK 0xc0 /* first octet */
+#define GENEVE_OPTIONS_MASK 0x3f /* first octet: length of the options in 4-octet units */
+#define GENEVE_CONTROL 0x80      /* second octet, O */
+#define GENEVE_CRITICAL 0x40     /* second octet, C */
+#define GENEVE_ETHERNET 0x6558   /* protocol type: transparent Ethernet bridging */
+
+#define OUTER_BYTES 36 /* outer IPv4, UDP and Geneve without options */
+#define OUTER_TTL 64
+#define FLOW_PORT_BASE 0xc000 /* outer source ports are 49152..65535 (RFC 8926, section 3.3) */
+
+#define IP_DF 0x4000
+#define IP_FRAGMENT_MASK 0x3fff /* more fragments, and the offset */
+#define IP_OFFSET_MASK 0x1fff
+#define ICMP_ECHO_REPLY_TYPE 0
+#define ICMP_UNREACHABLE_TYPE 3
+#define ICMP_FRAGMENTATION_NEEDED_CODE 4
+#define ICMP_ECHO_TYPE 8
+#define ARP_REQUEST_OP 1
+#define ARP_REPLY_OP 2
+#define ARP_ETHERNET 1
+
+#define GROUP_GATEWAYS_MAX 16
+#define REASONS_MAX 32
+#define PORT_BLOCKED 1
+#define GATEWAY_RESOLVED 1
+
+enum drop_reason {
+    DROP_MALFORMED = 0,
+    DROP_NO_PORT = 1,
+    DROP_PORT_BLOCKED = 2,
+    DROP_SPOOFED_MAC = 3,
+    DROP_SPOOFED_IP = 4,
+    DROP_SPOOFED_ARP = 5,
+    DROP_ARP_IGNORED = 6,
+    DROP_ARP_OUTSIDE = 7,
+    DROP_NOT_IPV4 = 8,
+    DROP_NO_SUBNET = 9,
+    DROP_UNCLAIMED = 10,
+    DROP_NOT_ATTACHED = 11,
+    DROP_NO_GROUP = 12,
+    DROP_NO_GATEWAY = 13,
+    DROP_UNRESOLVED = 14,
+    DROP_TTL_EXPIRED = 15,
+    DROP_TOO_BIG = 16,
+    DROP_UNKNOWN_PEER = 17,
+    DROP_TUNNEL_VERSION = 18,
+    DROP_TUNNEL_CONTROL = 19,
+    DROP_TUNNEL_CRITICAL = 20,
+    DROP_TUNNEL_PROTOCOL = 21,
+    DROP_NOT_LOCAL = 22,
+    DROP_LOOP = 23,
+    DROP_NO_ROOM = 24,
+};
+
+#endif

@@ -1,0 +1,111 @@
+/* Decisions both programs share: counting, and the way to a port or to a gateway.
+ *
+ * LOOKUP(map, key) stands for a map look-up; the loader puts BCC's form in its place before it
+ * compiles, because BCC refuses one inside a macro. */
+#ifndef WEFT_FORWARD_H
+#define WEFT_FORWARD_H
+
+INLINE void count_drop(u32 reason)
+{
+    u64 *count = LOOKUP(drops, &reason);
+    if (count)
+        (*count)++;
+}
+
+INLINE int drop(u32 reason)
+{
+    count_drop(reason);
+    return XDP_DROP;
+}
+
+INLINE void count_port_tx(u32 ifindex, u32 bytes)
+{
+    struct traffic *t = LOOKUP(port_traffic, &ifindex);
+    if (t) {
+        t->tx_packets++;
+        t->tx_bytes += bytes;
+    }
+}
+
+INLINE void count_port_rx(u32 ifindex, u32 bytes)
+{
+    struct traffic *t = LOOKUP(port_traffic, &ifindex);
+    if (t) {
+        t->rx_packets++;
+        t->rx_bytes += bytes;
+    }
+}
+
+INLINE void count_gateway_tx(u32 gateway, u32 bytes)
+{
+    struct traffic *t = LOOKUP(gateway_traffic, &gateway);
+    if (t) {
+        t->tx_packets++;
+        t->tx_bytes += bytes;
+    }
+}
+
+INLINE void count_gateway_rx(u32 gateway, u32 bytes)
+{
+    struct traffic *t = LOOKUP(gateway_traffic, &gateway);
+    if (t) {
+        t->rx_packets++;
+        t->rx_bytes += bytes;
+    }
+}
+
+INLINE struct subnet_value *subnet_of(u32 vni, u32 ip)
+{
+    struct subnet_key key = {.prefix_bits = 64, .vni = bpf_htonl(vni), .network = ip};
+    return LOOKUP(subnets, &key);
+}
+
+/* Hand the frame to a workload of this machine. */
+INLINE int deliver(struct endpoint_value *endpoint, struct ethhdr *eth, struct iphdr *ip)
+{
+    u32 ifindex = endpoint->ifindex;
+    struct port_value *port = LOOKUP(ports, &ifindex);
+    if (!port)
+        return drop(DROP_NO_PORT);
+    u32 bytes = frame_bytes(ip);
+    if (bytes > port->mtu + sizeof(*eth))
+        return drop(DROP_TOO_BIG);
+    __builtin_memcpy(eth->h_dest, endpoint->mac, 6);
+    __builtin_memcpy(eth->h_source, port->gateway_mac, 6);
+    ttl_decrement(ip);
+    count_port_rx(ifindex, bytes);
+    return bpf_redirect(ifindex, 0);
+}
+
+/* Pick the flow's gateway of a group. NULL: `*reason` says why there is none. */
+INLINE struct gateway_value *next_hop(u32 group, u32 hash, u32 *id, u32 *reason)
+{
+    struct group_value *members = LOOKUP(groups, &group);
+    *reason = DROP_NO_GROUP;
+    if (!members || !members->count)
+        return NULL;
+    u32 slot = (hash >> 16) % members->count;
+    if (slot >= GROUP_GATEWAYS_MAX)
+        return NULL;
+    u32 chosen = members->gateways[slot];
+    struct gateway_value *gateway = LOOKUP(gateways, &chosen);
+    *id = chosen;
+    *reason = DROP_NO_GATEWAY;
+    if (!gateway)
+        return NULL;
+    *reason = DROP_UNRESOLVED;
+    return gateway->flags & GATEWAY_RESOLVED ? gateway : NULL;
+}
+
+/* Send the frame, whose inner headers are final, through the tunnel to a gateway. */
+INLINE int tunnel(struct xdp_md *ctx, struct gateway_value *gateway, u32 id, u32 vni, u32 hash,
+                  u32 bytes)
+{
+    u32 ifindex = gateway->ifindex;
+    if (encapsulate(ctx, gateway, vni, hash, bytes))
+        return drop(DROP_NO_ROOM);
+    count_gateway_tx(id, bytes);
+    return bpf_redirect(ifindex, 0);
+}
+
+#endif

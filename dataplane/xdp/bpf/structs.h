@@ -1,0 +1,118 @@
+/* Map keys and values, and headers as they lie in a packet.
+ *
+ * Map structs are naturally aligned and have no implicit padding. Addresses are in network order,
+ * as in the packet, so they compare without conversion; everything else is in host order, unless
+ * a field says otherwise. dataplane/xdp/layout.py packs the same bytes. */
+#ifndef WEFT_STRUCTS_H
+#define WEFT_STRUCTS_H
+
+struct endpoint_key {
+    u32 vni; /* host order; above 24 bits: a VPC that is not carried between sites */
+    u32 ip;  /* network order */
+}; /* 8 bytes */
+
+struct endpoint_value {
+    u32 group;   /* next-hop group, 0: none */
+    u32 ifindex; /* local interface, 0: not attached here */
+    u8 mac[6];
+    u16 pad;
+    u32 generation; /* of the full sync that wrote it; not read here */
+}; /* 20 bytes */
+
+struct subnet_key {
+    u32 prefix_bits; /* 32 for the VNI, and the prefix's own */
+    u32 vni;         /* network order: the tree compares bits from the first byte on */
+    u32 network;     /* network order */
+}; /* 12 bytes */
+
+struct subnet_value {
+    u32 group;      /* where unclaimed addresses go, 0: nowhere */
+    u32 gateway_ip; /* network order; the pods' default route */
+    u32 generation;
+}; /* 12 bytes */
+
+struct group_value {
+    u32 count; /* gateways in use, at least 1 */
+    u32 generation;
+    u32 gateways[GROUP_GATEWAYS_MAX]; /* gateway ids */
+}; /* 72 bytes */
+
+struct gateway_value {
+    u32 outer_src; /* network order */
+    u32 outer_dst; /* network order */
+    u8 src_mac[6];
+    u8 dst_mac[6];
+    u32 ifindex;
+    u16 mtu;   /* of the outer IP packet */
+    u16 flags; /* GATEWAY_RESOLVED: the MACs and ifindex are known */
+    u32 generation;
+}; /* 32 bytes */
+
+struct port_value {
+    u32 vni;
+    u32 ip; /* network order; the only source address */
+    u8 mac[6];
+    u8 gateway_mac[6];
+    u16 mtu;   /* of the inner IP packet */
+    u16 flags; /* PORT_BLOCKED */
+    u32 generation;
+}; /* 28 bytes */
+
+struct peer_value {
+    u32 gateway;
+    u32 generation;
+}; /* 8 bytes, keyed by outer source address in network order */
+
+struct config_value {
+    u32 underlay; /* network order; tunnels end here, 0: at any address */
+    u32 generation;
+}; /* 8 bytes */
+
+struct traffic {
+    u64 tx_packets; /* from the port, or to the gateway */
+    u64 tx_bytes;   /* inner frames, without padding */
+    u64 rx_packets;
+    u64 rx_bytes;
+}; /* 32 bytes */
+
+struct arp_ipv4 { /* RFC 826, for Ethernet and IPv4 */
+    u16 hardware_type;
+    u16 protocol_type;
+    u8 hardware_bytes;
+    u8 protocol_bytes;
+    u16 operation;
+    u8 sender_mac[6];
+    u32 sender_ip;
+    u8 target_mac[6];
+    u32 target_ip;
+} __attribute__((packed)); /* 28 bytes */
+
+struct icmp_header {
+    u8 type;
+    u8 code;
+    u16 checksum;
+    u16 unused; /* identifier of an echo */
+    u16 mtu;    /* RFC 1191: next-hop MTU; sequence of an echo */
+} __attribute__((packed)); /* 8 bytes */
+
+struct geneve_header { /* RFC 8926, section 3.4 */
+    u8 version_options;
+    u8 flags;
+    u16 protocol;
+    u32 vni_reserved; /* network order: VNI in the upper 24 bits */
+} __attribute__((packed)); /* 8 bytes */
+
+struct outer_headers {
+    struct ethhdr eth;
+    struct iphdr ip;
+    struct udphdr udp;
+    struct geneve_header geneve;
+} __attribute__((packed)); /* 50 bytes */
+
+struct icmp_frame {
+    struct ethhdr eth;
+    struct iphdr ip;
+    struct icmp_header icmp;
+} __attribute__((packed)); /* 42 bytes */
+
+#endif

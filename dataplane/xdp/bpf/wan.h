@@ -1,0 +1,95 @@
+/* xdp_wan: what comes in from the underlay.
+ *
+ * Geneve for this machine ends here, whatever becomes of it; everything else is the stack's. What
+ * a gateway did not send is not looked into. */
+#ifndef WEFT_WAN_H
+#define WEFT_WAN_H
+
+/* Geneve for us, readable: not fragmented, no IP options. */
+INLINE int is_ours(struct outer_headers *outer)
+{
+    if (outer->eth.h_proto != bpf_htons(ETH_P_IP) || outer->ip.version != 4 ||
+        outer->ip.ihl != 5 || outer->ip.protocol != IPPROTO_UDP ||
+        outer->ip.frag_off & bpf_htons(IP_FRAGMENT_MASK) ||
+        outer->udp.dest != bpf_htons(GENEVE_PORT))
+        return 0;
+    u32 first = 0;
+    struct config_value *own = LOOKUP(config, &first);
+    return !own || !own->underlay || own->underlay == outer->ip.daddr;
+}
+
+/* Send on what arrived here for an endpoint that has moved, or is another gateway's. */
+INLINE int relay(struct xdp_md *ctx, struct endpoint_value *endpoint, struct ethhdr *eth,
+                 struct iphdr *ip, u32 vni, u32 came_from)
+{
+    void *end = (void *)(long)ctx->data_end;
+    u32 hash = flow_hash(ip, end), gateway_id = 0, reason = 0, bytes = frame_bytes(ip);
+    struct gateway_value *gateway = next_hop(endpoint->group, hash, &gateway_id, &reason);
+    if (!gateway)
+        return drop(reason);
+    if (gateway_id == came_from)
+        return drop(DROP_LOOP);
+    if (bytes + OUTER_BYTES > gateway->mtu)
+        return drop(DROP_TOO_BIG);
+    __builtin_memcpy(eth->h_dest, endpoint->mac, 6);
+    ttl_decrement(ip);
+    return tunnel(ctx, gateway, gateway_id, vni, hash, bytes);
+}
+
+/* `carried`: bytes that the outer packet has for the inner frame. */
+INLINE int from_tunnel(struct xdp_md *ctx, u32 vni, u32 came_from, u32 carried)
+{
+    void *end = (void *)(long)ctx->data_end;
+    struct ethhdr *eth = (void *)(long)ctx->data;
+    struct iphdr *ip = (void *)(eth + 1);
+    if ((void *)(eth + 1) > end)
+        return drop(DROP_MALFORMED);
+    if (eth->h_proto != bpf_htons(ETH_P_IP))
+        return drop(DROP_NOT_IPV4);
+    if ((void *)(ip + 1) > end || !ip_well_formed(ctx, ip) || frame_bytes(ip) > carried)
+        return drop(DROP_MALFORMED);
+    count_gateway_rx(came_from, frame_bytes(ip));
+    struct endpoint_key key = {.vni = vni, .ip = ip->daddr};
+    struct endpoint_value *endpoint = LOOKUP(endpoints, &key);
+    if (!endpoint)
+        return drop(DROP_NOT_LOCAL);
+    if (ip->ttl <= 1)
+        return drop(DROP_TTL_EXPIRED);
+    if (endpoint->ifindex)
+        return deliver(endpoint, eth, ip);
+    if (!endpoint->group)
+        return drop(DROP_NOT_ATTACHED);
+    return relay(ctx, endpoint, eth, ip, vni, came_from);
+}
+
+INLINE int from_underlay(struct xdp_md *ctx)
+{
+    void *end = (void *)(long)ctx->data_end;
+    struct outer_headers *outer = (void *)(long)ctx->data;
+    if ((void *)(outer + 1) > end || !is_ours(outer))
+        return XDP_PASS;
+    u32 source = outer->ip.saddr;
+    struct peer_value *peer = LOOKUP(peers, &source);
+    if (!peer)
+        return drop(DROP_UNKNOWN_PEER);
+    struct geneve_header *geneve = &outer->geneve;
+    if (geneve->version_options & GENEVE_VERSION_MASK)
+        return drop(DROP_TUNNEL_VERSION);
+    if (geneve->flags & GENEVE_CONTROL)
+        return drop(DROP_TUNNEL_CONTROL);
+    if (geneve->flags & GENEVE_CRITICAL) /* RFC 8926, section 3.5: drop what is not understood */
+        return drop(DROP_TUNNEL_CRITICAL);
+    if (geneve->protocol != bpf_htons(GENEVE_ETHERNET))
+        return drop(DROP_TUNNEL_PROTOCOL);
+    u32 vni = bpf_ntohl(geneve->vni_reserved) >> 8;
+    u32 came_from = peer->gateway;
+    u32 headers = sizeof(*outer) + (geneve->version_options & GENEVE_OPTIONS_MASK) * 4;
+    u32 outer_frame = bpf_ntohs(outer->ip.tot_len) + sizeof(struct ethhdr);
+    if (headers > outer_frame) /* the options end beyond the outer packet */
+        return drop(DROP_MALFORMED);
+    if (bpf_xdp_adjust_head(ctx, (int)headers))
+        return drop(DROP_MALFORMED);
+    return from_tunnel(ctx, vni, came_from, outer_frame - headers);
+}
+
+#endif

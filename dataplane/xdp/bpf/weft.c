@@ -1,0 +1,34 @@
+/* The programs. Compiled by BCC without kernel headers (dataplane/xdp/loader.py): UAPI only. The
+ * loader puts the project's headers in place of their #include lines. */
+#include <uapi/linux/bpf.h>
+#include <uapi/linux/if_ether.h>
+#include <uapi/linux/in.h>
+#include <uapi/linux/ip.h>
+#include <uapi/linux/udp.h>
+
+#include "consts.h"
+#include "structs.h"
+#include "maps.h"
+#include "packet.h"
+#include "forward.h"
+#include "pod.h"
+#include "wan.h"
+
+/* For the machine's end of each workload's veth. */
+int xdp_pod(struct xdp_md *ctx)
+{
+    return from_port(ctx);
+}
+
+/* For the underlay interface. */
+int xdp_wan(struct xdp_md *ctx)
+{
+    return from_underlay(ctx);
+}
+
+/* For the far end of a veth: frames redirected to a veth are lost unless its peer polls (NAPI),
+ * and a program there makes it do so. */
+int xdp_pass(struct xdp_md *ctx)
+{
+    return XDP_PASS;
+}

@@ -1,0 +1,175 @@
+"""The map ABI: every struct and map of `bpf/structs.h` and `bpf/maps.h`, as Python packs them.
+
+The loader turns this file into static assertions that are compiled with the programs, so a
+difference between the two sides is a compile error. A change of anything here raises `ABI`.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from dataplane.backend import ENDPOINTS_MAX
+from dataplane.fib.rows import GROUP_GATEWAYS_MAX
+from dataplane.reasons import REASONS_MAX, DropReason
+from dataplane.xdp.kernel import MAP_NO_PREALLOC, MapType
+
+ABI = 1
+"""Part of the pin path. Programs of different ABIs never share a map."""
+
+GATEWAY_MAC = bytes.fromhex("027765667401")  # locally administered: "weft", 1
+"""The MAC address that every gateway answers with, so a pod that moves keeps its ARP entry."""
+
+PORT_BLOCKED = 1
+GATEWAY_RESOLVED = 1
+OUTER_BYTES = 36
+"""What a tunnel adds to an inner frame inside the outer IP packet: IPv4 20, UDP 8, Geneve 8."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A C struct: fields in order as (name, struct code), without implicit padding."""
+
+    name: str
+    fields: tuple[tuple[str, str], ...]
+
+    @property
+    def packer(self) -> struct.Struct:
+        return struct.Struct("=" + "".join(code for _, code in self.fields))
+
+    @property
+    def offsets(self) -> dict[str, int]:
+        codes = [code for _, code in self.fields]
+        return {
+            name: struct.calcsize("=" + "".join(codes[:index]))
+            for index, (name, _) in enumerate(self.fields)
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class MapSpec:
+    name: str
+    type: MapType
+    key_bytes: int
+    value_bytes: int
+    max_entries: int
+    flags: int = 0
+
+
+# "4s": an address in network order, as in the packet; "I" and "H": host order.
+ENDPOINT_KEY = Layout("endpoint_key", (("vni", "I"), ("ip", "4s")))
+ENDPOINT_VALUE = Layout(
+    "endpoint_value",
+    (("group", "I"), ("ifindex", "I"), ("mac", "6s"), ("pad", "H"), ("generation", "I")),
+)
+# The prefix tree compares bits from the first byte on, so the VNI is in network order too.
+SUBNET_KEY = Layout("subnet_key", (("prefix_bits", "I"), ("vni", "4s"), ("network", "4s")))
+SUBNET_VALUE = Layout("subnet_value", (("group", "I"), ("gateway_ip", "4s"), ("generation", "I")))
+GROUP_VALUE = Layout(
+    "group_value",
+    (("count", "I"), ("generation", "I"), ("gateways", f"{4 * GROUP_GATEWAYS_MAX}s")),
+)
+GATEWAY_VALUE = Layout(
+    "gateway_value",
+    (
+        ("outer_src", "4s"),
+        ("outer_dst", "4s"),
+        ("src_mac", "6s"),
+        ("dst_mac", "6s"),
+        ("ifindex", "I"),
+        ("mtu", "H"),
+        ("flags", "H"),
+        ("generation", "I"),
+    ),
+)
+PORT_VALUE = Layout(
+    "port_value",
+    (
+        ("vni", "I"),
+        ("ip", "4s"),
+        ("mac", "6s"),
+        ("gateway_mac", "6s"),
+        ("mtu", "H"),
+        ("flags", "H"),
+        ("generation", "I"),
+    ),
+)
+PEER_VALUE = Layout("peer_value", (("gateway", "I"), ("generation", "I")))
+CONFIG_VALUE = Layout("config_value", (("underlay", "4s"), ("generation", "I")))
+TRAFFIC = Layout(
+    "traffic", (("tx_packets", "Q"), ("tx_bytes", "Q"), ("rx_packets", "Q"), ("rx_bytes", "Q"))
+)
+LAYOUTS = (
+    ENDPOINT_KEY,
+    ENDPOINT_VALUE,
+    SUBNET_KEY,
+    SUBNET_VALUE,
+    GROUP_VALUE,
+    GATEWAY_VALUE,
+    PORT_VALUE,
+    PEER_VALUE,
+    CONFIG_VALUE,
+    TRAFFIC,
+)
+
+U32 = struct.Struct("=I")
+PORTS_MAX = 4096  # directly attached workloads of one machine
+GATEWAYS_MAX = 4096
+GROUPS_MAX = 8192  # a group per gateway, and one per site
+SUBNETS_MAX = 1 << 16
+
+
+def maps(endpoints_max: int = ENDPOINTS_MAX) -> dict[str, MapSpec]:
+    """Every map by name. Endpoints and subnets take memory as they grow, the others up front."""
+    specs = (
+        MapSpec("config", MapType.ARRAY, 4, CONFIG_VALUE.packer.size, 1),
+        MapSpec("gateways", MapType.HASH, 4, GATEWAY_VALUE.packer.size, GATEWAYS_MAX),
+        MapSpec("peers", MapType.HASH, 4, PEER_VALUE.packer.size, GATEWAYS_MAX),
+        MapSpec("groups", MapType.HASH, 4, GROUP_VALUE.packer.size, GROUPS_MAX),
+        MapSpec("ports", MapType.HASH, 4, PORT_VALUE.packer.size, PORTS_MAX),
+        MapSpec(
+            "endpoints",
+            MapType.HASH,
+            ENDPOINT_KEY.packer.size,
+            ENDPOINT_VALUE.packer.size,
+            endpoints_max,
+            MAP_NO_PREALLOC,
+        ),
+        MapSpec(
+            "subnets",
+            MapType.LPM_TRIE,
+            SUBNET_KEY.packer.size,
+            SUBNET_VALUE.packer.size,
+            SUBNETS_MAX,
+            MAP_NO_PREALLOC,
+        ),
+        MapSpec("drops", MapType.PERCPU_ARRAY, 4, 8, REASONS_MAX),
+        MapSpec("port_traffic", MapType.PERCPU_HASH, 4, TRAFFIC.packer.size, PORTS_MAX),
+        MapSpec("gateway_traffic", MapType.PERCPU_HASH, 4, TRAFFIC.packer.size, GATEWAYS_MAX),
+    )
+    return {spec.name: spec for spec in specs}
+
+
+PROGRAMS = ("xdp_pod", "xdp_wan", "xdp_pass")
+
+
+def assertions() -> str:
+    """C that compiles only where the programs' structs and constants are the ones above."""
+    lines = []
+    for layout in LAYOUTS:
+        name = f"struct {layout.name}"
+        lines.append(f'_Static_assert(sizeof({name}) == {layout.packer.size}, "{layout.name}");')
+        lines += [
+            f"_Static_assert(__builtin_offsetof({name}, {field}) == {offset},"
+            f' "{layout.name}.{field}");'
+            for field, offset in layout.offsets.items()
+        ]
+    constants = {f"DROP_{reason.name}": int(reason) for reason in DropReason} | {
+        "REASONS_MAX": REASONS_MAX,
+        "GROUP_GATEWAYS_MAX": GROUP_GATEWAYS_MAX,
+        "PORT_BLOCKED": PORT_BLOCKED,
+        "GATEWAY_RESOLVED": GATEWAY_RESOLVED,
+        "OUTER_BYTES": OUTER_BYTES,
+    }
+    lines += [f'_Static_assert({name} == {value}, "{name}");' for name, value in constants.items()]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,277 @@
+"""Interfaces: attaching programs, the way to a gateway, and offloads that XDP cannot live with.
+
+Everything acts in the network namespace of the calling thread; `in_netns` takes a call elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from dataplane.backend import DataplaneError
+from dataplane.fib.rows import ip_number
+from dataplane.xdp import kernel
+from dataplane.xdp.pack import Adjacency, Interface
+
+T = TypeVar("T")
+
+_CLONE_NEWNET = 0x40000000
+_SIOCETHTOOL = 0x8946
+_ETHTOOL_STXCSUM = 0x17
+_ETHTOOL_SGRO = 0x2C
+_DISCARD_PORT = 9  # RFC 863
+_NEIGHBOUR_USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
+"""NUD_REACHABLE, STALE, DELAY, PROBE, NOARP, PERMANENT: the address is known."""
+_NATIVE_REFUSED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSPC, errno.ERANGE, errno.ENOMEM)
+"""What drivers say when they cannot run a program natively (ENOSPC: too few queues on a veth)."""
+
+
+def in_netns(netns: str, call: Callable[[], T]) -> T:
+    """Run a call in a network namespace, by name (`ip netns`) or path, on a thread of its own."""
+    path = Path(netns) if "/" in netns else Path("/run/netns") / netns
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                libc = ctypes.CDLL(None, use_errno=True)
+                if libc.setns(fd, _CLONE_NEWNET) != 0:
+                    raise OSError(ctypes.get_errno(), f"cannot enter {path}")
+            finally:
+                os.close(fd)
+            outcome.append(call())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name=f"netns {netns}")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return outcome[0]
+
+
+# ---- offloads -----------------------------------------------------------------------------------
+
+
+def _ethtool(ifname: str, command: int, value: int) -> None:
+    """One `struct ethtool_value` ioctl."""
+    argument = ctypes.create_string_buffer(struct.pack("=II", command, value), 8)
+    request = struct.pack("16sQ16x", ifname.encode(), ctypes.addressof(argument))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as carrier:
+        fcntl.ioctl(carrier, _SIOCETHTOOL, request)
+
+
+def disable_tx_checksum(ifname: str) -> None:
+    """Make the stack finish its checksums: those it leaves to a device are never made under XDP.
+
+    For a workload's own end of its veth; TCP and UDP from it are dropped by receivers otherwise.
+    """
+    _ethtool(ifname, _ETHTOOL_STXCSUM, 0)
+
+
+def enable_gro(ifname: str) -> None:
+    """Make a veth's end poll, so that frames redirected to its peer arrive (see `attach_pass`)."""
+    _ethtool(ifname, _ETHTOOL_SGRO, 1)
+
+
+def attach_pass(ifname: str) -> None:
+    """Attach a program that passes everything, until the interface goes.
+
+    For the far end of a veth that frames are redirected to: they are lost unless that end polls,
+    and a program makes it poll.
+    """
+    # r0 = XDP_PASS; exit
+    fd = kernel.prog_load(
+        bytes.fromhex("b700000002000000 9500000000000000"), "pass", flags=kernel.XDP_HAS_FRAGS
+    )
+    try:
+        with IPRoute() as netlink:
+            netlink.link("set", index=socket.if_nametoindex(ifname), xdp_fd=fd)
+    finally:
+        os.close(fd)
+
+
+# ---- programs -----------------------------------------------------------------------------------
+
+
+def attach(prog_fd: int, ifindex: int, pin: Path, former: Iterable[Path] = ()) -> None:
+    """Have a pinned link run this program on an interface.
+
+    A pinned link of ours that is alive (at `pin`, or at one of `former`, an older ABI's) gets the
+    new program atomically; otherwise one is made, native if the driver can, generic if not.
+    DataplaneError if the interface has somebody else's program.
+    """
+    for path in (pin, *former):
+        if not path.exists():
+            continue
+        fd = kernel.get_pinned(str(path))
+        try:
+            if kernel.link_info(fd).ifindex != ifindex:
+                path.unlink()  # the interface it was for is gone, and its index was given again
+                continue
+            kernel.link_update(fd, prog_fd)
+            if path != pin:
+                kernel.pin(fd, str(pin))
+                path.unlink()
+            return
+        finally:
+            os.close(fd)
+    fd = _link(prog_fd, ifindex)
+    try:
+        kernel.pin(fd, str(pin))
+    finally:
+        os.close(fd)
+
+
+def _link(prog_fd: int, ifindex: int) -> int:
+    try:
+        try:
+            return kernel.link_create_xdp(prog_fd, ifindex, kernel.XDP_FLAGS_DRV)
+        except OSError as error:
+            if error.errno not in _NATIVE_REFUSED:
+                raise
+            return kernel.link_create_xdp(prog_fd, ifindex, kernel.XDP_FLAGS_SKB)
+    except OSError as error:
+        name = socket.if_indextoname(ifindex)
+        if error.errno in (errno.EBUSY, errno.EEXIST):
+            raise DataplaneError(
+                f"{name} already runs another XDP program (ip link set {name} xdp off removes it)"
+            ) from error
+        raise DataplaneError(f"cannot attach XDP to {name}: {error.strerror}") from error
+
+
+def attached(pin: Path, ifindex: int, prog_id: int) -> bool:
+    """Whether the pinned link runs this program on this interface."""
+    if not pin.exists():
+        return False
+    fd = kernel.get_pinned(str(pin))
+    try:
+        info = kernel.link_info(fd)
+    finally:
+        os.close(fd)
+    return info.ifindex == ifindex and info.prog_id == prog_id
+
+
+# ---- interfaces and neighbours ------------------------------------------------------------------
+
+
+def interface(ifname: str) -> Interface | None:
+    """Index and MTU; None if there is no such interface."""
+    try:
+        index = socket.if_nametoindex(ifname)
+    except OSError:
+        return None
+    with IPRoute() as netlink:
+        try:
+            (link,) = netlink.get_links(index)
+        except NetlinkError:
+            return None
+        return Interface(index, int(link.get_attr("IFLA_MTU")))
+
+
+def interfaces() -> dict[str, Interface]:
+    """All interfaces of the namespace by name."""
+    with IPRoute() as netlink:
+        return {
+            str(link.get_attr("IFLA_IFNAME")): Interface(
+                int(link["index"]), int(link.get_attr("IFLA_MTU"))
+            )
+            for link in netlink.get_links()
+        }
+
+
+def native(ifindex: int) -> bool:
+    """Whether the program on an interface runs in its driver, not in the generic path."""
+    with IPRoute() as netlink:
+        (link,) = netlink.get_links(ifindex)
+        xdp = link.get_attr("IFLA_XDP")
+        return bool(xdp is not None and xdp.get_attr("IFLA_XDP_ATTACHED") == 1)
+
+
+def interface_with_address(address: str) -> str | None:
+    """The interface that has an IPv4 address, other than loopback."""
+    with IPRoute() as netlink:
+        for row in netlink.get_addr(family=socket.AF_INET):
+            if row.get_attr("IFA_LOCAL") == address and row["index"] != 1:
+                return socket.if_indextoname(int(row["index"]))
+    return None
+
+
+class Underlay:
+    """Finds the way to gateways with one netlink session; a context manager."""
+
+    def __enter__(self) -> Underlay:
+        self._netlink = IPRoute()
+        self._links: dict[int, tuple[bytes, int]] = {}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._netlink.close()
+
+    def resolve(self, destinations: Iterable[str]) -> dict[str, Adjacency]:
+        """The ways that are known now; those of unreachable or unanswering gateways are not in."""
+        neighbours: dict[tuple[int, str], bytes] = {}
+        for row in self._netlink.get_neighbours(family=socket.AF_INET):
+            mac = row.get_attr("NDA_LLADDR")
+            if mac and row["state"] & _NEIGHBOUR_USABLE:
+                neighbours[int(row["ifindex"]), str(row.get_attr("NDA_DST"))] = bytes.fromhex(
+                    mac.replace(":", "")
+                )
+        ways: dict[str, Adjacency] = {}
+        for destination in destinations:
+            hop = self._next_hop(destination)
+            if hop is not None and hop in neighbours:
+                src_mac, mtu = self._link(hop[0])
+                ways[destination] = Adjacency(hop[0], src_mac, neighbours[hop], mtu)
+        return ways
+
+    def provoke(self, destination: str) -> None:
+        """Send an empty datagram, so that the stack looks the neighbour up."""
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe,
+        ):
+            probe.sendto(b"", socket.MSG_DONTWAIT, (destination, _DISCARD_PORT))
+
+    def _next_hop(self, destination: str) -> tuple[int, str] | None:
+        """Interface and neighbour of the route; None without one, or if the address is our own."""
+        try:
+            routes: Any = self._netlink.route("get", dst=destination)
+        except NetlinkError:
+            return None
+        for route in routes:
+            out = route.get_attr("RTA_OIF")
+            if out is not None and out != 1:
+                return int(out), str(route.get_attr("RTA_GATEWAY") or destination)
+        return None
+
+    def _link(self, ifindex: int) -> tuple[bytes, int]:
+        """MAC and MTU of an interface."""
+        if ifindex not in self._links:
+            (link,) = self._netlink.get_links(ifindex)
+            mac = bytes.fromhex(str(link.get_attr("IFLA_ADDRESS")).replace(":", ""))
+            self._links[ifindex] = (mac, int(link.get_attr("IFLA_MTU")))
+        return self._links[ifindex]
+
+
+def canonical(address: str) -> int:
+    """An underlay address as a number; DataplaneError if it is not IPv4."""
+    try:
+        return ip_number(address)
+    except ValueError as error:
+        raise DataplaneError(f"the underlay address {address} is not IPv4") from error

@@ -1,0 +1,206 @@
+"""Rows to the bytes of the maps, and back. Layouts are in `layout.py`.
+
+A row becomes bytes only with what is known of this machine: interface indexes and link addresses.
+The generation is a parameter, so that an audit can compare rows of any generation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dataplane.fib.rows import (
+    EndpointKey,
+    EndpointRow,
+    GatewayRow,
+    GroupRow,
+    PortRow,
+    SubnetKey,
+    SubnetRow,
+)
+from dataplane.xdp import layout
+
+NO_MAC = bytes(6)
+VNI_BITS = 32  # the prefix tree's keys begin with the whole VNI
+
+
+@dataclass(frozen=True, slots=True)
+class Adjacency:
+    """How this machine reaches a gateway on the underlay."""
+
+    ifindex: int
+    src_mac: bytes
+    dst_mac: bytes
+    mtu: int  # of the outer IP packet
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """A local port's interface."""
+
+    ifindex: int
+    mtu: int
+
+
+def ip(number: int) -> bytes:
+    return number.to_bytes(4, "big")
+
+
+def u32(number: int) -> bytes:
+    return layout.U32.pack(number)
+
+
+_endpoint_key = layout.ENDPOINT_KEY.packer
+_endpoint_value = layout.ENDPOINT_VALUE.packer
+_subnet_key = layout.SUBNET_KEY.packer
+_subnet_value = layout.SUBNET_VALUE.packer
+_group_value = layout.GROUP_VALUE.packer
+_gateway_value = layout.GATEWAY_VALUE.packer
+_port_value = layout.PORT_VALUE.packer
+_peer_value = layout.PEER_VALUE.packer
+_config_value = layout.CONFIG_VALUE.packer
+
+
+def endpoint_key(key: EndpointKey) -> bytes:
+    return _endpoint_key.pack(key.vni, ip(key.ip))
+
+
+def endpoint_value(row: EndpointRow, ifindex: int, generation: int) -> bytes:
+    return _endpoint_value.pack(row.group, ifindex, row.mac, 0, generation)
+
+
+def subnet_key(key: SubnetKey) -> bytes:
+    vni = key.vni.to_bytes(4, "big")
+    return _subnet_key.pack(VNI_BITS + key.prefix_bits, vni, ip(key.network))
+
+
+def subnet_value(row: SubnetRow, generation: int) -> bytes:
+    return _subnet_value.pack(row.group, ip(row.gateway_ip), generation)
+
+
+def group_value(row: GroupRow, generation: int) -> bytes:
+    ids = b"".join(map(u32, row.gateways))
+    return _group_value.pack(len(row.gateways), generation, ids)
+
+
+def gateway_value(row: GatewayRow, source: int, way: Adjacency | None, generation: int) -> bytes:
+    """`source`: our own underlay address. Without a way the row is there, and says so."""
+    way = way or Adjacency(0, NO_MAC, NO_MAC, 0)
+    return _gateway_value.pack(
+        ip(source),
+        ip(row.underlay),
+        way.src_mac,
+        way.dst_mac,
+        way.ifindex,
+        min(way.mtu, 0xFFFF),
+        layout.GATEWAY_RESOLVED if way.ifindex else 0,
+        generation,
+    )
+
+
+def port_value(row: PortRow, interface: Interface, generation: int) -> bytes:
+    return _port_value.pack(
+        row.vni,
+        ip(row.ip),
+        row.mac,
+        layout.GATEWAY_MAC,
+        min(interface.mtu, 0xFFFF),
+        layout.PORT_BLOCKED if row.blocked else 0,
+        generation,
+    )
+
+
+def peer_value(gateway: int, generation: int) -> bytes:
+    return _peer_value.pack(gateway, generation)
+
+
+def config_value(underlay: int, generation: int) -> bytes:
+    return _config_value.pack(ip(underlay), generation)
+
+
+def config_generation(value: bytes) -> int:
+    return int(_config_value.unpack(value)[1])
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledEndpoint:
+    group: int
+    ifindex: int
+    mac: bytes
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledSubnet:
+    group: int
+    gateway_ip: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledGateway:
+    underlay: int
+    dst_mac: bytes
+    ifindex: int
+    mtu: int
+    resolved: bool
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledPort:
+    vni: int
+    ip: int
+    mac: bytes
+    mtu: int
+    blocked: bool
+    generation: int
+
+
+def read_endpoint_key(raw: bytes) -> EndpointKey:
+    vni, address = _endpoint_key.unpack(raw)
+    return EndpointKey(vni, int.from_bytes(address, "big"))
+
+
+def read_endpoint(raw: bytes) -> InstalledEndpoint:
+    group, ifindex, mac, _, generation = _endpoint_value.unpack(raw)
+    return InstalledEndpoint(group, ifindex, mac, generation)
+
+
+def read_subnet_key(raw: bytes) -> SubnetKey:
+    bits, vni, network = _subnet_key.unpack(raw)
+    return SubnetKey(
+        int.from_bytes(vni, "big"), int.from_bytes(network, "big"), int(bits) - VNI_BITS
+    )
+
+
+def read_subnet(raw: bytes) -> InstalledSubnet:
+    group, gateway_ip, generation = _subnet_value.unpack(raw)
+    return InstalledSubnet(group, int.from_bytes(gateway_ip, "big"), generation)
+
+
+def read_group(raw: bytes) -> tuple[int, ...]:
+    """The gateway ids of a group."""
+    count, _, ids = _group_value.unpack(raw)
+    return tuple(layout.U32.unpack_from(ids, 4 * index)[0] for index in range(count))
+
+
+def read_gateway(raw: bytes) -> InstalledGateway:
+    _, dst, _, dst_mac, ifindex, mtu, flags, generation = _gateway_value.unpack(raw)
+    resolved = bool(flags & layout.GATEWAY_RESOLVED)
+    return InstalledGateway(int.from_bytes(dst, "big"), dst_mac, ifindex, mtu, resolved, generation)
+
+
+def read_port(raw: bytes) -> InstalledPort:
+    vni, address, mac, _, mtu, flags, generation = _port_value.unpack(raw)
+    blocked = bool(flags & layout.PORT_BLOCKED)
+    return InstalledPort(vni, int.from_bytes(address, "big"), mac, mtu, blocked, generation)
+
+
+def generation_offset(value: layout.Layout) -> int:
+    return value.offsets["generation"]
+
+
+def without_generation(value: layout.Layout, raw: bytes) -> bytes:
+    """The bytes of a value with its generation zeroed, so rows of two syncs compare equal."""
+    offset = generation_offset(value)
+    return raw[:offset] + bytes(4) + raw[offset + 4 :]

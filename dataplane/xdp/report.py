@@ -1,0 +1,243 @@
+"""What is in the kernel, for people and for comparison: audit, tables, counters, one address."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+
+from dataplane.backend import Audit, AuditReport, Json
+from dataplane.fib.rows import (
+    EndpointKey,
+    GroupRow,
+    SubnetKey,
+    Tables,
+    ip_number,
+    ip_text,
+    mac_text,
+)
+from dataplane.reasons import DropReason
+from dataplane.xdp import kernel, layout, links, pack
+from dataplane.xdp.maps import Maps
+from dataplane.xdp.pins import PinDir
+from dataplane.xdp.state import Resolved, Rows
+
+
+def audit(
+    tables: Tables,
+    maps: Maps,
+    state: Resolved,
+    pins: PinDir,
+    wan_ifname: str,
+    programs: Mapping[str, int],
+) -> AuditReport:
+    """Compare every map, and the programs' attachment, with what the compiled tables ask for."""
+    found = Audit()
+    _audit_gateways(found, tables, maps, state)
+    _audit_ports(found, tables, maps, state)
+    found.compare(
+        "endpoints",
+        {
+            pack.read_endpoint_key(key): value
+            for key, value in state.endpoint_rows(tables.endpoints, 0)
+        },
+        {pack.read_endpoint_key(key): value for key, value in maps.compared("endpoints").items()},
+    )
+    found.compare(
+        "subnets",
+        {key: pack.subnet_value(row, 0) for key, row in tables.subnets.items()},
+        {pack.read_subnet_key(key): value for key, value in maps.compared("subnets").items()},
+    )
+    _audit_links(found, tables, state, pins, wan_ifname, programs)
+    return found.report()
+
+
+def _audit_gateways(found: Audit, tables: Tables, maps: Maps, state: Resolved) -> None:
+    expected = Resolved(state.underlay)
+    expected.gateways.update(tables.gateways)
+    expected.ways.update(state.ways)
+    _compare_u32(
+        found, "gateways", expected.gateway_rows(tables.gateways, 0), maps.compared("gateways")
+    )
+    found.compare(
+        "peers",
+        {ip_text(int.from_bytes(key, "big")): value for key, value in expected.peer_rows(0)},
+        {
+            ip_text(int.from_bytes(key, "big")): value
+            for key, value in maps.compared("peers").items()
+        },
+    )
+    groups = [(pack.u32(id), pack.group_value(row, 0)) for id, row in tables.groups.items()]
+    _compare_u32(found, "groups", groups, maps.compared("groups"))
+
+
+def _compare_u32(found: Audit, table: str, expected: Rows, installed: dict[bytes, bytes]) -> None:
+    found.compare(
+        table,
+        {_number(key): value for key, value in expected},
+        {_number(key): value for key, value in installed.items()},
+    )
+
+
+def _audit_ports(found: Audit, tables: Tables, maps: Maps, state: Resolved) -> None:
+    """A port whose interface is not there counts as missing: nothing is carried for it."""
+    names = {interface.ifindex: ifname for ifname, interface in state.interfaces.items()}
+    expected = {
+        ifname: (
+            pack.port_value(row, state.interfaces[ifname], 0) if ifname in state.interfaces else b""
+        )
+        for ifname, row in tables.ports.items()
+    }
+    installed = {
+        names.get(_number(key), f"#{_number(key)}"): value
+        for key, value in maps.compared("ports").items()
+    }
+    found.compare("ports", expected, installed)
+
+
+def _audit_links(
+    found: Audit,
+    tables: Tables,
+    state: Resolved,
+    pins: PinDir,
+    wan_ifname: str,
+    programs: Mapping[str, int],
+) -> None:
+    wanted = {ifname: "xdp_pod" for ifname in tables.ports if ifname in state.interfaces}
+    wanted[wan_ifname] = "xdp_wan"
+    for ifname, program in sorted(wanted.items()):
+        interface = links.interface(ifname)
+        id = kernel.prog_id(programs[program])
+        if interface is None or not links.attached(
+            pins.link_path(interface.ifindex), interface.ifindex, id
+        ):
+            found.note("missing", f"links {ifname}")
+
+
+def _number(raw: bytes) -> int:
+    return int(layout.U32.unpack(raw)[0])
+
+
+def counters(maps: Maps, state: Resolved) -> Json:
+    return {
+        "drops": {reason.text: maps.drops(reason) for reason in DropReason},
+        "ports": {
+            ifname: maps.traffic("port_traffic", pack.u32(interface.ifindex))
+            for ifname, interface in sorted(state.interfaces.items())
+        },
+        "gateways": {
+            str(id): maps.traffic("gateway_traffic", pack.u32(id)) for id in sorted(state.gateways)
+        },
+    }
+
+
+def show(maps: Maps, state: Resolved, groups: Mapping[int, GroupRow]) -> Json:
+    """Every table as it is in the kernel; names come from the rows that were asked for."""
+    return {
+        "gateways": [
+            _gateway(_number(key), value, maps, state)
+            for key, value in sorted(maps.rows("gateways"))
+        ],
+        "groups": [
+            {
+                "id": _number(key),
+                "name": groups[_number(key)].name if _number(key) in groups else "",
+                "gateways": list(pack.read_group(value)),
+            }
+            for key, value in sorted(maps.rows("groups"))
+        ],
+        "ports": [_port(_number(key), value, maps) for key, value in sorted(maps.rows("ports"))],
+        "endpoints": [
+            _endpoint(pack.read_endpoint_key(key), value, maps)
+            for key, value in sorted(maps.rows("endpoints"))
+        ],
+        "subnets": [
+            {
+                "cidr": f"{ip_text(network.network)}/{network.prefix_bits}",
+                **_subnet(network.vni, value, maps),
+            }
+            for network, value in sorted(
+                (pack.read_subnet_key(key), value) for key, value in maps.rows("subnets")
+            )
+        ],
+    }
+
+
+def explain(maps: Maps, state: Resolved, vni: int, ip: str) -> Json:
+    """The row that decides for an address, as the programs would find it."""
+    key = EndpointKey(vni, ip_number(ip))
+    endpoint = maps.lookup("endpoints", pack.endpoint_key(key))
+    if endpoint is not None:
+        return {"kind": "endpoint", **_endpoint(key, endpoint, maps)}
+    subnet = maps.lookup("subnets", pack.subnet_key(SubnetKey(vni, key.ip, 32)))
+    if subnet is not None:
+        return {"kind": "subnet", "ip": ip, **_subnet(vni, subnet, maps)}
+    return {"kind": "none", "vni": vni, "ip": ip}
+
+
+def _gateway(id: int, raw: bytes, maps: Maps, state: Resolved) -> Json:
+    row = pack.read_gateway(raw)
+    known = state.gateways.get(id)
+    return {
+        "id": id,
+        "node": known.node.hex() if known else "",
+        "site": known.site if known else "",
+        "underlay": ip_text(row.underlay),
+        "resolved": row.resolved,
+        "ifname": _ifname(row.ifindex),
+        "mac": mac_text(row.dst_mac),
+        "mtu": row.mtu,
+        "generation": row.generation,
+        **maps.traffic("gateway_traffic", pack.u32(id)),
+    }
+
+
+def _port(ifindex: int, raw: bytes, maps: Maps) -> Json:
+    row = pack.read_port(raw)
+    return {
+        "ifname": _ifname(ifindex),
+        "ifindex": ifindex,
+        "vni": row.vni,
+        "ip": ip_text(row.ip),
+        "mac": mac_text(row.mac),
+        "mtu": row.mtu,
+        "blocked": row.blocked,
+        "generation": row.generation,
+        **maps.traffic("port_traffic", pack.u32(ifindex)),
+    }
+
+
+def _endpoint(key: EndpointKey, raw: bytes, maps: Maps) -> Json:
+    row = pack.read_endpoint(raw)
+    return {
+        "vni": key.vni,
+        "ip": ip_text(key.ip),
+        "ifname": _ifname(row.ifindex),
+        "mac": mac_text(row.mac),
+        "generation": row.generation,
+        **_group(row.group, maps),
+    }
+
+
+def _subnet(vni: int, raw: bytes, maps: Maps) -> Json:
+    row = pack.read_subnet(raw)
+    return {
+        "vni": vni,
+        "gateway_ip": ip_text(row.gateway_ip),
+        "generation": row.generation,
+        **_group(row.group, maps),
+    }
+
+
+def _group(group: int, maps: Maps) -> Json:
+    raw = maps.lookup("groups", pack.u32(group)) if group else None
+    return {"group": group, "gateways": list(pack.read_group(raw)) if raw else []}
+
+
+def _ifname(ifindex: int) -> str:
+    """The name of an interface; empty for none, and for one that is gone."""
+    if not ifindex:
+        return ""
+    try:
+        return socket.if_indextoname(ifindex)
+    except OSError:
+        return ""

@@ -1,0 +1,95 @@
+"""What this machine adds to the logical rows: indexes, ways to gateways, peers' owners."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from dataplane.fib.rows import EndpointKey, EndpointRow, GatewayRow, PortRow
+from dataplane.xdp import links, pack
+from dataplane.xdp.pack import Adjacency, Interface
+
+Rows = list[tuple[bytes, bytes]]
+
+
+class Resolved:
+    """The rows that need resolving, and what they resolved to. Endpoints elsewhere are not kept."""
+
+    def __init__(self, underlay: int) -> None:
+        self.underlay = underlay
+        self.gateways: dict[int, GatewayRow] = {}
+        self.ports: dict[str, PortRow] = {}
+        self.local: dict[EndpointKey, EndpointRow] = {}
+        self.ways: dict[int, Adjacency] = {}  # by underlay address
+        self.interfaces: dict[str, Interface] = {}
+        self.peers: dict[int, int] = {}  # as installed: underlay address to gateway id
+
+    def attach_endpoints(self, rows: Mapping[EndpointKey, EndpointRow]) -> None:
+        for key, row in rows.items():
+            if row.ifname:
+                self.local[key] = row
+            else:
+                self.local.pop(key, None)
+
+    def detach_endpoints(self, keys: Iterable[EndpointKey]) -> None:
+        for key in keys:
+            self.local.pop(key, None)
+
+    def look_up_interfaces(self, ifnames: Iterable[str] | None = None) -> None:
+        """Find the indexes of these ports, or of all."""
+        wanted = list(self.ports if ifnames is None else ifnames)
+        if not wanted:
+            return
+        present = links.interfaces()
+        for ifname in wanted:
+            if ifname in present:
+                self.interfaces[ifname] = present[ifname]
+            else:
+                self.interfaces.pop(ifname, None)
+
+    def unresolved(self) -> int:
+        """Rows that carry nothing for want of an interface or a link address."""
+        ports = sum(ifname not in self.interfaces for ifname in self.ports)
+        gateways = sum(row.underlay not in self.ways for row in self.gateways.values())
+        return ports + gateways
+
+    def peer_owners(self) -> dict[int, int]:
+        """The gateway that each outer source counts for; of two claimants the lower id."""
+        owners: dict[int, int] = {}
+        for id, row in sorted(self.gateways.items()):
+            owners.setdefault(row.underlay, id)
+        return owners
+
+    # ---- bytes ----------------------------------------------------------------------------------
+
+    def gateway_rows(self, rows: Mapping[int, GatewayRow], generation: int) -> Rows:
+        return [
+            (
+                pack.u32(id),
+                pack.gateway_value(row, self.underlay, self.ways.get(row.underlay), generation),
+            )
+            for id, row in rows.items()
+        ]
+
+    def peer_rows(self, generation: int) -> Rows:
+        return [
+            (pack.ip(address), pack.peer_value(id, generation))
+            for address, id in self.peer_owners().items()
+        ]
+
+    def port_rows(self, rows: Mapping[str, PortRow], generation: int) -> Rows:
+        """Rows of the ports whose interface is there."""
+        return [
+            (pack.u32(interface.ifindex), pack.port_value(row, interface, generation))
+            for ifname, row in rows.items()
+            if (interface := self.interfaces.get(ifname)) is not None
+        ]
+
+    def endpoint_rows(self, rows: Mapping[EndpointKey, EndpointRow], generation: int) -> Rows:
+        """A local endpoint whose interface is missing has a row that leads nowhere."""
+        interfaces = self.interfaces
+        encoded: Rows = []
+        for key, row in rows.items():
+            interface = interfaces.get(row.ifname) if row.ifname else None
+            ifindex = interface.ifindex if interface else 0
+            encoded.append((pack.endpoint_key(key), pack.endpoint_value(row, ifindex, generation)))
+        return encoded

@@ -1,0 +1,391 @@
+"""Namespaces, interfaces and packets for tests of the kernel data plane.
+
+`xdp_machine` skips where XDP cannot run, naming what is missing, and fails there when CI=true.
+`site_pair` is two gateways on one wire, whose pods tests add.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from pyroute2 import IPRoute, netns
+
+from dataplane.fib.compile import Compiler
+from dataplane.fib.facts import (
+    AttachmentFact,
+    EndpointFact,
+    GatewayFact,
+    SubnetFact,
+    VpcFact,
+)
+from dataplane.xdp import backend as xdp_backend
+from dataplane.xdp import links, pins
+
+WAIT_S = 10.0
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    """Poll a condition; fails with `what` after WAIT_S."""
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {WAIT_S} s: {what}")
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def xdp_machine() -> None:
+    lacking = xdp_backend._lacking()
+    if lacking is None:
+        return
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"XDP has to run here, and cannot: {lacking}")
+    pytest.skip(f"XDP cannot run here: {lacking}")
+
+
+class Namespaces:
+    """Network namespaces of this test, under names that no other test process uses."""
+
+    def __init__(self) -> None:
+        self._made: list[str] = []
+
+    def make(self, name: str) -> str:
+        full = f"wt{os.getpid()}-{name}"
+        netns.create(full)
+        self._made.append(full)
+
+        def up() -> None:
+            with IPRoute() as netlink:
+                netlink.link("set", index=1, state="up")
+
+        links.in_netns(full, up)
+        return full
+
+    def veth(self, one: tuple[str, str], other: tuple[str, str], mtu: int = 1500) -> None:
+        """A pair of interfaces, given as (namespace, name), both up."""
+
+        def make() -> None:
+            with IPRoute() as netlink:
+                peer = {"ifname": other[1], "net_ns_fd": other[0]}
+                netlink.link("add", ifname=one[1], kind="veth", peer=peer)
+
+        links.in_netns(one[0], make)
+        for where, ifname in (one, other):
+            configure(where, ifname, mtu=mtu)
+
+    def remove(self) -> None:
+        for name in self._made:
+            with contextlib.suppress(FileNotFoundError):
+                netns.remove(name)
+
+
+def configure(
+    where: str, ifname: str, *, mtu: int = 0, address: str = "", mac: str = "", route: str = ""
+) -> None:
+    """Bring an interface up with these settings; `address` has a prefix length."""
+
+    def apply() -> None:
+        with IPRoute() as netlink:
+            index = socket.if_nametoindex(ifname)
+            if mac:
+                netlink.link("set", index=index, address=mac)
+            if mtu:
+                netlink.link("set", index=index, mtu=mtu)
+            netlink.link("set", index=index, state="up")
+            if address:
+                netlink.addr("add", index=index, address=address)
+            if route:
+                netlink.route("add", dst="default", gateway=route)
+
+    links.in_netns(where, apply)
+
+
+@pytest.fixture
+def namespaces(xdp_machine: None) -> Iterator[Namespaces]:
+    made = Namespaces()
+    try:
+        yield made
+    finally:
+        made.remove()
+
+
+class Gateway:
+    """A gateway's namespace, compiler and backend; calls go to its namespace."""
+
+    def __init__(self, name: str, site: str, number: int, where: str) -> None:
+        self.name = name
+        self.site = site
+        self.id = bytes([number]) * 16
+        self.underlay = f"192.0.2.{number}"
+        self.netns = where
+        self.instance = f"test{os.getpid()}-{name}"
+        self.compiler = Compiler(self.id, site)
+        self.backend: xdp_backend.XdpBackend | None = None
+
+    @property
+    def fact(self) -> GatewayFact:
+        return GatewayFact(self.id, self.site, self.underlay, True)
+
+    @property
+    def pin_dir(self) -> Path:
+        return pins.PinDir(self.instance).path
+
+    def open(self, **options: Any) -> xdp_backend.XdpBackend:
+        def start() -> xdp_backend.XdpBackend:
+            return xdp_backend.XdpBackend.open(
+                instance=self.instance, underlay=self.underlay, **{"endpoints_max": 64, **options}
+            )
+
+        self.backend = self.run(start)
+        return self.backend
+
+    def run(self, call: Callable[[], Any]) -> Any:
+        return links.in_netns(self.netns, call)
+
+    def sync(self) -> None:
+        """Everything compiled so far into the kernel, until all ways are resolved."""
+        backend = self.backend
+        assert backend is not None
+        self.run(lambda: backend.replace(self.compiler.tables()))
+        self.compiler.take_delta()
+        wait_for(lambda: self.run(backend.refresh_adjacency) == 0, "adjacency")
+
+    def push(self) -> None:
+        """What changed since, as a delta."""
+        backend = self.backend
+        assert backend is not None
+        delta = self.compiler.take_delta()
+        self.run(lambda: backend.apply(delta))
+
+    def drops(self, reason: str) -> int:
+        assert self.backend is not None
+        return int(self.run(self.backend.counters)["drops"][reason])
+
+    def remove(self) -> None:
+        if self.backend is not None:
+            self.run(self.backend.detach)
+            self.backend = None
+        pins.remove_instance(self.instance)
+
+
+class Pod:
+    """A workload's namespace behind a gateway; the interface there is `eth0`."""
+
+    def __init__(
+        self, gateway: Gateway, name: str, vpc: str, ip: str, mac: str, where: str
+    ) -> None:
+        self.gateway = gateway
+        self.ifname = f"p-{name}"
+        self.vpc, self.ip, self.mac, self.netns = vpc, ip, mac, where
+
+    @property
+    def attachment(self) -> AttachmentFact:
+        return AttachmentFact(self.vpc, self.ip, self.mac, self.ifname)
+
+    @property
+    def claim(self) -> EndpointFact:
+        return EndpointFact(self.vpc, self.ip, self.gateway.site, self.gateway.id, self.mac)
+
+    def run(self, call: Callable[[], Any]) -> Any:
+        return links.in_netns(self.netns, call)
+
+    def ping(self, target: str, *, count: int = 1, timeout_s: float = 2.0) -> int:
+        """Echo requests one after the other; how many were answered."""
+        return int(self.run(lambda: _ping(target, count, timeout_s)))
+
+
+class SitePair:
+    """Two gateways, on a wire of their own, that know everything about each other."""
+
+    def __init__(self, spaces: Namespaces) -> None:
+        self.namespaces = spaces
+        self.a = Gateway("a", "a", 1, spaces.make("gw-a"))
+        self.b = Gateway("b", "b", 2, spaces.make("gw-b"))
+        self.pods: dict[str, Pod] = {}
+        spaces.veth((self.a.netns, "wan0"), (self.b.netns, "wan0"))
+        for gateway in self.gateways:
+            configure(gateway.netns, "wan0", address=f"{gateway.underlay}/24")
+        self.tell("gateway", self.a.fact)
+        self.tell("gateway", self.b.fact)
+
+    @property
+    def gateways(self) -> tuple[Gateway, Gateway]:
+        return self.a, self.b
+
+    def tell(
+        self,
+        kind: Literal["gateway", "vpc", "subnet", "endpoint"],
+        fact: GatewayFact | VpcFact | SubnetFact | EndpointFact,
+    ) -> None:
+        """The same fact for both compilers."""
+        for gateway in self.gateways:
+            compiler: Any = gateway.compiler
+            if isinstance(fact, EndpointFact):
+                compiler.set_endpoint(fact.vpc, fact.ip, fact)
+            else:
+                getattr(compiler, f"set_{kind}")(fact.id, fact)
+
+    def vpc(self, id: str, vni: int, cidrs: dict[str, tuple[str, ...]]) -> None:
+        """A VPC with subnets, given as CIDR to sites; the first host is the subnet's gateway."""
+        self.tell("vpc", VpcFact(id, vni))
+        for cidr, sites in cidrs.items():
+            first = cidr.rsplit(".", 1)[0] + ".1"
+            self.tell("subnet", SubnetFact(f"{id}-{cidr}", id, cidr, sites, first))
+
+    def pod(self, gateway: Gateway, name: str, vpc: str, ip: str, mtu: int = 1450) -> Pod:
+        """Attach a workload, claim its address, and make its interface fit for XDP."""
+        number = len(self.pods) + 1
+        mac = f"02:00:00:00:01:{number:02x}"
+        pod = Pod(gateway, name, vpc, ip, mac, self.namespaces.make(f"pod-{name}"))
+        self.namespaces.veth((gateway.netns, pod.ifname), (pod.netns, "eth0"), mtu)
+        first = ip.rsplit(".", 1)[0] + ".1"
+        configure(pod.netns, "eth0", mac=mac, address=f"{ip}/24", route=first)
+        pod.run(lambda: links.disable_tx_checksum("eth0"))
+        pod.run(lambda: links.attach_pass("eth0"))
+        gateway.compiler.set_attachment(pod.ifname, pod.attachment)
+        self.tell("endpoint", pod.claim)
+        self.pods[name] = pod
+        return pod
+
+    def open(self) -> None:
+        for gateway in self.gateways:
+            gateway.open()
+        self.sync()
+
+    def sync(self) -> None:
+        for gateway in self.gateways:
+            gateway.sync()
+
+    def push(self) -> None:
+        for gateway in self.gateways:
+            gateway.push()
+
+
+@pytest.fixture
+def site_pair(namespaces: Namespaces) -> Iterator[SitePair]:
+    pair = SitePair(namespaces)
+    try:
+        yield pair
+    finally:
+        for gateway in pair.gateways:
+            gateway.remove()
+
+
+def _ping(target: str, count: int, timeout_s: float) -> int:
+    answered = 0
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as icmp:
+        for sequence in range(count):
+            head = struct.pack("!BBHHH", 8, 0, 0, os.getpid() & 0xFFFF, sequence)
+            check = internet_checksum(head)
+            request = head[:2] + check.to_bytes(2, "big") + head[4:]
+            icmp.sendto(request, (target, 0))
+            deadline = time.monotonic() + timeout_s
+            while (left := deadline - time.monotonic()) > 0:
+                icmp.settimeout(left)
+                try:
+                    packet, sender = icmp.recvfrom(2048)
+                except TimeoutError:
+                    break
+                if sender[0] == target and packet[20] == 0 and packet[24:28] == head[4:8]:
+                    answered += 1
+                    break
+    return answered
+
+
+# ---- packets ------------------------------------------------------------------------------------
+
+
+def internet_checksum(data: bytes) -> int:
+    """RFC 1071; 0 over data that has its checksum in it."""
+    padded = data + b"\0" * (len(data) % 2)
+    total: int = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def mac_of(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))
+
+
+class Packets:
+    """Frames by layers; everything valid unless a parameter says otherwise."""
+
+    checksum = staticmethod(internet_checksum)
+
+    @staticmethod
+    def ethernet(dst: str, src: str, payload: bytes, kind: int = 0x0800) -> bytes:
+        return mac_of(dst) + mac_of(src) + struct.pack("!H", kind) + payload
+
+    @staticmethod
+    def ipv4(
+        src: str,
+        dst: str,
+        payload: bytes,
+        *,
+        protocol: int = 17,
+        ttl: int = 64,
+        fragment: int = 0x4000,
+        total: int | None = None,
+        version_ihl: int = 0x45,
+    ) -> bytes:
+        head = struct.pack(
+            "!BBHHHBBH4s4s",
+            version_ihl,
+            0,
+            20 + len(payload) if total is None else total,
+            0,
+            fragment,
+            ttl,
+            protocol,
+            0,
+            socket.inet_aton(src),
+            socket.inet_aton(dst),
+        )
+        check = internet_checksum(head)
+        return head[:10] + check.to_bytes(2, "big") + head[12:] + payload
+
+    @staticmethod
+    def udp(sport: int, dport: int, payload: bytes) -> bytes:
+        return struct.pack("!HHHH", sport, dport, 8 + len(payload), 0) + payload
+
+    @staticmethod
+    def geneve(
+        vni: int,
+        frame: bytes,
+        *,
+        first: int = 0,
+        flags: int = 0,
+        protocol: int = 0x6558,
+        options: bytes = b"",
+    ) -> bytes:
+        head = struct.pack("!BBHI", first | len(options) // 4, flags, protocol, vni << 8)
+        return head + options + frame
+
+    @staticmethod
+    def arp(op: int, sha: str, spa: str, tpa: str, tha: str = "00:00:00:00:00:00") -> bytes:
+        return (
+            struct.pack("!HHBBH", 1, 0x0800, 6, 4, op)
+            + mac_of(sha)
+            + socket.inet_aton(spa)
+            + mac_of(tha)
+            + socket.inet_aton(tpa)
+        )
+
+
+@pytest.fixture(scope="session")
+def packets() -> type[Packets]:
+    return Packets
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[[Callable[[], bool], str], None]:
+    return wait_for

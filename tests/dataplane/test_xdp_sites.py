@@ -1,0 +1,183 @@
+"""End to end on the real kernel: pods behind two gateways."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import struct
+import threading
+from typing import Any
+
+import pytest
+
+SUBNETS = {"10.0.1.0/24": ("a",), "10.0.2.0/24": ("b",), "10.0.200.0/24": ("a", "b")}
+RED, BLUE = "red", "blue"
+
+
+@pytest.fixture
+def tenants(site_pair: Any) -> Any:
+    """Two VPCs with the same addresses: a pod of each at both sites, a second red one at a."""
+    site_pair.vpc(RED, 100, SUBNETS)
+    site_pair.vpc(BLUE, 200, SUBNETS)
+    for vpc in (RED, BLUE):
+        site_pair.pod(site_pair.a, f"{vpc}1", vpc, "10.0.1.10")
+        site_pair.pod(site_pair.b, f"{vpc}2", vpc, "10.0.2.10")
+    site_pair.pod(site_pair.a, "red3", RED, "10.0.200.10")
+    site_pair.open()
+    return site_pair
+
+
+def test_pods_reach_their_own_vpc_and_no_other(tenants: Any) -> None:
+    red, blue = tenants.pods["red1"], tenants.pods["blue1"]
+    assert red.ping("10.0.2.10", count=3) == 3
+    assert red.ping("10.0.200.10", count=3) == 3  # the same gateway, another subnet
+    assert red.ping("10.0.1.1") == 1  # the subnet's gateway
+    assert tenants.pods["red2"].ping("10.0.200.10", count=3) == 3
+    assert blue.ping("10.0.2.10", count=3) == 3
+    assert blue.ping("10.0.200.10", timeout_s=0.3) == 0
+    assert tenants.a.drops("unclaimed") == 1
+    # Both tenants have the address 10.0.2.10: who was pinged is seen at the ports.
+    ports = tenants.b.run(tenants.b.backend.counters)["ports"]
+    assert ports["p-red2"]["rx_packets"] == 6 and ports["p-blue2"]["rx_packets"] == 3
+
+
+def test_tcp_carries_bytes_intact(tenants: Any) -> None:
+    sender, receiver = tenants.pods["red1"], tenants.pods["red2"]
+    payload = os.urandom(1 << 20) * 8
+    ready, result = threading.Event(), []
+
+    def receive() -> None:
+        with socket.create_server(("10.0.2.10", 5001)) as server:
+            server.settimeout(10)
+            ready.set()
+            stream, _ = server.accept()
+            digest = hashlib.sha256()
+            with stream:
+                stream.settimeout(20)
+                while block := stream.recv(1 << 16):
+                    digest.update(block)
+            result.append(digest.digest())
+
+    thread = threading.Thread(target=lambda: receiver.run(receive))
+    thread.start()
+    assert ready.wait(10)
+
+    def send() -> None:
+        with socket.create_connection(("10.0.2.10", 5001), timeout=10) as stream:
+            stream.sendall(payload)
+
+    sender.run(send)
+    thread.join()
+    assert result == [hashlib.sha256(payload).digest()]
+
+
+def test_a_pod_that_sends_with_another_source_is_dropped_and_counted(tenants: Any) -> None:
+    liar = tenants.pods["red1"]
+
+    def lie() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+            head = struct.pack(
+                "!BBHHHBBH4s4s",
+                0x45,
+                0,
+                28,
+                1,
+                0,
+                64,
+                17,
+                0,
+                socket.inet_aton("10.0.1.99"),
+                socket.inet_aton("10.0.2.10"),
+            )
+            raw.sendto(head + struct.pack("!HHHH", 1, 2, 8, 0), ("10.0.2.10", 0))
+
+    liar.run(lie)
+    assert tenants.a.drops("spoofed-ip") == 1
+
+
+def test_a_tunnel_packet_from_a_stranger_is_dropped_and_counted(
+    tenants: Any, packets: Any, eventually: Any
+) -> None:
+    inner = packets.ethernet(
+        "02:00:00:00:01:01",
+        "02:00:00:00:01:02",
+        packets.ipv4("10.0.2.10", "10.0.1.10", packets.udp(1, 2, b"x")),
+    )
+
+    def send(source: str) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as tunnel:
+            tunnel.bind((source, 0))
+            tunnel.sendto(packets.geneve(100, inner), (tenants.a.underlay, 6081))
+
+    from pyroute2 import IPRoute
+
+    def add_address() -> None:
+        with IPRoute() as netlink:
+            netlink.addr("add", index=socket.if_nametoindex("wan0"), address="192.0.2.66/32")
+
+    tenants.b.run(add_address)
+
+    def received() -> int:
+        ports = tenants.a.run(tenants.a.backend.counters)["ports"]
+        return int(ports["p-red1"]["rx_packets"])
+
+    before = received()
+    tenants.b.run(lambda: send("192.0.2.66"))
+    eventually(lambda: tenants.a.drops("unknown-peer") == 1, "the drop is counted")
+    assert received() == before
+    tenants.b.run(lambda: send(tenants.b.underlay))  # the same packet from a gateway arrives
+    eventually(lambda: received() == before + 1, "the packet is delivered")
+
+
+def test_everything_else_on_the_underlay_is_the_stack_s(tenants: Any) -> None:
+    with_stack = tenants.a.run(lambda: socket.create_server((tenants.a.underlay, 4001)))
+
+    def connect() -> bytes:
+        with socket.create_connection((tenants.a.underlay, 4001), timeout=5) as stream:
+            accepted, _ = with_stack.accept()
+            with accepted:
+                accepted.sendall(b"hello")
+                return stream.recv(5)
+
+    with with_stack:
+        assert tenants.b.run(connect) == b"hello"
+
+
+def test_an_endpoint_that_is_removed_gets_nothing_more(tenants: Any) -> None:
+    red1, red2 = tenants.pods["red1"], tenants.pods["red2"]
+    assert red1.ping("10.0.2.10") == 1
+    for gateway in tenants.gateways:
+        gateway.compiler.set_endpoint(RED, red2.ip, None)
+    tenants.b.compiler.set_attachment(red2.ifname, None)
+    tenants.push()
+    assert red1.ping("10.0.2.10", timeout_s=0.3) == 0
+    # Nobody claims it, so it is sent home, and dropped there.
+    assert tenants.b.drops("not-local") == 1
+    for gateway in tenants.gateways:
+        report = gateway.run(
+            lambda gateway=gateway: gateway.backend.audit(gateway.compiler.tables())
+        )
+        assert report.clean, report
+
+
+def test_a_sender_learns_the_path_s_size(site_pair: Any) -> None:
+    """The pods' interfaces allow more than the tunnel does: ICMP tells them, and TCP goes on."""
+    site_pair.vpc(RED, 100, SUBNETS)
+    sender = site_pair.pod(site_pair.a, "red1", RED, "10.0.1.10", mtu=1500)
+    site_pair.pod(site_pair.b, "red2", RED, "10.0.2.10", mtu=1500)
+    site_pair.open()
+
+    def send() -> int:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+            datagrams.setsockopt(socket.IPPROTO_IP, 10, 2)  # IP_MTU_DISCOVER, IP_PMTUDISC_DO
+            datagrams.settimeout(5)
+            datagrams.connect(("10.0.2.10", 9))
+            datagrams.send(bytes(1472))
+            with pytest.raises(OSError):  # the answer arrives as an error on the socket
+                while True:
+                    datagrams.recv(1)
+            return int(datagrams.getsockopt(socket.IPPROTO_IP, 14))  # IP_MTU
+
+    assert sender.run(send) == 1450
+    assert site_pair.a.drops("too-big") == 1
