@@ -1,0 +1,144 @@
+"""Whole nodes in one process: real files, real links on loopback, the data plane in memory."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from crdt.header import ChainId, Epoch
+from mesh.core.errors import NotReady, Refused
+from mesh.core.ops import NodeId
+from mesh.node.config import read_config
+from mesh.node.node import Node
+from mesh.node.setup import NewNode, found, join
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus
+
+pytestmark = pytest.mark.trio
+
+DEADLINE_S = 20.0
+
+
+async def no_api(
+    _node: object, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    task_status.started()
+    await trio.sleep_forever()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def new_node(home: Path, name: str, site: str) -> NewNode:
+    return NewNode(home / name, site, name, listen=f"/ip4/127.0.0.1/tcp/{free_port()}")
+
+
+@asynccontextmanager
+async def running(config: Path) -> AsyncIterator[Node]:
+    node = Node(read_config(config))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(node.run, no_api)
+        yield node
+        nursery.cancel_scope.cancel()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    with trio.fail_after(DEADLINE_S):
+        while not holds():
+            await trio.sleep(0.01)
+
+
+def equal(*nodes: Node) -> bool:
+    shards = [tuple((s, n.replica.lattice.digest(s)) for s in n.replica.lattice.shards())
+              for n in nodes]  # fmt: skip
+    return len(set(shards)) == 1 and len({n.view.fingerprint() for n in nodes}) == 1
+
+
+async def write_vpc(node: Node) -> None:
+    await until(lambda: node.replica.writable and node.id in node.view.gateways)
+    await node.submit(lambda: node.writer.add_vpc("v", 7, ["10.0.0.0/16"], now_ns=1))
+    await node.submit(lambda: node.writer.add_subnet("s", "v", "10.0.1.0/24", now_ns=1))
+
+
+async def test_found_invite_join_write_restart(tmp_path: Path) -> None:
+    first = found(new_node(tmp_path, "a1", "a"), "m")
+    async with running(first.config) as a:
+        await write_vpc(a)
+        token = await a.joining.invite("b", 60)
+        await until(lambda: a.transport._joining)
+        with pytest.raises(Refused, match="site b"):
+            await join(new_node(tmp_path, "c1", "c"), token)
+        assert not (tmp_path / "c1").exists()
+        second = await join(new_node(tmp_path, "b1", "b"), token)
+        with pytest.raises(Refused, match="used before"):
+            await join(new_node(tmp_path, "b2", "b"), token)
+        async with running(second.config) as b:
+            await until(lambda: "v" in {vpc.name for vpc in b.view.vpcs.values()})
+            await until(lambda: b.replica.writable)
+            await b.submit(lambda: b.writer.add_vpc("w", 8, ["10.0.0.0/16"], now_ns=1))
+            await until(lambda: equal(a, b))
+            before = place(a, b.id)
+        async with running(second.config) as b:
+            # What was stored is there before any peer is met, under the epoch it was written in.
+            assert place(b, b.id) == before
+            assert {vpc.name for vpc in b.view.vpcs.values()} == {"v", "w"}
+            await until(lambda: b.replica.writable)
+            await b.submit(lambda: b.writer.set_vpc("w", tenant="t", now_ns=2))
+            await until(lambda: equal(a, b))
+            after = place(a, b.id)
+            assert (after[0].counter, after[1] > before[1]) == (before[0].counter + 1, True)
+
+
+def place(node: Node, writer: NodeId) -> tuple[Epoch, int]:
+    """Epoch and head at which `node` holds what `writer` wrote in the mesh shard."""
+    chain = node.replica.lattice.latest(ChainId(writer, "mesh"))
+    assert chain is not None
+    return chain.epoch, chain.head
+
+
+async def test_a_write_is_on_disk_when_it_is_acknowledged(tmp_path: Path) -> None:
+    made = found(new_node(tmp_path, "a1", "a"), "m")
+    async with running(made.config) as node:
+        await write_vpc(node)
+        rows = {(b.chain.shard, key) for b in node.store.load().branches for key, _, _ in b.records}
+        held = {("mesh", key) for key, _, _ in
+                node.replica.lattice.entries(ChainId(node.id, "mesh"))}  # fmt: skip
+        assert held == rows
+
+
+async def test_one_process_a_directory(tmp_path: Path) -> None:
+    made = found(new_node(tmp_path, "a1", "a"), "m")
+    async with running(made.config):
+        with pytest.raises(NotReady, match="in use"):
+            Node(read_config(made.config))
+
+
+async def test_a_damaged_branch_is_left_out_and_fetched_from_peers(tmp_path: Path) -> None:
+    first = found(new_node(tmp_path, "a1", "a"), "m")
+    async with running(first.config) as a:
+        second = await join(new_node(tmp_path, "b1", "b"), await opened(a))
+        async with running(second.config) as b:
+            await write_vpc(a)
+            await until(lambda: equal(a, b) and len(b.view.vpcs) == 1)
+        store = Node(read_config(second.config)).store
+        store._db.execute("UPDATE record SET record = CAST(record || 'x' AS BLOB)")
+        store.close()
+        async with running(second.config) as b:
+            assert b.damaged_branches
+            await until(lambda: equal(a, b) and len(b.view.vpcs) == 1)
+
+
+async def opened(node: Node) -> str:
+    token = await node.joining.invite("", 60)
+    await until(lambda: node.transport._joining)
+    return token
