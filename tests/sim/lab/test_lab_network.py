@@ -12,7 +12,7 @@ import pytest
 from pyroute2 import IPRoute
 
 from mesh.core.errors import NotReady
-from sim.lab import faults, netns
+from sim.lab import faults, netns, probes
 from sim.lab.probes import Flow, Pinger, PingResult, receivers, transfer
 from sim.lab.topology import POD_IF, POD_MTU, WAN_IF, LabSpec, Topology, plan, plan_pod
 
@@ -177,17 +177,35 @@ def test_a_transfer_into_nowhere_is_an_error(built: Build, nft: None) -> None:
         transfer(a.netns, a.netns, "198.18.9.9", 1000)
 
 
-def test_pings_of_two_programs_are_told_apart(built: Build) -> None:
+def test_pings_are_counted_one_by_one(built: Build) -> None:
+    topology = built(sites=2, vpcs=0)
+    a, b = topology.gateways
+    with Pinger([Flow("ab", a.netns, b.underlay_ip), Flow("ba", b.netns, a.underlay_ip)]) as pinger:
+        results = pinger.run(rounds=50, interval_s=0.001, timeout_s=DEADLINE_S)
+    for result in results:
+        assert result.sent == result.received == 50
+        assert result.rtt_ms is not None and 0 < result.rtt_ms <= (result.rtt_max_ms or 0)
+
+
+def test_pings_of_two_programs_are_told_apart(
+    built: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The requests of one are damaged and get no answer; those to the other are none of its."""
     topology = built(sites=2, vpcs=0)
     a, b = topology.gateways
     flows = [Flow("ab", a.netns, b.underlay_ip)]
-    with Pinger(flows) as one, Pinger(flows) as other:
-        other.start(interval_s=0.001, timeout_s=0.2)
-        (result,) = one.run(rounds=50, interval_s=0.001, timeout_s=0.2)
-        (background,) = other.stop()
-    assert result.sent == result.received == 50
-    assert background.lost == 0
-    assert result.rtt_ms is not None and 0 < result.rtt_ms <= (result.rtt_max_ms or 0)
+    checksum = probes._internet_checksum
+    with Pinger(flows) as good, Pinger(flows) as damaged:
+
+        def damage(data: bytes) -> int:
+            return checksum(data) ^ (damaged._payload in data)
+
+        monkeypatch.setattr(probes, "_internet_checksum", damage)
+        good.start(interval_s=0.001, timeout_s=DEADLINE_S)
+        (lost,) = damaged.run(rounds=50, interval_s=0.001, timeout_s=0.1)
+        (answered,) = good.stop()
+    assert (lost.sent, lost.received) == (50, 0)
+    assert answered.lost == 0
 
 
 def test_datagrams_are_seen_where_they_arrive(built: Build) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from signal import SIGTERM
 
 import pytest
 
-from sim.lab import processes
+from sim.lab import netns, processes
 from sim.lab.processes import ProcessId
 from sim.lab.topology import Topology
 
@@ -82,6 +83,35 @@ def test_another_process_with_the_same_pid_is_left_alone() -> None:
     assert not processes.send_signal(former, SIGTERM), "or this test would be over"
     assert not processes.kill(former)
     assert processes.wait_ended(former, 0.0)
+
+
+def test_the_remains_of_a_process_are_no_process() -> None:
+    """A child that nobody has waited for keeps its pid."""
+    child = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert Path(f"/proc/{child.pid}").exists()
+    assert processes.identify(child.pid) is None
+    child.wait()
+
+
+def test_a_process_does_not_get_the_terminals_signals(namespace: str, tmp_path: Path) -> None:
+    process = processes.spawn(namespace, ["sleep", "60"], log=tmp_path / "log")
+    assert os.getsid(process.pid) == process.pid
+
+
+def test_who_looks_for_processes_is_not_among_them(namespace: str) -> None:
+    """`weft lab down` from a shell inside the lab must not end itself half way."""
+    look = f"from sim.lab.processes import in_namespaces; print(in_namespaces([{namespace!r}]))"
+    command = netns.enter_command(namespace, [sys.executable, "-c", look])
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_processes_are_found_by_what_they_were_called_with(namespace: str, tmp_path: Path) -> None:
+    command = ["sh", "-c", "sleep 60 && :", f"{tmp_path}/mark"]
+    process = processes.spawn(namespace, command, log=tmp_path / "log")
+    assert processes.mentioning(f"{tmp_path}/mark") == [process]
+    processes.kill(process)
+    assert processes.mentioning(f"{tmp_path}/mark") == []
 
 
 def test_who_does_not_heed_sigterm_is_killed(

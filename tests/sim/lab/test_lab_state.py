@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import stat
 from pathlib import Path
 
@@ -84,10 +85,22 @@ def test_a_lock_leaves_no_file_once_the_lab_is_gone(state_root: Path) -> None:
     assert not state_root.exists()
 
 
-def test_a_lock_whose_file_was_taken_away_is_not_held(state_root: Path) -> None:
-    """Who had opened the file before it went must not think that it is the only one."""
-    state.make_directory(plan(LabSpec(name="x")))
+def test_a_lock_whose_file_was_taken_away_is_taken_again(
+    state_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lab goes down between opening and locking: the file locked then has no name any more."""
+    state_root.mkdir()
+    flock = fcntl.flock
+    taken_away: list[Path] = []
+
+    def racing(descriptor: int, operation: int) -> None:
+        if not taken_away:
+            taken_away.append(state_root / ".x.lock")
+            taken_away[0].unlink()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", racing)
     with state.locked("x"):
-        (state_root / ".x.lock").unlink()
-        with state.locked("x"), pytest.raises(Refused), state.locked("x"):
+        assert taken_away[0].exists()
+        with pytest.raises(Refused), state.locked("x"):
             pass
