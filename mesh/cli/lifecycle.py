@@ -12,7 +12,7 @@ import click
 from mesh.cli.client import LONG_TIMEOUT_S, Client
 from mesh.cli.options import NAME, asks, prints
 from mesh.cli.output import Output
-from mesh.core.errors import BadInput
+from mesh.core.errors import BadInput, RequestError
 
 if TYPE_CHECKING:
     from mesh.node.setup import MadeNode, NewNode
@@ -124,9 +124,23 @@ def run(config: Path) -> None:
     check_underlay(checked)
     _log_to_stderr()
 
+    import trio
+
     from mesh.node.node import run as run_node
 
-    run_node(checked)
+    try:
+        trio.run(run_node, checked)
+    except BaseExceptionGroup as group:
+        raise _first(group) from group
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What people are told of several tasks that failed: what one of them could not do."""
+    said, others = group.split(RequestError)
+    error: BaseException = said or others or group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _log_to_stderr() -> None:

@@ -1,0 +1,49 @@
+"""state: the replicated state itself, for those who do not take its word for it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+import click
+
+from mesh.cli.app import Group
+from mesh.cli.client import LONG_TIMEOUT_S, Client
+from mesh.cli.options import NAME, asks
+from mesh.cli.output import Output
+
+CHAIN_COLUMNS: Final = ("node", "shard", "epoch", "head", "root", "records", "signature")
+RECORD_COLUMNS: Final = ("node", "seq", "key", "value")
+
+
+@click.group("state", cls=Group)
+def state() -> None:
+    """Look at the replicated state itself."""
+
+
+@state.command("digest")
+@click.option("--shard", type=NAME, help="mesh, or a VPC. [default: mesh]")
+@asks
+def digest(api: Client, out: Output, shard: str | None) -> None:
+    """Print a shard's digest: equal on two nodes exactly when their state is."""
+    out.text(api.get("/v1/state/digest", {"shard": shard}), "digest")
+
+
+@state.command("dump")
+@click.option("--shard", type=NAME, help="Only this shard: mesh, or a VPC.")
+@click.option("--chain", type=NAME, metavar="NODE", help="Only what this node has written.")
+@click.option("--records", is_flag=True, help="Also every record, decoded.")
+@asks
+def dump(api: Client, out: Output, shard: str | None, chain: str | None, records: bool) -> None:
+    """Show every chain: epoch, head, root, and whether its signature holds."""
+    query = {"shard": shard, "chain": chain, "records": "true" if records else None}
+    chains: list[dict[str, Any]] = api.get("/v1/state/dump", query, timeout_s=LONG_TIMEOUT_S)
+    out.rows(chains, CHAIN_COLUMNS)
+    if records and not out.json:
+        click.echo()
+        rows = [
+            {"node": c["node"], **entry, "value": json.dumps(entry["value"])}
+            for c in chains
+            for entry in c["entries"]
+        ]
+        out.table(rows, RECORD_COLUMNS)

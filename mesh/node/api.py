@@ -1,0 +1,227 @@
+"""The local API: HTTP and JSON on a Unix socket that only its owner may use.
+
+Errors are `{"error": one line, "code": …}` with status 400 (bad-input), 404 (not-found), 409
+(refused) or 503 (not-ready). No exception of a call ends the node. Bodies are bounded, and their
+size is looked at before they are read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import stat
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+from hypercorn.config import Config as ServerConfig
+from hypercorn.trio import serve as serve_http
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route as HttpRoute
+
+from mesh.core.errors import BadInput, NotFound, NotReady, Refused, RequestError
+from mesh.node.context import NodeContext
+from mesh.node.log import LimitedLog
+from mesh.node.metrics import Latencies, render
+from mesh.node.routes import ROUTES, Route, openapi
+from mesh.node.schema import check, parse_query
+from mesh.node.service import Service
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus
+
+SOCKET_MODE: Final = 0o600
+SOCKET_DIRECTORY_MODE: Final = 0o755
+
+_logger = logging.getLogger("weft.api")
+
+_STATUS: Final = {
+    BadInput: (400, "bad-input"),
+    NotFound: (404, "not-found"),
+    Refused: (409, "refused"),
+    NotReady: (503, "not-ready"),
+}
+
+
+async def serve(
+    node: NodeContext, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Serve the API of `node` until cancelled; started when requests are taken.
+
+    Raises NotReady when another process has the socket, or it cannot be made.
+    """
+    app = make_app(Service(node))
+    with _bound(node.config.socket_path) as descriptor:
+        config = ServerConfig()
+        config.bind = [f"fd://{descriptor}"]
+        config.errorlog = None  # its lines are sentences; what matters is logged here
+        config.accesslog = None
+        config.include_server_header = False
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_http, app, config)
+            task_status.started()
+
+
+def make_app(service: Service) -> Starlette:
+    """The ASGI application over one node's services."""
+    latencies = Latencies()
+    log = LimitedLog(_logger, trio.current_time)
+    document = openapi()
+
+    async def show_openapi(_request: Request) -> Response:
+        return JSONResponse(document)
+
+    async def show_metrics(_request: Request) -> Response:
+        return PlainTextResponse(await render(service, latencies))
+
+    routes = [
+        HttpRoute("/v1/openapi.json", _guarded(show_openapi, log), methods=["GET"]),
+        HttpRoute("/metrics", _guarded(show_metrics, log), methods=["GET"]),
+    ]
+    by_path: dict[str, dict[str, Route]] = {}
+    for route in ROUTES:
+        by_path.setdefault(route.path, {})[route.method] = route
+    for path, methods in by_path.items():
+        handler = _guarded(_handler(service, methods, latencies), log)
+        routes.append(HttpRoute(path, handler, methods=list(methods)))
+    return Starlette(
+        routes=routes,
+        exception_handlers={HTTPException: _no_such_call},  # type: ignore[dict-item]
+    )
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def _handler(service: Service, methods: dict[str, Route], latencies: Latencies) -> Handler:
+    async def handle(request: Request) -> Response:
+        method = "GET" if request.method == "HEAD" else request.method
+        route = methods[method]
+        started_s = time.perf_counter()
+        try:
+            arguments = dict(request.path_params)
+            arguments.update(parse_query(route.query, request.query_params.multi_items()))
+            if route.body is not None:
+                arguments.update(await _read_body(request, route))
+            answer = await route.call(service)(**arguments)
+            # A dump may be large: encoded beside the loop, which has links to keep alive.
+            text = await trio.to_thread.run_sync(_encode, answer)
+            return Response(text, media_type="application/json")
+        finally:
+            latencies.add(f"{method} {route.path}", time.perf_counter() - started_s)
+
+    return handle
+
+
+def _encode(answer: object) -> bytes:
+    return (json.dumps(answer, ensure_ascii=False) + "\n").encode()
+
+
+async def _read_body(request: Request, route: Route) -> dict[str, Any]:
+    """The checked object of a request's body. Raises BadInput."""
+    too_large = BadInput(f"body: larger than {route.body_bytes_max} bytes: send less at once")
+    declared = request.headers.get("content-length", "0")
+    if not declared.isdecimal() or int(declared) > route.body_bytes_max:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > route.body_bytes_max:
+            raise too_large
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        raise BadInput("body: not JSON: send one object as the API document shows it") from None
+    assert route.body is not None
+    check(route.body, value, "body")
+    assert isinstance(value, dict)
+    return value
+
+
+def _guarded(handler: Handler, log: LimitedLog) -> Handler:
+    async def guarded(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except RequestError as error:
+            return _error(error)
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody reads it
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            log.event("api.failed", level=logging.ERROR, path=request.url.path, reason=what)
+            _logger.debug("api.failed", exc_info=error)
+            return _error(NotReady(f"failed inside: {what}: see the node's log"))
+
+    return guarded
+
+
+def _error(error: RequestError) -> Response:
+    status, code = next(
+        (answer for kind, answer in _STATUS.items() if isinstance(error, kind)), (503, "not-ready")
+    )
+    line = " ".join(str(error).split())
+    return JSONResponse({"error": line, "code": code}, status)
+
+
+async def _no_such_call(request: Request, error: HTTPException) -> Response:
+    """Errors of routing, in the form of all others."""
+    call = f"{request.method} {request.url.path}"[:200]
+    if error.status_code == 405:
+        return _error(BadInput(f"{call!r}: not by this method: see /v1/openapi.json"))
+    return _error(NotFound(f"{call!r}: no such call: see /v1/openapi.json"))
+
+
+@contextlib.contextmanager
+def _bound(path: Path) -> Iterator[int]:
+    """A descriptor that listens at `path`, mode 0600 from its first moment; the path is removed
+    at the end, the descriptor is its user's to close."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        try:
+            path.parent.mkdir(mode=SOCKET_DIRECTORY_MODE, parents=True, exist_ok=True)
+            _remove_stale(path)
+            umask = os.umask(0o777 & ~SOCKET_MODE)
+            try:
+                listener.bind(str(path))
+            finally:
+                os.umask(umask)
+            listener.listen()
+        except OSError as error:
+            raise NotReady(
+                f"{path}: the API's socket cannot be made ({error.strerror or error}): set [api]"
+                " socket to a path that this user may write"
+            ) from None
+        descriptor = listener.detach()
+    made = path.stat().st_ino
+    try:
+        yield descriptor
+    finally:
+        with contextlib.suppress(OSError):
+            if path.stat().st_ino == made:
+                path.unlink()
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket that a killed node left. Raises NotReady when somebody answers there."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise NotReady(
+                f"{path}: is there and no socket: remove it, or set another [api] socket"
+            )
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise NotReady(f"{path}: another process answers there: stop it, or set another [api] socket")

@@ -1,0 +1,32 @@
+"""The facade behind the local API: one method a call, plain JSON values in and out.
+
+    objects.py      VPCs, subnets, peerings, conflicts
+    endpoints.py    endpoints, their import, and the interfaces they are attached to
+    membership.py   status, members, invitations
+    state.py        digests, dumps, differences of the replicated state
+    dataplane.py    installed rows, counters, audit, route explain
+
+Arguments have passed the schemas of `mesh.node.routes`; what they mean is checked here and below.
+Errors are `RequestError`; nothing was changed then, unless a method says otherwise.
+"""
+
+from __future__ import annotations
+
+from mesh.node.context import NodeContext
+from mesh.node.service.dataplane import DataplaneService
+from mesh.node.service.endpoints import EndpointService
+from mesh.node.service.membership import MembershipService
+from mesh.node.service.objects import ObjectService
+from mesh.node.service.state import StateService
+
+
+class Service:
+    """All services of one node."""
+
+    def __init__(self, node: NodeContext) -> None:
+        self.node = node
+        self.objects = ObjectService(node)
+        self.endpoints = EndpointService(node)
+        self.membership = MembershipService(node)
+        self.state = StateService(node)
+        self.dataplane = DataplaneService(node, self.endpoints)

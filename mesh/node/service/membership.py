@@ -1,0 +1,169 @@
+"""Status, members and invitations as JSON."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final, TypeAlias
+
+import trio
+
+from dataplane.backend import Usage
+from mesh.core.errors import NotReady
+from mesh.core.members import Member
+from mesh.core.ops import MESH_SHARD
+from mesh.core.token import Token
+from mesh.node.context import NodeContext
+from mesh.node.p2p.events import PeerInfo
+from mesh.node.service.objects import time_text
+from mesh.version import VERSION
+
+Json: TypeAlias = dict[str, Any]
+
+_USAGE_WAIT_S: Final = 0.3  # status answers within 1 s, also while a large batch is being written
+
+_ALARM_FIXES: Final = {
+    "node.cloned": "stop the other process that runs with this node's directory, restart this one",
+    "chain.forked": "find out who signed two histories with that node's key, and retire the node",
+    "chain.over_quota": "remove records at that node, or find out what writes so many",
+}
+
+
+class MembershipService:
+    """See the package."""
+
+    def __init__(self, node: NodeContext) -> None:
+        self._node = node
+        self._usage = Usage(0, 0)
+
+    # ---- status ----
+
+    async def status(self) -> Json:
+        node = self._node
+        lattice = node.replica.lattice
+        peers = node.transport.peers()
+        active = [m for m in node.replica.roster.members().values() if m.state == "active"]
+        return {
+            "mesh": node.replica.roster.mesh_name,
+            "site": node.member.site,
+            "node": node.member.name,
+            "version": VERSION,
+            "ready": node.replica.writable,
+            "peers": {"connected": len(peers), "known": len(active) - 1},
+            "digest": lattice.digest(MESH_SHARD).hex(),
+            "shards": {shard: self.shard(shard) for shard in lattice.shards()},
+            "oldest_sync_s": self._oldest_sync_s(peers),
+            "dataplane": await self._dataplane(),
+            "conflicts": len(node.view.conflicts()),
+            "problems": self._problems(),
+        }
+
+    def shard(self, shard: str) -> Json:
+        """Counts and digest of one shard."""
+        lattice = self._node.replica.lattice
+        chains = list(lattice.chains(shard))
+        return {
+            "chains": len(chains),
+            "records": sum(len(b.live) for chain in chains for b in lattice.branches(chain)),
+            "digest": lattice.digest(shard).hex(),
+        }
+
+    def _oldest_sync_s(self, peers: list[PeerInfo]) -> float | None:
+        """How long ago the digests of the worst linked peer were equal to ours."""
+        ages = [self._sync_age_s(peer) for peer in peers]
+        known = [age for age in ages if age is not None]
+        return max(known) if known else None
+
+    def _sync_age_s(self, peer: PeerInfo) -> float | None:
+        synced_ns = self._node.replica.in_sync_ns(peer.node)
+        if synced_ns is None:
+            return None
+        return round((time.monotonic_ns() - synced_ns) / 1e9, 1)
+
+    async def _dataplane(self) -> Json:
+        forwarder = self._node.forwarder
+        tables = self._node.forwarding.tables()
+        with trio.move_on_after(_USAGE_WAIT_S):
+            try:
+                self._usage = await forwarder.read(lambda backend: backend.usage())
+            except NotReady:
+                self._usage = Usage(0, 0)
+        return {
+            "mode": forwarder.backend.mode,
+            "reason": forwarder.reason,
+            "endpoints": len(tables.endpoints),
+            "subnets": len(tables.subnets),
+            "map_used": self._usage.used,
+            "map_max": self._usage.max,
+            "synced": forwarder.synced,
+        }
+
+    def _problems(self) -> list[Json]:
+        node = self._node
+        found = [
+            {"what": f"{alarm}: {fields}", "fix": _ALARM_FIXES.get(alarm, "see the node's log")}
+            for alarm, fields in sorted(node.alarms.items())
+        ]
+        if node.forwarder.problem is not None:
+            found.append(
+                {
+                    "what": f"data plane: {node.forwarder.problem}",
+                    "fix": "mend that, then run weft dataplane audit --repair",
+                }
+            )
+        if self._fell_back_to_memory():
+            found.append(
+                {
+                    "what": f"no traffic is carried: data plane in {node.forwarder.reason}",
+                    "fix": 'mend that, or set [dataplane] mode = "memory" in weft.toml',
+                }
+            )
+        if node.damaged_branches:
+            found.append(
+                {
+                    "what": f"{node.damaged_branches} stored chains were damaged and left out",
+                    "fix": "check the disk; peers that hold them send them again",
+                }
+            )
+        return found
+
+    def _fell_back_to_memory(self) -> bool:
+        config = self._node.config
+        wanted = config.dataplane_mode == "auto" and config.underlay is not None
+        return wanted and self._node.forwarder.backend.mode == "memory"
+
+    # ---- members ----
+
+    async def members(self) -> list[Json]:
+        links = {peer.node: peer for peer in self._node.transport.peers()}
+        members = self._node.replica.roster.members().values()
+        ordered = sorted(members, key=lambda member: (member.site, member.name, member.node))
+        return [self._member(member, links.get(member.node)) for member in ordered]
+
+    def _member(self, member: Member, link: PeerInfo | None) -> Json:
+        gateway = self._node.view.gateways.get(member.node)
+        here = member.node == self._node.id
+        rtt_ms = link.rtt_ms if link else None
+        return {
+            "node": member.name,
+            "site": member.site,
+            "state": member.state,
+            "rtt": None if rtt_ms is None else round(rtt_ms, 2),
+            "path": "self" if here else link.path if link else None,
+            "version": VERSION if here else gateway.version if gateway else None,
+            "last_sync": 0.0 if here else self._sync_age_s(link) if link else None,
+            "id": member.node.hex(),
+            "admin": member.admin,
+        }
+
+    # ---- invitations ----
+
+    async def invite(self, ttl_s: int, site: str | None = None) -> Json:
+        text = await self._node.joining.invite(site or "", ttl_s)
+        token = Token.decode(text)
+        return {
+            "token": text,
+            "mesh": token.mesh_name,
+            "site": site,
+            "addrs": list(token.addrs),
+            "expires": time_text(token.expires_s * 1_000_000_000),
+        }
