@@ -35,7 +35,7 @@ from mesh.core.effects import (
     PersistStatements,
     Send,
 )
-from mesh.core.errors import NotReady, RequestError
+from mesh.core.errors import RequestError
 from mesh.core.forwarding import Forwarding
 from mesh.core.ops import Change, NodeId, Op
 from mesh.core.replica import Replica
@@ -365,7 +365,8 @@ class Node:
 
 
 async def run(config: Config) -> None:
-    """`weft run`: a node until SIGTERM or SIGINT; its data plane stays. Raises RequestError."""
+    """`weft run`: a node until SIGTERM or SIGINT; its data plane stays. Raises RequestError, alone
+    or in groups."""
     from mesh.node.api import serve
 
     node = Node(config)
@@ -394,6 +395,3 @@ def _notify_ready() -> None:
             notify.sendto(b"READY=1", address)
         except OSError as error:
             event(_logger, "node.notify_failed", level=logging.WARNING, reason=error)
-
-
-__all__ = ["Node", "NotReady", "run"]
