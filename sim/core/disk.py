@@ -1,0 +1,92 @@
+"""A modelled disk: what of a node survives a crash.
+
+It carries out the same effects as the node's store, in whole transactions, and keeps rows as that
+does: a relabelled branch keeps its rows, and rows that an effect forgot to delete stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from crdt.chain import Chain
+from crdt.header import ChainId, Epoch, Header
+from crdt.lattice import Lattice
+from crdt.root import Entry
+from mesh.core.effects import Persist, PersistStatements
+from mesh.core.persisting import load_header
+
+PersistEffect: TypeAlias = Persist | PersistStatements
+
+
+class DiskError(Exception):
+    """The effects do not fit what is stored; a store on a real disk would refuse them too."""
+
+
+@dataclass(slots=True)
+class _Branch:
+    header: bytes
+    records: dict[bytes, Entry]
+
+
+class Disk:
+    """One node's disk."""
+
+    def __init__(self, statements: Iterable[bytes] = ()) -> None:
+        self._statements: dict[bytes, None] = dict.fromkeys(statements)
+        self._branches: dict[tuple[ChainId, Epoch], _Branch] = {}
+
+    def copy(self) -> Disk:
+        """A backup: what is stored now."""
+        twin = Disk(self._statements)
+        twin._branches = {
+            id: _Branch(branch.header, dict(branch.records))
+            for id, branch in self._branches.items()
+        }
+        return twin
+
+    def apply(self, effects: Iterable[PersistEffect]) -> None:
+        """Carry out `effects`. Raises DiskError; the disk is of no use then."""
+        for effect in effects:
+            if isinstance(effect, PersistStatements):
+                self._statements.update(dict.fromkeys(effect.statements))
+            else:
+                self._apply(effect)
+
+    def _apply(self, effect: Persist) -> None:
+        stored = (effect.chain, effect.relabel_from or effect.epoch)
+        branch = self._branches.pop(stored, None)
+        if branch is None:
+            if effect.relabel_from is not None:
+                raise DiskError(f"no branch {effect.relabel_from} of {effect.chain} to relabel")
+            branch = _Branch(effect.header, {})
+        elif stored[1] != effect.epoch and (effect.chain, effect.epoch) in self._branches:
+            raise DiskError(f"branch {effect.epoch} of {effect.chain} is stored already")
+        branch.header = effect.header
+        if effect.replace:
+            branch.records = {}
+        for key in effect.deletes:
+            branch.records.pop(key, None)
+        for key, seq, record in effect.puts:
+            branch.records[key] = (seq, record)
+        self._branches[effect.chain, effect.epoch] = branch
+        for epoch in effect.drop:
+            self._branches.pop((effect.chain, epoch), None)
+
+    @property
+    def statements(self) -> tuple[bytes, ...]:
+        return tuple(self._statements)
+
+    def headers(self) -> Mapping[tuple[ChainId, Epoch], Header]:
+        """The signed header of every branch stored."""
+        return {id: load_header(branch.header) for id, branch in self._branches.items()}
+
+    def lattice(self) -> Lattice:
+        """What a node that starts from this disk holds. Raises RootMismatch."""
+        lattice = Lattice()
+        for _, branch in sorted(self._branches.items(), key=lambda item: item[0]):
+            rows = ((key, seq, record) for key, (seq, record) in branch.records.items())
+            entries = tuple(sorted(rows, key=lambda row: row[1]))
+            lattice.add(Chain.restore(load_header(branch.header), entries))
+        return lattice

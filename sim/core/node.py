@@ -1,0 +1,337 @@
+"""One simulated node: the real replica, view, writer and forwarding over a modelled disk.
+
+`Process` does what `mesh/node/node.py` does with a real loop, in the same order: what happens goes
+to the replica, its changes to the view and the rows at once; effects are carried out one batch at a
+time, the store's part in one transaction before any send. A crash loses the batch under way, or
+only what it would have sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from crdt.lattice import Lattice
+from dataplane.memory import MemoryBackend
+from mesh.core import ed25519
+from mesh.core.clock import HybridClock
+from mesh.core.effects import (
+    Alarm,
+    DropPeer,
+    Effect,
+    MembersChanged,
+    Persist,
+    PersistStatements,
+    Send,
+)
+from mesh.core.errors import RequestError
+from mesh.core.forwarding import Forwarding
+from mesh.core.ops import Change, NodeId, Op
+from mesh.core.replica import Replica, Verify
+from mesh.core.roster import Roster
+from mesh.core.view import View
+from mesh.core.writer import Writer
+from sim.core.chance import ChanceOf
+from sim.core.clock import MS_NS, SECOND_NS, Clock
+from sim.core.disk import Disk
+from sim.core.network import Network
+
+WALL_START_NS = 1_767_225_600 * SECOND_NS
+"""Wall-clock time at the start of every run: 2026-01-01, so that runs do not depend on today."""
+STORE_NS = MS_NS
+"""One transaction: 0.3 ms measured on an SSD, more on what edge sites have."""
+HOUSEKEEPING_NS = SECOND_NS
+VERSION = "sim"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a node is. `index` is its number in the run and in the network."""
+
+    index: int
+    name: str
+    site: str
+    seed: bytes
+    key: bytes
+    node: NodeId
+    underlay: str
+
+
+class Probe(Protocol):
+    """Is told what nodes do. Nodes are given by index."""
+
+    def started(self, node: int, lattice: Lattice) -> None: ...
+
+    def stopped(self, node: int) -> None: ...
+
+    def wrote(self, node: int, ops: Sequence[Op]) -> None:
+        """Own writes were taken, in memory."""
+
+    def drained(self, node: int, effects: Sequence[Effect], lattice: Lattice) -> None:
+        """These effects are to be carried out; the lattice is as they say."""
+
+    def stored(self, node: int, effects: Sequence[Effect]) -> None:
+        """They are on the disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What all nodes of a run share."""
+
+    clock: Clock
+    network: Network
+    chance_of: ChanceOf
+    verify: Verify
+    probe: Probe
+    nodes: tuple[NodeId, ...]
+    """by index"""
+    index_of: dict[NodeId, int]
+
+
+class Machine:
+    """A node's disk, and its process while it runs."""
+
+    def __init__(self, identity: Identity, disk: Disk, world: World, *, skew_ns: int = 0) -> None:
+        self.identity = identity
+        self.disk = disk
+        self.skew_ns = skew_ns
+        """its wall clock ahead of the true time"""
+        self.dataplane = MemoryBackend()
+        """outlives the process, as pinned maps do"""
+        self.attachments: dict[str, tuple[str, str, str]] = {}
+        """ifname -> (VPC id, IP, MAC), as the store keeps them"""
+        self.process: Process | None = None
+        self.starts = 0
+        self._world = world
+
+    def start(self) -> Process:
+        """Run from what is on the disk."""
+        assert self.process is None
+        self.starts += 1
+        self.process = Process(self, self._world)
+        self._world.probe.started(self.identity.index, self.process.replica.lattice)
+        self._world.network.start(self.identity.index, self.process)
+        self.process.begin()
+        return self.process
+
+    def crash(self) -> None:
+        """End the process as kill -9 does; the disk stays, and so does what forwards packets."""
+        assert self.process is not None
+        self.process.kill()
+        self.process = None
+        self._world.network.stop(self.identity.index)
+        self._world.probe.stopped(self.identity.index)
+
+
+class Process:
+    """One life of a node. It is the network's port of the node."""
+
+    def __init__(self, machine: Machine, world: World) -> None:
+        identity = machine.identity
+        self.identity = identity
+        self._machine = machine
+        self._world = world
+        chance = world.chance_of(f"node/{identity.index}/{machine.starts}")
+        self.view = View()
+        self.clock = HybridClock()
+        self.replica = Replica(
+            identity.node,
+            Roster.founded_by(machine.disk.statements),
+            machine.disk.lattice(),
+            sign=partial(ed25519.sign, identity.seed),
+            nonce=chance.randbytes,
+            jitter=chance.random,
+            now_ns=world.clock.now_ns,
+            verify=world.verify,
+        )
+        self.writer = Writer(identity.node, identity.site, self.view, self.clock, chance.randbytes)
+        self.forwarding = Forwarding(identity.node, identity.site, self.view)
+        self.down: set[NodeId] = set()
+        """peers that were linked and are not"""
+        self._alive = True
+        self._busy = False
+        """whether a batch of effects is under way"""
+        self._unsent: Sequence[Effect] | None = None
+        """the batch that the store is busy with"""
+        self._timer_ns: int | None = None
+        self._load_view()
+
+    def begin(self) -> None:
+        """Go: everything around the process is set up."""
+        self.absorb()
+        self._keep_house()
+
+    def _load_view(self) -> None:
+        self.view.set_members(self.replica.roster.members())
+        lattice = self.replica.lattice
+        self.view.apply(
+            Change(id.node, id.shard, key, record)
+            for id in lattice.chains()
+            for key, _, (_, record) in lattice.entries(id)
+        )
+        for ifname, (vpc, ip, mac) in self._machine.attachments.items():
+            self.forwarding.attach(ifname, vpc, ip, mac)
+        self.forwarding.update()
+        self.forwarding.take_delta()
+        self._machine.dataplane.replace(self.forwarding.tables())
+
+    # ---- what users ask ----
+
+    @property
+    def wall_ns(self) -> int:
+        return WALL_START_NS + self._world.clock.now_ns + self._machine.skew_ns
+
+    def submit(self, make_ops: Callable[[int], Sequence[Op]]) -> bool:
+        """Write what `make_ops(wall_ns)` answers; whether that was anything.
+
+        Raises what it raises, and NotReady or Refused: nothing was written then.
+        """
+        ops = make_ops(self.wall_ns)
+        if not ops or not self.replica.local(ops, self._world.clock.now_ns):
+            return False
+        self._world.probe.wrote(self.identity.index, ops)
+        self.absorb()
+        return True
+
+    def at_rest(self, far_ns: int) -> bool:
+        """Whether it takes writes, has stored all, and housekeeping has nothing soon to do."""
+        if self._busy or not self.replica.writable:
+            return False
+        due_ns = self.writer.next_deadline_ns()
+        return due_ns is None or due_ns > self.wall_ns + far_ns
+
+    def attach(self, ifname: str, vpc: str, ip: str, mac: str) -> None:
+        """A pod's interface is there."""
+        self._machine.attachments[ifname] = (vpc, ip, mac)
+        self.forwarding.attach(ifname, vpc, ip, mac)
+        self.absorb()
+
+    def detach(self, ifname: str) -> None:
+        del self._machine.attachments[ifname]
+        self.forwarding.detach(ifname)
+        self.absorb()
+
+    # ---- what the network brings ----
+
+    def link_up(self, peer: int) -> None:
+        node = self._node_of(peer)
+        self.replica.peer_up(node, self._world.clock.now_ns)
+        self.down.discard(node)
+        self.forwarding.set_live(node, True)
+        self.absorb()
+
+    def link_down(self, peer: int) -> None:
+        node = self._node_of(peer)
+        self.replica.peer_down(node, self._world.clock.now_ns)
+        self.down.add(node)
+        self.forwarding.set_live(node, False)
+        self.absorb()
+
+    def link_lagging(self, peer: int) -> None:
+        self.replica.peer_lagging(self._node_of(peer), self._world.clock.now_ns)
+        self._arm()
+
+    def frame_in(self, peer: int, frame: bytes) -> None:
+        self.replica.receive(self._node_of(peer), frame, self._world.clock.now_ns)
+        self.absorb()
+
+    def _node_of(self, index: int) -> NodeId:
+        return self._world.nodes[index]
+
+    # ---- effects ----
+
+    def absorb(self) -> None:
+        """Bring view and rows up to the replica, carry out what it wants, set the timers."""
+        changes = self.replica.take_changes()
+        if changes:
+            self.view.apply(changes)
+        if self.forwarding.update():
+            self._machine.dataplane.apply(self.forwarding.take_delta())
+        if not self._busy:
+            self._carry_out()
+        self._arm()
+
+    def _carry_out(self) -> None:
+        """One batch of effects; the next one once the store has this one."""
+        self._busy = True
+        while effects := self.replica.drain():
+            self._world.probe.drained(self.identity.index, effects, self.replica.lattice)
+            if any(isinstance(effect, Persist | PersistStatements) for effect in effects):
+                self._unsent = effects
+                self._world.clock.after(STORE_NS, self._stored)
+                return
+            self._perform(effects)
+        self._busy = False
+
+    def _stored(self) -> None:
+        if not self._alive:
+            return
+        effects, self._unsent = self._unsent, None
+        assert effects is not None
+        self._store(effects)
+        self._perform(effects)
+        self._carry_out()
+        self._arm()
+
+    def _store(self, effects: Sequence[Effect]) -> None:
+        self._machine.disk.apply(
+            effect for effect in effects if isinstance(effect, Persist | PersistStatements)
+        )
+        self._world.probe.stored(self.identity.index, effects)
+
+    def _perform(self, effects: Sequence[Effect]) -> None:
+        me, network = self.identity.index, self._world.network
+        for effect in effects:
+            match effect:
+                case Send():
+                    network.send(me, self._world.index_of[effect.peer], effect.frame, effect.push)
+                case MembersChanged():
+                    self.view.set_members(self.replica.roster.members())
+                case DropPeer():
+                    network.drop(me, self._world.index_of[effect.peer])
+                case Alarm() | Persist() | PersistStatements():
+                    pass  # told to the probe
+
+    def kill(self) -> None:
+        """The process ends now. Of the batch under way, all or nothing reaches the disk."""
+        self._alive = False
+        chance = self._world.chance_of(f"kill/{self.identity.index}/{self._machine.starts}")
+        if self._unsent is not None and chance.random() < 0.5:
+            self._store(self._unsent)
+
+    # ---- time ----
+
+    def _arm(self) -> None:
+        """Have the replica's timer called when it is due."""
+        deadline_ns = self.replica.next_deadline_ns()
+        if deadline_ns is None or not self._alive:
+            return
+        if self._timer_ns is None or deadline_ns < self._timer_ns:
+            self._timer_ns = deadline_ns
+            self._world.clock.at(deadline_ns, partial(self._timer, deadline_ns))
+
+    def _timer(self, at_ns: int) -> None:
+        if not self._alive or self._timer_ns != at_ns:
+            return
+        self._timer_ns = None
+        self.replica.timer(self._world.clock.now_ns)
+        self.absorb()
+
+    def _keep_house(self) -> None:
+        """Own registration, withdrawals, and whatever else time brings."""
+        if not self._alive:
+            return
+        if self.replica.writable:
+            try:
+                self.submit(self._house_ops)
+            except RequestError:
+                pass  # said again a second later; a real node logs it
+        self._world.clock.after(HOUSEKEEPING_NS, self._keep_house)
+
+    def _house_ops(self, wall_ns: int) -> list[Op]:
+        underlay = self.identity.underlay
+        addrs = (f"/ip4/{underlay}/tcp/4600",)
+        registration = self.writer.register_gateway(underlay, addrs, VERSION, now_ns=wall_ns)
+        return [*registration, *self.writer.housekeeping(wall_ns)]

@@ -1,0 +1,351 @@
+"""One run: `run(scenario, seed, chance_of)` is a function of its arguments, to the last byte.
+
+The replicas, views, writers and compilers are those of the node; clock, network and disks are
+modelled. Users write and things go wrong for `duration_s`; then all heals, and within `quiet_s` the
+mesh must come to rest. The checks are in `checkers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+
+from crdt.header import ChainId, Epoch
+from crdt.lattice import Lattice
+from mesh.core import ed25519
+from mesh.core.effects import Effect, Persist
+from mesh.core.ops import NodeId, Op
+from mesh.core.persisting import load_header
+from mesh.core.roster import Roster, found_mesh
+from sim.core.chance import ChanceOf
+from sim.core.checkers import Ledger, RestChecks, StepChecks, Violation, Violations, digests
+from sim.core.clock import SECOND_NS, Clock, seconds
+from sim.core.disk import Disk
+from sim.core.faults import Faults
+from sim.core.network import Network, Pair
+from sim.core.node import Identity, Machine, World
+from sim.core.scenario import Scenario
+from sim.core.workload import Users
+
+LOOK_NS = SECOND_NS // 20
+"""How often a run looks whether the mesh has come to rest: the resolution of `heal_s`."""
+FAR_NS = 60 * SECOND_NS
+"""Housekeeping that is due later than this does not keep a run from being at rest."""
+VERIFIED_MAX = 1 << 16
+
+
+@lru_cache(maxsize=VERIFIED_MAX)
+def verify_shared(key: bytes, message: bytes, signature: bytes) -> bool:
+    """Real Ed25519; nodes of one process share what was found."""
+    return ed25519.verify(key, message, signature)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run found. Times are virtual; None where there was nothing to measure."""
+
+    seed: int
+    sites: int
+    converged: bool
+    heal_s: float | None
+    """from the end of all faults to equal digests everywhere"""
+    bytes_per_site: int
+    push_p50_s: float | None
+    push_p99_s: float | None
+    """from a write to each other node that nothing separated from the writer meanwhile"""
+    lost: int
+    resurrected: int
+    violations: tuple[Violation, ...]
+    frames: int
+    frames_lost: int
+    writes: int
+    refused: int
+    faults: int
+    events: int
+    fingerprint: str
+    """a hash over every frame carried, in order: equal for equal runs"""
+
+    @property
+    def ok(self) -> bool:
+        return self.converged and not self.violations
+
+    def json(self) -> dict[str, object]:
+        """What `weft sim run -o json` prints."""
+        return {
+            "seed": self.seed,
+            "sites": self.sites,
+            "converged": self.converged,
+            "heal_s": self.heal_s,
+            "bytes_per_site": self.bytes_per_site,
+            "push_p50_s": self.push_p50_s,
+            "push_p99_s": self.push_p99_s,
+            "lost": self.lost,
+            "resurrected": self.resurrected,
+            "violations": [violation.json() for violation in self.violations],
+        }
+
+
+class PushTimes:
+    """How long writes take to reach other nodes while nothing is wrong."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.taken_ns: list[int] = []
+        self.weather = 0
+        """counts changes of what is wrong: a time across one is not taken"""
+        self._clock = clock
+        self._flushes: dict[tuple[ChainId, Epoch], list[tuple[int, int, int]]] = {}
+        self._seen: dict[tuple[int, ChainId, Epoch], int] = {}
+
+    def drained(self, node: int, owner: NodeId, effects: Sequence[Effect]) -> None:
+        now_ns = self._clock.now_ns
+        for effect in effects:
+            if not isinstance(effect, Persist):
+                continue
+            hi = load_header(effect.header).hi
+            flushes = self._flushes.setdefault((effect.chain, effect.epoch), [])
+            if effect.chain.node == owner:
+                flushes.append((hi, now_ns, self.weather))
+                continue
+            place = (node, effect.chain, effect.epoch)
+            first = self._seen.get(place, 0)
+            while first < len(flushes) and flushes[first][0] <= hi:
+                _, wrote_ns, weather = flushes[first]
+                if weather == self.weather:
+                    self.taken_ns.append(now_ns - wrote_ns)
+                first += 1
+            self._seen[place] = first
+
+    def quantile_s(self, part: float) -> float | None:
+        if not self.taken_ns:
+            return None
+        ordered = sorted(self.taken_ns)
+        return round(seconds(ordered[min(int(len(ordered) * part), len(ordered) - 1)]), 4)
+
+
+class Simulation:
+    """The parts of one run, put together. It is the probe of its nodes and of its network."""
+
+    def __init__(self, scenario: Scenario, chance_of: ChanceOf) -> None:
+        self.clock = Clock()
+        self.violations = Violations(self.clock)
+        self.ledger = Ledger()
+        self.lost: list[str] = []
+        self.resurrected: list[str] = []
+        self._scenario = scenario
+        self._steps = StepChecks(self.violations)
+        self._push = PushTimes(self.clock)
+        self._frames = sha256()
+        identities = identities_of(scenario)
+        self.network = Network(
+            self.clock,
+            chance_of("network"),
+            scenario.weather,
+            _latencies(scenario, identities),
+            self,
+        )
+        world = World(
+            self.clock,
+            self.network,
+            chance_of,
+            verify_shared,
+            self,
+            tuple(identity.node for identity in identities),
+            {identity.node: identity.index for identity in identities},
+        )
+        statements = statements_of(identities)
+        skews = [site.clock_skew_ns for site in scenario.sites for _ in range(site.gateways)]
+        self.machines = [
+            Machine(identity, Disk(statements), world, skew_ns=skew_ns)
+            for identity, skew_ns in zip(identities, skews, strict=True)
+        ]
+        self.users = Users(scenario.workload, self.machines, self.clock, chance_of("users"))
+        self.faults = Faults(
+            scenario,
+            self.machines,
+            self.network,
+            self.clock,
+            chance_of("faults"),
+            self._weather_changed,
+            self._disk_lost,
+        )
+
+    # ---- what nodes and the network tell ----
+
+    def started(self, node: int, lattice: Lattice) -> None:
+        self._steps.started(node, lattice)
+
+    def stopped(self, node: int) -> None:
+        self.ledger.stopped(node)
+
+    def wrote(self, node: int, ops: Sequence[Op]) -> None:
+        self.ledger.wrote(node, ops)
+
+    def drained(self, node: int, effects: Sequence[Effect], lattice: Lattice) -> None:
+        self._steps.drained(node, effects, lattice)
+        self.ledger.drained(node)
+        self._push.drained(node, self.machines[node].identity.node, effects)
+
+    def stored(self, node: int, effects: Sequence[Effect]) -> None:
+        self.ledger.stored(node, self.machines[node].identity.node, effects)
+
+    def frame_sent(self, sender: int, receiver: int, frame: bytes) -> None:
+        self._frames.update(b"%d %d %d;" % (sender, receiver, len(frame)) + frame)
+
+    def _weather_changed(self) -> None:
+        self._push.weather += 1
+
+    def _disk_lost(self, node: int) -> None:
+        self._steps.restored.add(node)
+        self.ledger.disk_lost(machine.disk for machine in self.machines)
+
+    # ---- the run ----
+
+    def run(self, seed: int) -> Result:
+        """Let it all happen. `seed` is only passed on to the result."""
+        scenario = self._scenario
+        for machine in self.machines:
+            machine.start()
+        self.users.set_up()
+        self.users.run(scenario.duration_ns)
+        self.faults.schedule()
+        self.clock.run(scenario.duration_ns)
+        self.faults.end()
+        heal_s, rests = self._come_to_rest(scenario.duration_ns + scenario.quiet_ns)
+        if rests:
+            RestChecks(self.machines, self.violations).run()
+            self._compare_ledger()
+        else:
+            self._say_what_differs()
+        carried = self.network.carried
+        return Result(
+            seed=seed,
+            sites=len(scenario.sites),
+            converged=rests,
+            heal_s=heal_s,
+            bytes_per_site=sum(carried.bytes_by_node.values()) // len(scenario.sites),
+            push_p50_s=self._push.quantile_s(0.5),
+            push_p99_s=self._push.quantile_s(0.99),
+            lost=len(self.lost),
+            resurrected=len(self.resurrected),
+            violations=tuple(self.violations.found),
+            frames=carried.frames,
+            frames_lost=carried.frames_lost,
+            writes=self.users.asked - self.users.refused,
+            refused=self.users.refused,
+            faults=self.faults.count,
+            events=self.clock.events,
+            fingerprint=self._frames.hexdigest(),
+        )
+
+    def _come_to_rest(self, until_ns: int) -> tuple[float | None, bool]:
+        """(seconds to equal digests, whether all came to rest in time)."""
+        began_ns = self.clock.now_ns
+        heal_s: float | None = None
+        while self.clock.now_ns < until_ns and not self.violations.full:
+            self.clock.run(min(self.clock.now_ns + LOOK_NS, until_ns))
+            if not self._equal():
+                continue
+            if heal_s is None:
+                heal_s = round(seconds(self.clock.now_ns - began_ns), 3)
+            if self._quiet():
+                return heal_s, True
+        return heal_s, False
+
+    def _equal(self) -> bool:
+        first = self.machines[0].process
+        assert first is not None
+        expected = digests(first.replica.lattice)
+        return all(
+            machine.process is not None and digests(machine.process.replica.lattice) == expected
+            for machine in self.machines[1:]
+        )
+
+    def _quiet(self) -> bool:
+        """Whether nothing is on its way to any disk, and nothing is about to be written."""
+        return all(
+            machine.process is not None and machine.process.at_rest(FAR_NS)
+            for machine in self.machines
+        )
+
+    def _say_what_differs(self) -> None:
+        by_shard: dict[str, set[bytes]] = {}
+        for machine in self.machines:
+            assert machine.process is not None
+            for shard, digest in digests(machine.process.replica.lattice).items():
+                by_shard.setdefault(shard, set()).add(digest)
+        differing = [shard[:8] for shard, found in sorted(by_shard.items()) if len(found) > 1]
+        restless = [
+            machine.identity.name
+            for machine in self.machines
+            if machine.process is None or not machine.process.at_rest(FAR_NS)
+        ]
+        words = f"shards that differ: {', '.join(differing) or 'none'}"
+        if restless:
+            words += f"; not at rest: {', '.join(restless)}"
+        self.violations.add("comes to rest in time", words)
+
+    def _compare_ledger(self) -> None:
+        lattices = []
+        for machine in self.machines:
+            assert machine.process is not None
+            lattices.append((machine.identity.name, machine.process.replica.lattice))
+        self.lost, self.resurrected = self.ledger.compare(lattices)
+        for words in self.lost:
+            self.violations.add("nothing written is lost", words)
+        for words in self.resurrected:
+            self.violations.add("nothing deleted comes back", words)
+
+
+def run(scenario: Scenario, seed: int, chance_of: ChanceOf) -> Result:
+    """Run a scenario once. `chance_of` gives the streams of chance of that seed."""
+    return Simulation(scenario, chance_of).run(seed)
+
+
+def identities_of(scenario: Scenario) -> list[Identity]:
+    """The nodes of a scenario; a node's key follows from its name."""
+    sites = [site.name for site in scenario.sites for _ in range(site.gateways)]
+    return [
+        _identity(index, name, site)
+        for index, (name, site) in enumerate(zip(scenario.node_names, sites, strict=True))
+    ]
+
+
+@lru_cache(maxsize=4096)
+def _identity(index: int, name: str, site: str) -> Identity:
+    seed = sha256(b"sim node " + name.encode()).digest()
+    key = ed25519.public_key(seed)
+    underlay = f"192.{168 + (index >> 16)}.{index >> 8 & 255}.{index & 255}"
+    return Identity(index, name, site, seed, key, ed25519.node_id(key), underlay)
+
+
+def statements_of(identities: Sequence[Identity]) -> tuple[bytes, ...]:
+    """The roster's statements: the first node founds the mesh and admits the others."""
+    return _statements(tuple(identities))
+
+
+@lru_cache(maxsize=64)
+def _statements(identities: tuple[Identity, ...]) -> tuple[bytes, ...]:
+    first = identities[0]
+    root = sha256(b"sim mesh").digest()
+    roster = Roster.founded_by(found_mesh("sim", root, first.seed, first.name, first.site))
+    for identity in identities[1:]:
+        roster.add([roster.admit(first.seed, identity.key, identity.name, identity.site)])
+    return tuple(roster.statements())
+
+
+def _latencies(scenario: Scenario, identities: Sequence[Identity]) -> dict[Pair, int]:
+    """Between every two nodes; gateways of one site are on one LAN."""
+    lan_ns = min(SECOND_NS // 1000, scenario.latency_ns)
+    latencies: dict[Pair, int] = {}
+    for a in identities:
+        for b in identities:
+            if a.index == b.index:
+                continue
+            if a.site == b.site:
+                latencies[a.index, b.index] = lan_ns
+            else:
+                between = scenario.links.get((a.site, b.site), scenario.latency_ns)
+                latencies[a.index, b.index] = between
+    return latencies

@@ -1,0 +1,250 @@
+"""What users do: requests at random nodes, made of what the node they ask shows them.
+
+The world is laid out as in the lab: every VPC has the same CIDR 10.0.0.0/16, a subnet 10.0.I.0/24
+homed at site I (from 1), and 10.0.200.0/24 stretched over all sites. Few addresses are used, so
+that claims, moves and removals of one address meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from mesh.core.errors import NotReady, RequestError
+from mesh.core.ops import Op
+from sim.core.chance import Chance, below, pick, pick_weighted
+from sim.core.clock import SECOND_NS, Clock
+from sim.core.node import Machine, Process
+from sim.core.scenario import OpKind, Workload
+
+VPC_CIDR = "10.0.0.0/16"
+STRETCHED = 200
+"""The third number of the stretched subnet's addresses; home subnets count from 1."""
+EXTRA_FIRST = 240
+"""Subnets that come and go."""
+EXTRAS_MAX = 4
+VNI_FIRST = 100
+EXTRA_VNI_FIRST = 10_000
+FIRST_HOST = 10
+AGAIN_NS = 2 * SECOND_NS
+SETUP_RETRY_NS = SECOND_NS // 4
+
+
+def vpc_name(i: int) -> str:
+    return f"vpc-{i}"
+
+
+class Users:
+    """All users of a run. Refusals are part of life, and counted."""
+
+    def __init__(
+        self, workload: Workload, machines: Sequence[Machine], clock: Clock, chance: Chance
+    ) -> None:
+        self.asked = 0
+        self.refused = 0
+        self._workload = workload
+        self._machines = machines
+        self._sites = list(dict.fromkeys(machine.identity.site for machine in machines))
+        self._clock = clock
+        self._chance = chance
+        self._until_ns = 0
+        self._ready = 0
+        self._kinds: dict[OpKind, Callable[[Process], None]] = {
+            "create": self._create,
+            "delete": self._delete,
+            "recreate": self._recreate,
+            "move": self._move,
+            "claim": self._claim,
+            "resolve": self._resolve,
+            "evict": self._evict,
+            "vpc": self._vpc,
+            "subnet": self._subnet,
+            "peering": self._peering,
+        }
+
+    # ---- the beginning ----
+
+    def set_up(self) -> None:
+        """Make VPCs and subnets, each at the first gateway of its owner's site."""
+        for i in range(self._workload.vpcs):
+            self._set_up_vpc(i)
+        for machine in self._machines:
+            self._first_endpoints(machine)
+
+    def _set_up_vpc(self, i: int) -> None:
+        site = self._sites[i % len(self._sites)]
+        owner = next(m for m in self._machines if m.identity.site == site)
+        process = owner.process
+        if process is None or not process.replica.writable:
+            self._clock.after(SETUP_RETRY_NS, partial(self._set_up_vpc, i))
+            return
+        name = vpc_name(i)
+        self._ask(process, partial(process.writer.add_vpc, name, VNI_FIRST + i, [VPC_CIDR]))
+        for number, home in enumerate(self._sites, 1):
+            if number < STRETCHED:
+                self._add_subnet(process, name, f"home-{home}", number, [home])
+        self._add_subnet(process, name, "stretched", STRETCHED, self._sites[:100])
+
+    def _add_subnet(
+        self, process: Process, vpc: str, name: str, number: int, sites: list[str]
+    ) -> None:
+        cidr = f"10.0.{number}.0/24"
+        # A site without a member yet is refused; the whole roster is known from the start here.
+        self._ask(process, partial(process.writer.add_subnet, name, vpc, cidr, sites))
+
+    def _first_endpoints(self, machine: Machine) -> None:
+        process = machine.process
+        names = [vpc_name(i) for i in range(self._workload.vpcs)]
+        if process is None or not all(self._complete(process, name) for name in names):
+            self._clock.after(SETUP_RETRY_NS, partial(self._first_endpoints, machine))
+            return
+        for name in names:
+            for _ in range(self._workload.endpoints):
+                self._claim_at(process, name, self._address(machine.identity.site))
+
+    def _complete(self, process: Process, vpc: str) -> bool:
+        """Whether the node has seen a VPC's subnets."""
+        try:
+            found = process.view.vpc(vpc)
+        except RequestError:
+            return False
+        return process.replica.writable and any(
+            subnet.name == "stretched" for subnet in process.view.subnets(found.id)
+        )
+
+    # ---- going on ----
+
+    def run(self, until_ns: int) -> None:
+        """Ask for things at random times until then."""
+        self._until_ns = until_ns
+        if self._workload.rate_per_s > 0:
+            self._schedule()
+
+    def _schedule(self) -> None:
+        mean_ns = SECOND_NS / self._workload.rate_per_s
+        self._clock.after(int(mean_ns * 2 * self._chance.random()), self._next)
+
+    def _next(self) -> None:
+        if self._clock.now_ns >= self._until_ns:
+            return
+        process = pick(self._chance, self._machines).process
+        kind = pick_weighted(self._chance, self._workload.mix)
+        if process is not None:
+            self._kinds[kind](process)
+        self._schedule()
+
+    def _ask(self, process: Process, ask: Callable[..., Sequence[Op]]) -> bool:
+        self.asked += 1
+        try:
+            return process.submit(lambda wall_ns: ask(now_ns=wall_ns))
+        except NotReady:
+            self.refused += 1
+        except RequestError:
+            self.refused += 1
+        return False
+
+    # ---- endpoints ----
+
+    def _address(self, site: str) -> str:
+        number = self._sites.index(site) + 1
+        if number >= STRETCHED or self._chance.random() < 0.5:
+            number = STRETCHED
+        return f"10.0.{number}.{FIRST_HOST + below(self._chance, self._workload.addresses)}"
+
+    def _any_vpc(self) -> str:
+        return vpc_name(below(self._chance, self._workload.vpcs))
+
+    def _claim_at(self, process: Process, vpc: str, ip: str) -> bool:
+        name = f"pod-{below(self._chance, 1000)}"
+        return self._ask(process, partial(process.writer.add_endpoint, vpc, ip, name=name))
+
+    def _create(self, process: Process) -> None:
+        self._claim_at(process, self._any_vpc(), self._address(process.identity.site))
+
+    def _own(self, process: Process) -> tuple[str, str] | None:
+        """(VPC id, IP) of one of the node's own claims."""
+        node = process.identity.node
+        own = [(e.vpc, e.ip) for e in process.view.endpoints() if e.node == node]
+        return pick(self._chance, sorted(own)) if own else None
+
+    def _delete(self, process: Process) -> None:
+        if (own := self._own(process)) is not None:
+            self._ask(process, partial(process.writer.remove_endpoint, *own))
+
+    def _recreate(self, process: Process) -> None:
+        """Remove and claim again, at once or a little later; the address is the same."""
+        own = self._own(process)
+        if own is None or not self._ask(process, partial(process.writer.remove_endpoint, *own)):
+            return
+        if self._chance.random() < 0.5:
+            self._claim_at(process, *own)
+        else:
+            machine = self._machines[process.identity.index]
+            delay_ns = int(self._chance.random() * AGAIN_NS)
+            self._clock.after(delay_ns, partial(self._again, machine, *own))
+
+    def _again(self, machine: Machine, vpc: str, ip: str) -> None:
+        if machine.process is not None and self._clock.now_ns < self._until_ns:
+            self._claim_at(machine.process, vpc, ip)
+
+    def _move(self, process: Process) -> None:
+        site = process.identity.site
+        others = [(e.vpc, e.ip) for e in process.view.endpoints() if e.site != site]
+        if others:
+            vpc, ip = pick(self._chance, sorted(others))
+            self._ask(process, partial(process.writer.move_endpoint, vpc, ip))
+
+    def _claim(self, process: Process) -> None:
+        """Two sites claim one address of the stretched subnet at the same time."""
+        vpc = self._any_vpc()
+        ip = f"10.0.{STRETCHED}.{FIRST_HOST + below(self._chance, self._workload.addresses)}"
+        self._claim_at(process, vpc, ip)
+        site = process.identity.site
+        others = [m.process for m in self._machines if m.process and m.identity.site != site]
+        if others:
+            self._claim_at(pick(self._chance, others), vpc, ip)
+
+    def _resolve(self, process: Process) -> None:
+        conflicts = [c for c in process.view.conflicts() if c.key.startswith("endpoint/")]
+        if conflicts:
+            conflict = pick(self._chance, conflicts)
+            keep = pick(self._chance, conflict.claimants)
+            resolve = process.writer.resolve_conflict
+            self._ask(process, partial(resolve, conflict.key, keep))
+
+    def _evict(self, process: Process) -> None:
+        node = process.identity.node
+        others = [(e.vpc, e.ip) for e in process.view.endpoints() if e.node != node]
+        if others:
+            vpc, ip = pick(self._chance, sorted(others))
+            self._ask(process, partial(process.writer.remove_endpoint, vpc, ip))
+
+    # ---- VPCs, subnets, peerings ----
+
+    def _vpc(self, process: Process) -> None:
+        """Make, change or remove one of a few VPCs that come and go, with few VNIs among them."""
+        number = below(self._chance, EXTRAS_MAX)
+        name, vni = f"extra-{number}", EXTRA_VNI_FIRST + below(self._chance, 3)
+        writer = process.writer
+        match below(self._chance, 4):
+            case 0 | 1:
+                self._ask(process, partial(writer.add_vpc, name, vni, [VPC_CIDR]))
+            case 2:
+                tenant = f"tenant-{below(self._chance, 3)}"
+                self._ask(process, partial(writer.set_vpc, name, tenant=tenant))
+            case _:
+                self._ask(process, partial(writer.remove_vpc, name, force=True))
+
+    def _subnet(self, process: Process) -> None:
+        number = EXTRA_FIRST + below(self._chance, EXTRAS_MAX)
+        vpc, name = self._any_vpc(), f"extra-{number}"
+        if self._chance.random() < 0.6:
+            self._add_subnet(process, vpc, name, number, [pick(self._chance, self._sites)])
+        else:
+            self._ask(process, partial(process.writer.remove_subnet, name, vpc))
+
+    def _peering(self, process: Process) -> None:
+        a, b = self._any_vpc(), self._any_vpc()
+        writer = process.writer
+        edit = writer.add_peering if self._chance.random() < 0.6 else writer.remove_peering
+        self._ask(process, partial(edit, a, b))
