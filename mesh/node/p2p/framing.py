@@ -35,6 +35,7 @@ class FrameReader:
         self._read = read
         self._bytes_max = bytes_max
         self._buffer = bytearray()
+        self._start = 0
 
     async def frame(self) -> bytes:
         """Return the next frame.
@@ -42,19 +43,24 @@ class FrameReader:
         Raises PeerError for an empty or oversize frame, before any of its bytes is waited for, and
         EOFError at the end of the stream, inside a frame or between two.
         """
-        await self._fill(_PREFIX.size, READ_BYTES)
-        (size,) = _PREFIX.unpack_from(self._buffer)
+        await self._fill(_PREFIX.size)
+        (size,) = _PREFIX.unpack_from(self._buffer, self._start)
         if not 0 < size <= self._bytes_max:
             raise PeerError(f"frame of {size} bytes, allowed are 1 to {self._bytes_max}")
-        end = _PREFIX.size + size
-        await self._fill(end, READ_BYTES)
-        frame = bytes(memoryview(self._buffer)[_PREFIX.size : end])
-        del self._buffer[:end]
-        return frame
+        await self._fill(_PREFIX.size + size)
+        begin = self._start + _PREFIX.size
+        self._start = begin + size
+        return bytes(memoryview(self._buffer)[begin : self._start])
 
-    async def _fill(self, size: int, read_bytes: int) -> None:
+    async def _fill(self, size: int) -> None:
+        """Have `size` bytes from `_start` on."""
+        if len(self._buffer) - self._start >= size:
+            return
+        # Once a read and not once a frame: a read may hold thousands of frames.
+        del self._buffer[: self._start]
+        self._start = 0
         while len(self._buffer) < size:
-            piece = await self._read(read_bytes)
+            piece = await self._read(READ_BYTES)
             if not piece:
                 raise EOFError
             self._buffer += piece

@@ -169,6 +169,8 @@ class Link:
 
     async def probe(self) -> bool:
         """Ask whether the other end is still there; False after PROBE_S without an answer."""
+        if self.session.ended:
+            return False
         heard = self._beat_heard
         self._probe_due = True
         self._beat_due.set()

@@ -49,9 +49,11 @@ class Overlay:
     def set_targets(self, nodes: Iterable[NodeId], now_ns: int) -> None:
         """Replace the set of members that may be dialled (without this node itself)."""
         self._targets = frozenset(nodes)
-        for known in (self._wanted_since_ns, self._next_ns, self._blocked_until_ns):
+        for known in (self._wanted_since_ns, self._next_ns):
             for node in [n for n in known if n not in self._targets]:
                 del known[node]
+        for node in [n for n, until_ns in self._blocked_until_ns.items() if until_ns <= now_ns]:
+            del self._blocked_until_ns[node]
         self._failed &= self._targets
         self._want(now_ns)
 

@@ -108,6 +108,7 @@ class _Attempt:
 
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     watch: _Watch | None = None
+    linked: bool = False
 
     @property
     def moving(self) -> bool:
@@ -116,7 +117,10 @@ class _Attempt:
 
 
 class Transport:
-    """The node's end of all links. `run` it; read `events`; call the rest from trio at any time."""
+    """The node's end of all links.
+
+    `run` it, once; read `events`; call the rest from the same trio loop at any time.
+    """
 
     def __init__(
         self,
@@ -146,7 +150,7 @@ class Transport:
         self._join_handler = join_handler
         self._net: Net = net or TcpNet()
         self._clock_ns = clock_ns
-        self._log = LimitedLog(_logger, trio.current_time)
+        self._log = LimitedLog(_logger, trio.current_time, burst=20, interval_s=1)
         self._overlay = Overlay(rng)
         self._targets: dict[NodeId, tuple[Address, ...]] = {}
         self._dialled: dict[NodeId, int] = {}
@@ -235,7 +239,7 @@ class Transport:
         wall_ns, now_s = self._clock_ns(), trio.current_time()
         infos = []
         for node, link in sorted(self._links.items()):
-            if not link.announced.is_set():
+            if link.session.ended or not link.announced.is_set():
                 continue
             watch = self._watches[link.conduit]
             fresh = link.conduit.rx_bytes != watch.heard_bytes
@@ -333,8 +337,9 @@ class Transport:
                         break
         finally:
             self._forget_attempt(node, attempt)
-            self._overlay.failed(node, now_ns())
-            self._wake_dialler.set()
+            if not attempt.linked:
+                self._overlay.failed(node, now_ns())
+                self._wake_dialler.set()
 
     async def _dial_address(self, node: NodeId, address: Address, attempt: _Attempt) -> bool:
         """Returns whether the node was there, so that its other addresses need not be tried."""
@@ -409,6 +414,7 @@ class Transport:
                 link = Link(node, session, conduit, inbound=dialled is None)
                 await self._agree(link, first)
                 if attempt is not None:
+                    attempt.linked = True
                     self._forget_attempt(node, attempt)
                 await self._carry(link)
         finally:
@@ -456,6 +462,8 @@ class Transport:
                 await present.gone.wait()
             if self._overlay.blocked(link.node, now_ns()):
                 return "not now"
+            if self._identify(link.session.key) != link.node:
+                return "not a member"
             self._links[link.node] = link
             self._up_since_ns[link.node] = self._clock_ns()
             self._overlay.up(link.node, now_ns())

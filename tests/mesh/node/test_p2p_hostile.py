@@ -338,7 +338,8 @@ async def test_a_negotiation_that_never_ends_is_cut_short() -> None:
         async with session_with(a, 2) as session:
             muxed = await session._muxer.open_stream()
             await muxed.write(b"\xff\xff\xff\xff\x7f")
-            with pytest.raises(Exception, match=r"reset|closed|shut"), trio.fail_after(10):
+            # At once, and not when a timeout strikes: nothing of the 32 GiB is collected.
+            with pytest.raises(Exception, match=r"reset|closed|shut"), trio.fail_after(2):
                 while True:
                     await muxed.read(100)
         await eventually(a.idle)
@@ -434,7 +435,7 @@ async def test_a_flood_of_bad_connections_does_not_flood_the_log(
                 async with await trio.open_tcp_stream(*where(a)) as stream:
                     await stream.send_all(b"\x03\xff\xfe\n")
             await eventually(a.idle)
-    assert 0 < len(caplog.records) < 20
+    assert 0 < len(caplog.records) < 40
 
 
 async def test_a_full_node_refuses_more_but_not_who_is_there(

@@ -151,6 +151,26 @@ async def test_a_node_that_does_not_read_its_events_keeps_its_links(
         assert not a.overflows(b)
 
 
+async def test_a_link_that_ends_while_nobody_reads_is_no_link_any_more(
+    autojump_clock: MockClock,
+) -> None:
+    net = MemoryNet()
+    a, b = mesh_of(2, net)
+    async with running(a, b):
+        a.target(b)
+        await link_up(b, a)
+        b.pause_reading()
+        for _ in range(500):
+            a.transport.send(b.id, b"more than is read")
+        await trio.sleep(1)
+        a.transport.drop(b.id, "test", 5)
+        await trio.sleep(3)
+        assert b.transport.peers() == [] and not b.downs(a)
+        b.resume_reading()
+        await b.until_downs(a)
+        await b.until_ups(a, 2)
+
+
 async def test_a_flooding_peer_does_not_keep_others_from_being_heard(
     autojump_clock: MockClock,
 ) -> None:

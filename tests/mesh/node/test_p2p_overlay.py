@@ -115,6 +115,8 @@ def test_nobody_is_dialled_while_blocked() -> None:
     (node,) = nodes(1)
     overlay.set_targets([node], 0)
     overlay.block(node, 30 * S)
+    overlay.set_targets([], 0)
+    overlay.set_targets([node], 0)
     assert overlay.due(0) == []
     assert overlay.next_deadline_ns(0) == 30 * S
     assert overlay.blocked(node, 30 * S - 1) and not overlay.blocked(node, 30 * S)
