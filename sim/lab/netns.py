@@ -8,13 +8,7 @@ that a node makes have to be those that everybody sees.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-import fcntl
-import os
-import socket
-import struct
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -22,6 +16,7 @@ from typing import Any, Final, TypeVar
 from pyroute2 import IPRoute
 from pyroute2 import netns as kernel_netns
 
+from dataplane.xdp import links
 from mesh.core.errors import NotReady
 from sim.lab.topology import (
     BRIDGE,
@@ -36,15 +31,7 @@ from sim.lab.topology import (
 )
 
 NETNS_DIR: Final = Path("/run/netns")
-CLONE_NEWNET: Final = 0x40000000  # <linux/sched.h>
-SIOCETHTOOL: Final = 0x8946  # <linux/sockios.h>
-ETHTOOL_GTXCSUM: Final = 0x16  # <linux/ethtool.h>
-ETHTOOL_STXCSUM: Final = 0x17
-ETHTOOL_GGRO: Final = 0x2B
-ETHTOOL_SGRO: Final = 0x2C
-ETHTOOL_VALUE_BYTES: Final = 8
 
-_LIBC = ctypes.CDLL(None, use_errno=True)
 _T = TypeVar("_T")
 
 
@@ -52,38 +39,12 @@ def in_namespace(name: str, call: Callable[[], _T]) -> _T:
     """Run `call` in a thread inside a namespace; sockets it opens stay in there.
 
     Raises:
-        NotReady: there is no such namespace, or it may not be entered.
-        Whatever `call` raises.
+        NotReady: there is no such namespace.
+        Whatever `call` raises; OSError when the namespace may not be entered.
     """
-    outcome: list[_T] = []
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            _enter(name)
-            outcome.append(call())
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=run, name=f"in {name}")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return outcome[0]
-
-
-def _enter(name: str) -> None:
-    try:
-        fd = os.open(NETNS_DIR / name, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise NotReady(f"namespace {name} cannot be entered: {error.strerror}") from None
-    try:
-        if _LIBC.setns(fd, CLONE_NEWNET):
-            reason = os.strerror(ctypes.get_errno())
-            raise NotReady(f"namespace {name} cannot be entered: {reason}; run this as root")
-    finally:
-        os.close(fd)
+    if not (NETNS_DIR / name).exists():
+        raise NotReady(f"namespace {name} is not there; take the lab down and up again")
+    return links.in_netns(name, call)
 
 
 def enter_command(name: str, argv: Sequence[str]) -> list[str]:
@@ -172,7 +133,7 @@ def add_gateway(topology: Topology, gateway: Gateway) -> None:
             )
 
     def at_bridge() -> None:
-        enable_napi(gateway.port)
+        links.enable_gro(gateway.port)  # or what the gateway redirects here is lost
         with IPRoute() as netlink:
             netlink.link(
                 "set",
@@ -206,8 +167,8 @@ def add_pod(topology: Topology, pod: Pod) -> None:
             netlink.link("set", index=_index(netlink, pod.ifname), state="up")
 
     def inside() -> None:
-        enable_napi(POD_IF)
-        disable_tx_checksum(POD_IF)
+        links.enable_gro(POD_IF)  # or what the gateway redirects here is lost
+        links.disable_tx_checksum(POD_IF)
         with IPRoute() as netlink:
             index = _index(netlink, POD_IF)
             netlink.link("set", index=index, state="up")
@@ -223,29 +184,3 @@ def _index(netlink: Any, ifname: str) -> int:
     if not found:
         raise NotReady(f"interface {ifname} is not there")
     return int(found[0])
-
-
-def enable_napi(ifname: str) -> None:
-    """Let a veth receive what is redirected to its peer: without NAPI such frames are lost."""
-    ethtool(ifname, ETHTOOL_SGRO, 1)
-
-
-def disable_tx_checksum(ifname: str) -> None:
-    """Send whole checksums: a packet that leaves the machine's veths by XDP keeps what it has."""
-    ethtool(ifname, ETHTOOL_STXCSUM, 0)
-
-
-def ethtool(ifname: str, command: int, value: int) -> int:
-    """One SIOCETHTOOL with a struct ethtool_value, in the calling thread's namespace.
-
-    Returns:
-        The value afterwards: that of the feature for an ETHTOOL_G… command.
-
-    Raises:
-        OSError: no such interface, or it does not know the command.
-    """
-    argument = ctypes.create_string_buffer(struct.pack("=II", command, value), ETHTOOL_VALUE_BYTES)
-    request = struct.pack("16sP16x", ifname.encode(), ctypes.addressof(argument))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        fcntl.ioctl(sock, SIOCETHTOOL, request)
-    return int(struct.unpack("=II", argument.raw)[1])
