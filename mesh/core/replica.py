@@ -452,7 +452,7 @@ class Replica:
             fetch.deadline_ns = now_ns + sync.WANT_TIMEOUT_NS
         header = delta.header
         id = header.chain
-        if not self._admissible(peer, delta):
+        if not self._admissible(peer, delta, now_ns):
             return
         if id.node == self.node and self._is_clone(delta):
             return
@@ -483,7 +483,7 @@ class Replica:
         self._enqueue(state, short, fresh)
         self._pump(peer, state, now_ns)
 
-    def _admissible(self, peer: NodeId, delta: Delta) -> bool:
+    def _admissible(self, peer: NodeId, delta: Delta, now_ns: int) -> bool:
         """Whether the delta is of a member, within its quota, news, and signed by it."""
         header = delta.header
         id = header.chain
@@ -492,7 +492,7 @@ class Replica:
             return False
         if member is None or member.state == "forgotten":
             # Its admission may be on the way: the next exchange brings both.
-            self._send(peer, wire.Have(tuple(sorted(self.roster.hashes()))))
+            self.peer_lagging(peer, now_ns)
             return False
         if header.count > quota(id.shard) or (
             self.lattice.latest(id) is None
