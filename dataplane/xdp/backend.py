@@ -130,15 +130,8 @@ class XdpBackend:
     def replace(self, tables: Tables) -> None:
         self._generation = (self._generation + 1) % (1 << 32)
         self._groups = dict(tables.groups)
-        state = self._state
-        known = state.ways
-        state = self._state = Resolved(self._underlay)
-        state.ways.update(known)
-        state.gateways.update(tables.gateways)
-        state.ports.update(tables.ports)
-        state.attach_endpoints(tables.endpoints)
-        state.look_up_interfaces()
-        self._look_up_ways(tables.gateways.values())
+        state = self._state = Resolved.of(self._underlay, tables, self._state.ways)
+        _look_up_ways(state, tables.gateways.values())
         refused = self._write(
             tables.gateways, tables.groups, tables.ports, tables.endpoints, tables.subnets
         )
@@ -160,7 +153,7 @@ class XdpBackend:
         state.attach_endpoints(delta.endpoints.put)
         state.detach_endpoints(delta.endpoints.remove)
         state.look_up_interfaces(delta.ports.put)
-        self._look_up_ways(delta.gateways.put.values())
+        _look_up_ways(state, delta.gateways.put.values())
         refused = self._write(
             delta.gateways.put,
             delta.groups.put,
@@ -261,7 +254,7 @@ class XdpBackend:
         ports = {name: state.ports[name] for name in changed}
         endpoints = {key: row for key, row in state.local.items() if row.ifname in ports}
         ways = dict(state.ways)
-        self._look_up_ways(state.gateways.values())
+        _look_up_ways(state, state.gateways.values())
         gateways = {
             id: row
             for id, row in state.gateways.items()
@@ -272,26 +265,6 @@ class XdpBackend:
             self._attach_all(thorough=True)
         self._retry(refused)
         return state.unresolved()
-
-    def _look_up_ways(self, gateways: Iterable[GatewayRow]) -> None:
-        """Resolve gateways, with a short wait for those that have never been resolved."""
-        wanted = {ip_text(row.underlay): row.underlay for row in gateways}
-        if not wanted:
-            return
-        deadline = time.monotonic() + ADJACENCY_WAIT_S
-        with links.Underlay() as underlay:
-            provoked = False
-            while True:
-                for address, way in underlay.resolve(wanted).items():
-                    self._state.ways[wanted[address]] = way
-                unknown = [a for a, number in wanted.items() if number not in self._state.ways]
-                if not provoked:
-                    for address in unknown:
-                        underlay.provoke(address)
-                    provoked = True
-                if not unknown or time.monotonic() >= deadline:
-                    return
-                time.sleep(_ADJACENCY_POLL_S)
 
     # ---- programs -------------------------------------------------------------------------------
 
@@ -328,8 +301,10 @@ class XdpBackend:
     # ---- reports --------------------------------------------------------------------------------
 
     def audit(self, tables: Tables) -> AuditReport:
+        state = Resolved.of(self._underlay, tables, self._state.ways)
+        _look_up_ways(state, tables.gateways.values())
         return report.audit(
-            tables, self._maps, self._state, self._directory, self._wan_ifname, self._programs
+            tables, self._maps, state, self._directory, self._wan_ifname, self._programs
         )
 
     def repair(self, tables: Tables) -> AuditReport:
@@ -411,3 +386,24 @@ def _load_programs(directory: Path) -> None:
         words = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise Unavailable(f"the XDP programs cannot be loaded: {words[-1]}")
     json.loads(done.stdout)
+
+
+def _look_up_ways(state: Resolved, gateways: Iterable[GatewayRow]) -> None:
+    """Resolve gateways, with a short wait for those that have never been resolved."""
+    wanted = {ip_text(row.underlay): row.underlay for row in gateways}
+    if not wanted:
+        return
+    deadline = time.monotonic() + ADJACENCY_WAIT_S
+    with links.Underlay() as underlay:
+        provoked = False
+        while True:
+            for address, way in underlay.resolve(wanted).items():
+                state.ways[wanted[address]] = way
+            unknown = [a for a, number in wanted.items() if number not in state.ways]
+            if not provoked:
+                for address in unknown:
+                    underlay.provoke(address)
+                provoked = True
+            if not unknown or time.monotonic() >= deadline:
+                return
+            time.sleep(_ADJACENCY_POLL_S)

@@ -306,7 +306,8 @@ def delete_rows(fd: int, keys: Sequence[bytes]) -> None:
     start = 0
     while start < len(keys):
         part = keys[start : start + BATCH_ROWS]
-        attr = _batch_attr(fd, _buffer(b"".join(part)), None, len(part))
+        buffer = _buffer(b"".join(part))  # the attribute only has its address: keep it until after
+        attr = _batch_attr(fd, buffer, None, len(part))
         try:
             _bpf(_Cmd.MAP_DELETE_BATCH, attr)
         except OSError as error:

@@ -30,7 +30,10 @@ def audit(
     wan_ifname: str,
     programs: Mapping[str, int],
 ) -> AuditReport:
-    """Compare every map, and the programs' attachment, with what the compiled tables ask for."""
+    """Compare every map, and the programs' attachment, with what the compiled tables ask for.
+
+    `state` is the tables' own, resolved on this machine.
+    """
     found = Audit()
     _audit_gateways(found, tables, maps, state)
     _audit_ports(found, tables, maps, state)
@@ -52,15 +55,12 @@ def audit(
 
 
 def _audit_gateways(found: Audit, tables: Tables, maps: Maps, state: Resolved) -> None:
-    expected = Resolved(state.underlay)
-    expected.gateways.update(tables.gateways)
-    expected.ways.update(state.ways)
     _compare_u32(
-        found, "gateways", expected.gateway_rows(tables.gateways, 0), maps.compared("gateways")
+        found, "gateways", state.gateway_rows(tables.gateways, 0), maps.compared("gateways")
     )
     found.compare(
         "peers",
-        {ip_text(int.from_bytes(key, "big")): value for key, value in expected.peer_rows(0)},
+        {ip_text(int.from_bytes(key, "big")): value for key, value in state.peer_rows(0)},
         {
             ip_text(int.from_bytes(key, "big")): value
             for key, value in maps.compared("peers").items()

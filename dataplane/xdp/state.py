@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from dataplane.fib.rows import EndpointKey, EndpointRow, GatewayRow, PortRow
+from dataplane.fib.rows import EndpointKey, EndpointRow, GatewayRow, PortRow, Tables
 from dataplane.xdp import links, pack
 from dataplane.xdp.pack import Adjacency, Interface
 
@@ -22,6 +22,17 @@ class Resolved:
         self.ways: dict[int, Adjacency] = {}  # by underlay address
         self.interfaces: dict[str, Interface] = {}
         self.peers: dict[int, int] = {}  # as installed: underlay address to gateway id
+
+    @classmethod
+    def of(cls, underlay: int, tables: Tables, ways: Mapping[int, Adjacency]) -> Resolved:
+        """The state for whole tables, with interfaces looked up and the ways known before."""
+        state = cls(underlay)
+        state.ways.update(ways)
+        state.gateways.update(tables.gateways)
+        state.ports.update(tables.ports)
+        state.attach_endpoints(tables.endpoints)
+        state.look_up_interfaces()
+        return state
 
     def attach_endpoints(self, rows: Mapping[EndpointKey, EndpointRow]) -> None:
         for key, row in rows.items():

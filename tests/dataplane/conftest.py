@@ -108,15 +108,6 @@ def configure(
     links.in_netns(where, apply)
 
 
-@pytest.fixture
-def namespaces(xdp_machine: None) -> Iterator[Namespaces]:
-    made = Namespaces()
-    try:
-        yield made
-    finally:
-        made.remove()
-
-
 class Gateway:
     """A gateway's namespace, compiler and backend; calls go to its namespace."""
 
@@ -246,14 +237,23 @@ class SitePair:
         mac = f"02:00:00:00:01:{number:02x}"
         pod = Pod(gateway, name, vpc, ip, mac, self.namespaces.make(f"pod-{name}"))
         self.namespaces.veth((gateway.netns, pod.ifname), (pod.netns, "eth0"), mtu)
-        first = ip.rsplit(".", 1)[0] + ".1"
-        configure(pod.netns, "eth0", mac=mac, address=f"{ip}/24", route=first)
-        pod.run(lambda: links.disable_tx_checksum("eth0"))
-        pod.run(lambda: links.attach_pass("eth0"))
+        self.furnish(pod)
         gateway.compiler.set_attachment(pod.ifname, pod.attachment)
         self.tell("endpoint", pod.claim)
         self.pods[name] = pod
         return pod
+
+    @staticmethod
+    def furnish(pod: Pod) -> None:
+        """Address, default route and offloads of a new `eth0`."""
+        first = pod.ip.rsplit(".", 1)[0] + ".1"
+        configure(pod.netns, "eth0", mac=pod.mac, address=f"{pod.ip}/24", route=first)
+        pod.run(lambda: links.disable_tx_checksum("eth0"))
+        pod.run(lambda: links.attach_pass("eth0"))
+
+    @staticmethod
+    def add_address(gateway: Gateway, address: str) -> None:
+        configure(gateway.netns, "wan0", address=f"{address}/32")
 
     def open(self) -> None:
         for gateway in self.gateways:
@@ -269,14 +269,30 @@ class SitePair:
             gateway.push()
 
 
-@pytest.fixture
-def site_pair(namespaces: Namespaces) -> Iterator[SitePair]:
-    pair = SitePair(namespaces)
+@contextlib.contextmanager
+def _pair() -> Iterator[SitePair]:
+    spaces = Namespaces()
+    pair = None
     try:
+        pair = SitePair(spaces)
         yield pair
     finally:
-        for gateway in pair.gateways:
+        for gateway in pair.gateways if pair else ():
             gateway.remove()
+        spaces.remove()
+
+
+@pytest.fixture
+def site_pair(xdp_machine: None) -> Iterator[SitePair]:
+    with _pair() as pair:
+        yield pair
+
+
+@pytest.fixture(scope="module")
+def module_pair(xdp_machine: None) -> Iterator[SitePair]:
+    """A pair that the tests of a module share; they only look at what they change."""
+    with _pair() as pair:
+        yield pair
 
 
 def _ping(target: str, count: int, timeout_s: float) -> int:

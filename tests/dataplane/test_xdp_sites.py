@@ -110,13 +110,7 @@ def test_a_tunnel_packet_from_a_stranger_is_dropped_and_counted(
             tunnel.bind((source, 0))
             tunnel.sendto(packets.geneve(100, inner), (tenants.a.underlay, 6081))
 
-    from pyroute2 import IPRoute
-
-    def add_address() -> None:
-        with IPRoute() as netlink:
-            netlink.addr("add", index=socket.if_nametoindex("wan0"), address="192.0.2.66/32")
-
-    tenants.b.run(add_address)
+    tenants.add_address(tenants.b, "192.0.2.66")
 
     def received() -> int:
         ports = tenants.a.run(tenants.a.backend.counters)["ports"]

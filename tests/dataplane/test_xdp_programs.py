@@ -1,0 +1,439 @@
+"""Packet in, verdict, packet out: every branch of the programs, run by the kernel on one packet."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from pyroute2 import IPRoute
+
+from dataplane.fib.facts import EndpointFact, GatewayFact
+from dataplane.fib.rows import mac_text
+from dataplane.reasons import DropReason
+from dataplane.xdp import kernel, layout, links
+
+DROP, PASS, REDIRECT = 1, 2, 4
+VPC, VNI = "v", 0xABCDEF
+ROUTER = mac_text(layout.GATEWAY_MAC)
+ME, PEER = "192.0.2.1", "192.0.2.2"
+ABROAD, ABROAD_MAC = "10.0.2.10", "02:00:00:00:09:01"
+MOVED, MOVED_MAC = "10.0.200.77", "02:00:00:00:09:02"
+NOWHERE = "10.0.200.88"  # claimed for a site without gateways
+IDLE = "10.0.1.20"  # claimed for this gateway, nothing attached
+
+
+@dataclass
+class Bench:
+    """One gateway with two local pods and one peer, and its programs on single packets."""
+
+    gateway: Any
+    pod: Any
+    neighbour: Any
+    blocked: Any
+    packets: Any
+
+    def run(self, program: str, ifname: str, packet: bytes) -> kernel.TestRun:
+        fd = self.gateway.backend._programs[program]
+
+        def once() -> kernel.TestRun:
+            interface = links.interface(ifname)
+            assert interface is not None
+            return kernel.prog_test_run(fd, packet, ifindex=interface.ifindex)
+
+        result: kernel.TestRun = self.gateway.run(once)
+        return result
+
+    def from_pod(self, packet: bytes, ifname: str = "") -> kernel.TestRun:
+        return self.run("xdp_pod", ifname or self.pod.ifname, packet)
+
+    def from_wan(self, packet: bytes) -> kernel.TestRun:
+        return self.run("xdp_wan", "wan0", packet)
+
+    def drops(self) -> dict[str, int]:
+        counts: dict[str, int] = self.gateway.run(self.gateway.backend.counters)["drops"]
+        return counts
+
+    def sent(self, ip: bytes, src: str = "", kind: int = 0x0800) -> bytes:
+        """A frame as the pod sends it."""
+        return bytes(self.packets.ethernet(ROUTER, src or self.pod.mac, ip, kind))
+
+    def datagram(self, dst: str, size: int = 10, **header: Any) -> bytes:
+        payload = self.packets.udp(1000, 2000, bytes(size))
+        return bytes(self.packets.ipv4(header.pop("src", self.pod.ip), dst, payload, **header))
+
+    def tunnelled(self, inner: bytes, src: str = PEER, dst: str = ME, **header: Any) -> bytes:
+        body = self.packets.geneve(header.pop("vni", VNI), inner, **header)
+        outer = self.packets.ipv4(src, dst, self.packets.udp(0xC001, 6081, body))
+        return bytes(self.packets.ethernet("02:00:00:00:00:aa", "02:00:00:00:00:bb", outer))
+
+    def inner(self, dst: str, **header: Any) -> bytes:
+        """A frame as the peer puts it into the tunnel."""
+        ip = self.datagram(dst, src=ABROAD, **header)
+        return bytes(self.packets.ethernet(self.pod.mac, ROUTER, ip))
+
+
+@pytest.fixture(scope="module")
+def bench(module_pair: Any, packets: Any) -> Bench:
+    pair = module_pair
+    pair.vpc(VPC, VNI, {"10.0.1.0/24": ("a",), "10.0.2.0/24": ("b",), "10.0.200.0/24": ("a", "b")})
+    pod = pair.pod(pair.a, "one", VPC, "10.0.1.10")
+    neighbour = pair.pod(pair.a, "two", VPC, "10.0.1.11", mtu=1400)
+    blocked = pair.pod(pair.a, "three", VPC, "10.0.1.12")
+    far = pair.b.id
+    for ip, site, gateway, mac in (
+        (ABROAD, "b", far, ABROAD_MAC),
+        (MOVED, "b", far, MOVED_MAC),
+        (NOWHERE, "c", None, MOVED_MAC),
+        (IDLE, "a", pair.a.id, MOVED_MAC),
+        (blocked.ip, "b", far, MOVED_MAC),
+    ):
+        pair.tell("endpoint", EndpointFact(VPC, ip, site, gateway, mac))
+    pair.open()
+    return Bench(pair.a, pod, neighbour, blocked, packets)
+
+
+def ip_fields(packet: bytes, at: int = 14) -> dict[str, Any]:
+    total, fragment, ttl, protocol = struct.unpack_from("!2xH2xHBB", packet, at)
+    src, dst = packet[at + 12 : at + 16], packet[at + 16 : at + 20]
+    return {
+        "total": total,
+        "fragment": fragment,
+        "ttl": ttl,
+        "protocol": protocol,
+        "src": ".".join(map(str, src)),
+        "dst": ".".join(map(str, dst)),
+    }
+
+
+# ---- from a pod ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asked", ["10.0.1.1", "10.0.1.99", "10.0.2.10", "10.0.200.3"])
+def test_arp_is_answered_for_addresses_of_the_vpc(bench: Bench, asked: str) -> None:
+    request = bench.packets.arp(1, bench.pod.mac, bench.pod.ip, asked)
+    done = bench.from_pod(
+        bench.packets.ethernet("ff:ff:ff:ff:ff:ff", bench.pod.mac, request, 0x0806)
+    )
+    reply = bench.packets.arp(2, ROUTER, asked, bench.pod.ip, bench.pod.mac)
+    assert done.verdict == REDIRECT
+    assert done.packet == bench.packets.ethernet(bench.pod.mac, ROUTER, reply, 0x0806)
+
+
+def test_an_address_probe_is_answered_as_it_was_asked(bench: Bench) -> None:
+    request = bench.packets.arp(1, bench.pod.mac, "0.0.0.0", "10.0.1.99")
+    done = bench.from_pod(bench.sent(request, kind=0x0806))
+    assert done.verdict == REDIRECT
+    assert done.packet[14:] == bench.packets.arp(2, ROUTER, "10.0.1.99", "0.0.0.0", bench.pod.mac)
+
+
+def test_encapsulation_is_geneve_with_the_right_vni(bench: Bench) -> None:
+    ip = bench.datagram(ABROAD, ttl=9)
+    done = bench.from_pod(bench.sent(ip))
+    assert done.verdict == REDIRECT
+    out, inner = done.packet, done.packet[50:]
+    assert len(out) == 50 + 14 + len(ip)
+    assert ip_fields(out) == {
+        "total": 36 + 14 + len(ip),
+        "fragment": 0x4000,
+        "ttl": 64,
+        "protocol": 17,
+        "src": ME,
+        "dst": PEER,
+    }
+    assert bench.packets.checksum(out[14:34]) == 0
+    sport, dport, udp_bytes, udp_check = struct.unpack_from("!4H", out, 34)
+    assert sport >= 0xC000 and dport == 6081 and udp_check == 0
+    assert udp_bytes == 16 + 14 + len(ip)
+    assert out[42:50] == bytes.fromhex("00006558") + VNI.to_bytes(3, "big") + b"\0"
+    assert inner[:14] == bench.packets.ethernet(ABROAD_MAC, ROUTER, b"")
+    assert ip_fields(inner)["ttl"] == 8 and bench.packets.checksum(inner[14:34]) == 0
+    assert inner[34:] == ip[20:]
+
+
+def test_one_flow_keeps_its_outer_port_and_flows_spread(bench: Bench) -> None:
+    def port(sport: int, fragment: int = 0) -> int:
+        payload = bench.packets.udp(sport, 80, b"")
+        ip = bench.packets.ipv4(bench.pod.ip, ABROAD, payload, fragment=fragment)
+        (outer,) = struct.unpack_from("!H", bench.from_pod(bench.sent(ip)).packet, 34)
+        return int(outer)
+
+    assert port(1) == port(1)
+    assert len({port(sport) for sport in range(32)}) > 16
+    # Fragments have no ports to look at: those of one packet stay together.
+    assert len({port(sport, fragment) for sport in (1, 2) for fragment in (0x2000, 0x0010)}) == 1
+
+
+def test_lengths_come_from_the_packet_not_from_the_frame(bench: Bench) -> None:
+    ip = bench.datagram(ABROAD, size=0)
+    done = bench.from_pod(bench.sent(ip) + b"padding")
+    assert ip_fields(done.packet)["total"] == 36 + 14 + len(ip)
+
+
+def test_an_unclaimed_address_goes_to_its_subnet_s_home(bench: Bench) -> None:
+    done = bench.from_pod(bench.sent(bench.datagram("10.0.2.99")))
+    assert done.verdict == REDIRECT and ip_fields(done.packet)["dst"] == PEER
+    assert done.packet[50:56] == layout.GATEWAY_MAC
+
+
+def test_a_neighbour_is_reached_directly(bench: Bench) -> None:
+    ip = bench.datagram(bench.neighbour.ip)
+    done = bench.from_pod(bench.sent(ip))
+    assert done.verdict == REDIRECT and len(done.packet) == 14 + len(ip)
+    assert done.packet[:14] == bench.packets.ethernet(bench.neighbour.mac, ROUTER, b"")
+    assert ip_fields(done.packet)["ttl"] == 63
+    assert bench.packets.checksum(done.packet[14:34]) == 0
+
+
+def test_an_echo_to_the_gateway_is_answered(bench: Bench) -> None:
+    echo = bytes.fromhex("0800000000010002") + b"payload!"
+    echo = echo[:2] + bench.packets.checksum(echo).to_bytes(2, "big") + echo[4:]
+    ip = bench.packets.ipv4(bench.pod.ip, "10.0.1.1", echo, protocol=1)
+    done = bench.from_pod(bench.sent(ip))
+    assert done.verdict == REDIRECT
+    assert done.packet[:14] == bench.packets.ethernet(bench.pod.mac, ROUTER, b"")
+    fields = ip_fields(done.packet)
+    assert (fields["src"], fields["dst"]) == ("10.0.1.1", bench.pod.ip)
+    assert bench.packets.checksum(done.packet[14:34]) == 0
+    assert done.packet[34] == 0 and bench.packets.checksum(done.packet[34:]) == 0
+
+
+def test_too_big_is_answered_with_the_size_that_fits(bench: Bench) -> None:
+    ip = bench.datagram(ABROAD, size=1423)  # 1451 bytes, where 1450 fit
+    before = bench.drops()["too-big"]
+    done = bench.from_pod(bench.sent(ip))
+    assert done.verdict == REDIRECT
+    out = done.packet
+    assert len(out) == 14 + 56
+    assert out[:14] == bench.packets.ethernet(bench.pod.mac, ROUTER, b"")
+    fields = ip_fields(out)
+    assert (fields["src"], fields["dst"], fields["protocol"]) == ("10.0.1.1", bench.pod.ip, 1)
+    assert fields["total"] == 56 and bench.packets.checksum(out[14:34]) == 0
+    assert out[34:36] == b"\3\4" and bench.packets.checksum(out[34:]) == 0
+    assert struct.unpack_from("!HH", out, 38) == (0, 1450)
+    assert out[42:] == ip[:28]
+    assert bench.drops()["too-big"] == before + 1
+
+
+def test_what_just_fits_is_sent(bench: Bench) -> None:
+    done = bench.from_pod(bench.sent(bench.datagram(ABROAD, size=1422)))
+    assert done.verdict == REDIRECT and ip_fields(done.packet)["total"] == 1500
+
+
+def pod_drops(b: Bench) -> dict[str, tuple[bytes, DropReason]]:
+    """Name of the case, frame from the pod, reason."""
+    p, pod = b.packets, b.pod
+    to = b.datagram
+
+    def arp(op: int, sha: str, spa: str, tpa: str) -> bytes:
+        return b.sent(p.arp(op, sha, spa, tpa), kind=0x0806)
+
+    icmp_error = b"\3\4" + bytes(1500)
+    return {
+        "short frame": (b"\0" * 13 + b"\1", DropReason.SPOOFED_MAC),
+        "other MAC": (b.sent(to(ABROAD), src="02:00:00:00:00:99"), DropReason.SPOOFED_MAC),
+        "other IP": (b.sent(to(ABROAD, src="10.0.1.99")), DropReason.SPOOFED_IP),
+        "ARP with another MAC": (
+            arp(1, "02:00:00:00:00:99", pod.ip, "10.0.1.1"),
+            DropReason.SPOOFED_ARP,
+        ),
+        "ARP with another IP": (arp(1, pod.mac, "10.0.1.9", "10.0.1.1"), DropReason.SPOOFED_ARP),
+        "ARP reply": (arp(2, pod.mac, pod.ip, "10.0.1.1"), DropReason.ARP_IGNORED),
+        "ARP for itself": (arp(1, pod.mac, pod.ip, pod.ip), DropReason.ARP_IGNORED),
+        "ARP outside": (arp(1, pod.mac, pod.ip, "10.9.0.1"), DropReason.ARP_OUTSIDE),
+        "ARP cut short": (b.sent(b"\0\1\x08\0", kind=0x0806), DropReason.MALFORMED),
+        "ARP of another kind": (
+            b.sent(b"\0\6" + p.arp(1, pod.mac, pod.ip, "10.0.1.1")[2:], kind=0x0806),
+            DropReason.MALFORMED,
+        ),
+        "IPv6": (b.sent(b"\x60" + bytes(39), kind=0x86DD), DropReason.NOT_IPV4),
+        "IP cut short": (b.sent(b"\x45" + bytes(10)), DropReason.MALFORMED),
+        "IP version": (b.sent(to(ABROAD, version_ihl=0x65)), DropReason.MALFORMED),
+        "IP header length": (b.sent(to(ABROAD, version_ihl=0x44)), DropReason.MALFORMED),
+        "IP beyond the frame": (b.sent(to(ABROAD, total=100)), DropReason.MALFORMED),
+        "IP shorter than its header": (b.sent(to(ABROAD, total=19)), DropReason.MALFORMED),
+        "outside the VPC": (b.sent(to("10.9.0.1")), DropReason.NO_SUBNET),
+        "unclaimed at home": (b.sent(to("10.0.1.99")), DropReason.UNCLAIMED),
+        "unclaimed in a stretched subnet": (b.sent(to("10.0.200.9")), DropReason.UNCLAIMED),
+        "not echo to the gateway": (b.sent(to("10.0.1.1")), DropReason.UNCLAIMED),
+        "nothing attached": (b.sent(to(IDLE)), DropReason.NOT_ATTACHED),
+        "site without gateways": (b.sent(to(NOWHERE)), DropReason.NO_GROUP),
+        "last hop": (b.sent(to(ABROAD, ttl=1)), DropReason.TTL_EXPIRED),
+        "last hop to a neighbour": (b.sent(to(b.neighbour.ip, ttl=1)), DropReason.TTL_EXPIRED),
+        "too big without DF": (b.sent(to(ABROAD, size=1450, fragment=0)), DropReason.TOO_BIG),
+        "too big an ICMP error": (
+            b.sent(p.ipv4(pod.ip, ABROAD, icmp_error, protocol=1)),
+            DropReason.TOO_BIG,
+        ),
+        "too big for a neighbour": (b.sent(to(b.neighbour.ip, size=1400)), DropReason.TOO_BIG),
+    }
+
+
+def test_what_a_pod_may_not_send_is_dropped_for_its_reason(bench: Bench) -> None:
+    for name, (frame, reason) in pod_drops(bench).items():
+        check_drop(bench, name, bench.from_pod, frame, reason)
+
+
+def check_drop(bench: Bench, name: str, run: Any, frame: bytes, reason: DropReason) -> None:
+    before = bench.drops()
+    done = run(frame)
+    after = bench.drops()
+    counted = {text: n - before[text] for text, n in after.items() if n != before[text]}
+    assert (done.verdict, counted) == (DROP, {reason.text: 1}), name
+
+
+def test_a_blocked_port_carries_nothing(bench: Bench) -> None:
+    frame = bench.packets.ethernet(
+        ROUTER, bench.blocked.mac, bench.datagram(ABROAD, src=bench.blocked.ip)
+    )
+    check_drop(
+        bench,
+        "blocked",
+        lambda frame: bench.from_pod(frame, bench.blocked.ifname),
+        frame,
+        DropReason.PORT_BLOCKED,
+    )
+
+
+def test_an_interface_without_a_row_carries_nothing(bench: Bench) -> None:
+    check_drop(
+        bench,
+        "no row",
+        lambda frame: bench.from_pod(frame, "wan0"),
+        bench.sent(bench.datagram(ABROAD)),
+        DropReason.NO_PORT,
+    )
+
+
+# ---- from the underlay --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [b"", bytes.fromhex("0123040100000000"), bytes(4 * 63)])
+def test_decapsulation_hands_the_frame_to_the_pod(bench: Bench, options: bytes) -> None:
+    ip = bench.datagram(bench.pod.ip, src=ABROAD)
+    frame = bench.packets.ethernet("02:00:00:00:00:77", "02:00:00:00:00:78", ip)
+    done = bench.from_wan(bench.tunnelled(frame, options=options))
+    assert done.verdict == REDIRECT
+    assert done.packet[:14] == bench.packets.ethernet(bench.pod.mac, ROUTER, b"")
+    assert ip_fields(done.packet)["ttl"] == 63
+    assert bench.packets.checksum(done.packet[14:34]) == 0
+    assert done.packet[34:] == ip[20:]
+
+
+def not_for_us(b: Bench) -> dict[str, bytes]:
+    p = b.packets
+    frame = b.tunnelled(b.inner(b.pod.ip))
+    fragment = p.ipv4(PEER, ME, frame[34:], fragment=0x2000)
+    with_options = p.ipv4(PEER, ME, bytes(4) + frame[34:], version_ihl=0x46)
+    return {
+        "ARP": p.ethernet("ff:ff:ff:ff:ff:ff", b.pod.mac, p.arp(1, b.pod.mac, PEER, ME), 0x0806),
+        "short": b"\0" * 20,
+        "TCP": p.ethernet(ROUTER, ROUTER, p.ipv4(PEER, ME, bytes(40), protocol=6)),
+        "another UDP port": p.ethernet(ROUTER, ROUTER, p.ipv4(PEER, ME, p.udp(1, 4789, bytes(40)))),
+        "IPv6": p.ethernet(ROUTER, ROUTER, bytes(60), 0x86DD),
+        "a fragment": p.ethernet(ROUTER, ROUTER, fragment),
+        "IP options": p.ethernet(ROUTER, ROUTER, with_options),
+        "another machine's": b.tunnelled(b.inner(b.pod.ip), dst="192.0.2.3"),
+    }
+
+
+def test_what_is_not_our_geneve_passes_untouched(bench: Bench) -> None:
+    before = bench.drops()
+    for name, frame in not_for_us(bench).items():
+        done = bench.from_wan(frame)
+        assert (done.verdict, done.packet) == (PASS, frame), name
+    assert bench.drops() == before
+
+
+def wan_drops(b: Bench) -> dict[str, tuple[bytes, DropReason]]:
+    p = b.packets
+    good = b.inner(b.pod.ip)
+    # The options are said to go on beyond the packet.
+    overlong = b.tunnelled(b"", first=0x3F)
+    longer_inside = b.tunnelled(b.inner(b.pod.ip)[:-4]) + bytes(4)
+    return {
+        "a stranger": (b.tunnelled(good, src="192.0.2.9"), DropReason.UNKNOWN_PEER),
+        "version": (b.tunnelled(good, first=0x40), DropReason.TUNNEL_VERSION),
+        "control": (b.tunnelled(good, flags=0x80), DropReason.TUNNEL_CONTROL),
+        "critical": (b.tunnelled(good, flags=0x40), DropReason.TUNNEL_CRITICAL),
+        "not Ethernet": (b.tunnelled(good, protocol=0x0800), DropReason.TUNNEL_PROTOCOL),
+        "options beyond the packet": (overlong, DropReason.MALFORMED),
+        "no inner frame": (b.tunnelled(b"\0" * 13), DropReason.MALFORMED),
+        "inner frame beyond the outer": (longer_inside, DropReason.MALFORMED),
+        "inner not IPv4": (
+            b.tunnelled(p.ethernet(ROUTER, ROUTER, bytes(40), 0x86DD)),
+            DropReason.NOT_IPV4,
+        ),
+        "another tenant's VNI": (b.tunnelled(good, vni=VNI + 1), DropReason.NOT_LOCAL),
+        "not here": (b.tunnelled(b.inner("10.0.1.99")), DropReason.NOT_LOCAL),
+        "nothing attached": (b.tunnelled(b.inner(IDLE)), DropReason.NOT_ATTACHED),
+        "last hop": (b.tunnelled(b.inner(b.pod.ip, ttl=1)), DropReason.TTL_EXPIRED),
+        "back where it came from": (b.tunnelled(b.inner(MOVED)), DropReason.LOOP),
+        "onwards without gateways": (b.tunnelled(b.inner(NOWHERE)), DropReason.NO_GROUP),
+        "too big for the pod": (
+            b.tunnelled(b.inner(b.neighbour.ip, size=1400)),
+            DropReason.TOO_BIG,
+        ),
+    }
+
+
+def test_what_a_tunnel_may_not_bring_is_dropped_for_its_reason(bench: Bench) -> None:
+    for name, (frame, reason) in wan_drops(bench).items():
+        check_drop(bench, name, bench.from_wan, frame, reason)
+
+
+def test_traffic_is_counted_per_port_and_per_gateway(bench: Bench) -> None:
+    def counts() -> tuple[dict[str, int], dict[str, int]]:
+        counters = bench.gateway.run(bench.gateway.backend.counters)
+        (gateway,) = counters["gateways"].values()
+        return counters["ports"][bench.pod.ifname], gateway
+
+    before = counts()
+    ip = bench.datagram(ABROAD)
+    bench.from_pod(bench.sent(ip))
+    bench.from_wan(bench.tunnelled(bench.inner(bench.pod.ip)))
+    after = counts()
+    size = 14 + len(ip)
+    for old, new in zip(before, after, strict=True):
+        assert {key: new[key] - old[key] for key in new} == {
+            "tx_packets": 1,
+            "tx_bytes": size,
+            "rx_packets": 1,
+            "rx_bytes": size,
+        }
+
+
+def test_a_third_gateway_gets_what_arrives_for_an_endpoint_that_moved_there(
+    module_pair: Any, bench: Bench
+) -> None:
+    """The last test of the module: it adds a gateway that never answers."""
+    third = b"\3" * 16
+    bench.gateway.compiler.set_gateway(third, GatewayFact(third, "c", "192.0.2.3", True))
+    moved = EndpointFact(VPC, MOVED, "c", third, MOVED_MAC)
+    bench.gateway.compiler.set_endpoint(VPC, MOVED, moved)
+    bench.gateway.push()
+    frame = bench.tunnelled(bench.inner(MOVED))
+    check_drop(bench, "unresolved", bench.from_wan, frame, DropReason.UNRESOLVED)
+
+    def know_neighbour() -> None:
+        with IPRoute() as netlink:
+            interface = links.interface("wan0")
+            assert interface is not None
+            netlink.neigh(
+                "replace",
+                dst="192.0.2.3",
+                lladdr="02:00:00:00:00:03",
+                ifindex=interface.ifindex,
+                state=0x80,
+            )
+
+    bench.gateway.run(know_neighbour)
+    assert bench.gateway.run(bench.gateway.backend.refresh_adjacency) == 0
+    done = bench.from_wan(frame)
+    assert done.verdict == REDIRECT
+    assert done.packet[:6] == bytes.fromhex("020000000003")
+    assert ip_fields(done.packet)["dst"] == "192.0.2.3"
+    assert bench.packets.checksum(done.packet[14:34]) == 0
+    assert done.packet[46:49] == VNI.to_bytes(3, "big")
+    assert ip_fields(done.packet, 64)["ttl"] == 63
