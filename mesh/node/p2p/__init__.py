@@ -5,6 +5,7 @@
     session.py    the boundary to py-libp2p: one authenticated, multiplexed connection
     framing.py    length-prefixed frames; the bounded send queue
     link.py       one peer: its three streams, heartbeat, back-pressure
+    pulse.py      who is still there
     overlay.py    whom to dial and when (pure)
     join.py       how somebody who is not a member yet asks to become one
     transport.py  all of them together: accepting, dialling, one link per peer
@@ -23,7 +24,7 @@ identify, pruning, auto-connect). What is known to go wrong, and what stands aga
     B6  closing waits for a peer that is cut off: the socket is closed under it (`tcp.py`)
     B7  plaintext is accepted by default: `/noise` is the only security offered, with the
         membership gate inside it (`session.py`)
-    B8  a silent cut is never noticed: heartbeat (`link.py`)
+    B8  a silent cut is never noticed: heartbeat (`link.py`, `pulse.py`)
     B9  receive windows are not enforced, a slow reader resets the stream after 5 s: both are
         bounded here (`session.py`, `link.py`)
 

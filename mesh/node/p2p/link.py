@@ -5,11 +5,11 @@
 
     both     HELLO                at once when the three streams are there
     decider  ACTIVE or BYE        the end with the lower node id decides which connection counts
-    both     BEAT ...             every BEAT_S, and in answer to PROBE
+    both     BEAT ...             every 0.8 s, and in answer to PROBE
     either   BYE                  the link ends, and why
 
 Rules of this file
-- Any byte received shows that the peer lives; silence is judged by the transport's pulse.
+- Any byte received shows that the peer lives; silence is judged in pulse.py.
 - A frame is written whole. What waits behind it is bounded, and dropped as a whole on overflow.
 - A channel the peer does not read for STALL_S ends the link, and delays nothing else meanwhile.
 """

@@ -5,8 +5,6 @@ Rules of this file
 - Of two connections between the same nodes the end with the lower id decides. A second connection
   is a doubt about the first, so the first is asked: if it answers it stays. That settles dials that
   cross, a peer that lost a link before we noticed, and a copy of a node running elsewhere.
-- Silence is counted in ticks of our own clock, and a tick that came late counts for nothing: a node
-  that was busy itself does not take its peers for dead.
 - Events are handed over through one bounded channel; who fills it waits, the others queue in turn.
 """
 
@@ -46,13 +44,9 @@ from mesh.node.p2p.link import (
     now_ns,
 )
 from mesh.node.p2p.overlay import Overlay
+from mesh.node.p2p.pulse import Pulse, Watch
 from mesh.node.p2p.session import Identity, NotAdmittedError, Session, Stream, open_session
 from mesh.node.p2p.tcp import Address, Conduit, Listener, Net, TcpNet
-
-TICK_S = 0.4
-TICKS_PER_BEAT = 2
-SILENT_TICKS = 6
-"""Silence that ends a link: 2.4 to 2.8 s, three heartbeats."""
 
 SETUP_S = 15
 """Bound on a handshake: ten round trips of a bad satellite link. Silence ends it much earlier."""
@@ -84,36 +78,17 @@ _logger = logging.getLogger("weft.p2p")
 
 
 @dataclass(eq=False, slots=True)
-class _Watch:
-    """The pulse of one connection."""
-
-    conduit: Conduit
-    heard_s: float
-    kill: Callable[[str], None]
-    heard_bytes: int = 0
-    silent_ticks: int = 0
-
-    def tick(self, now_s: float, counts: bool) -> None:
-        if self.conduit.rx_bytes != self.heard_bytes:
-            self.heard_bytes, self.heard_s, self.silent_ticks = self.conduit.rx_bytes, now_s, 0
-        elif counts:
-            self.silent_ticks += 1
-            if self.silent_ticks >= SILENT_TICKS:
-                self.kill("silent")
-
-
-@dataclass(eq=False, slots=True)
 class _Attempt:
     """One dial under way."""
 
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    watch: _Watch | None = None
+    watch: Watch | None = None
     linked: bool = False
 
     @property
     def moving(self) -> bool:
         """Whether the other end is answering: then another dial would only be in its way."""
-        return self.watch is not None and self.watch.silent_ticks <= 2
+        return self.watch is not None and self.watch.moving
 
 
 class Transport:
@@ -158,7 +133,7 @@ class Transport:
         self._links: dict[NodeId, Link] = {}
         self._up_since_ns: dict[NodeId, int] = {}
         self._claims: dict[NodeId, trio.Lock] = {}
-        self._watches: dict[Conduit, _Watch] = {}
+        self._pulse = Pulse()
         self._pending: dict[Conduit, trio.CancelScope] = {}
         self._addrs: tuple[str, ...] = ()
         self._soft_state = b""
@@ -188,7 +163,7 @@ class Transport:
                 self._nursery = nursery
                 for listener in listeners:
                     nursery.start_soon(self._accept, listener)
-                nursery.start_soon(self._pulse)
+                nursery.start_soon(self._pulse.run, self._beat)
                 nursery.start_soon(self._keep_dialling)
                 nursery.start_soon(self._report_overflows)
                 task_status.started()
@@ -217,9 +192,11 @@ class Transport:
             node: self._parse(node, addrs) for node, addrs in targets.items() if node != self._node
         }
         self._overlay.set_targets(self._targets, now_ns())
-        for known in (self._dialled, self._claims):
-            for node in [n for n in known if n not in self._targets and n not in self._links]:
-                del known[node]
+        for node in self._dialled.keys() - self._targets.keys():
+            del self._dialled[node]
+        for node, lock in list(self._claims.items()):
+            if node not in self._targets and not lock.locked():
+                del self._claims[node]
         for link in list(self._links.values()):
             if self._identify(link.session.key) != link.node:
                 link.session.kill("no longer a member")
@@ -236,14 +213,12 @@ class Transport:
 
     def peers(self) -> list[PeerInfo]:
         """The links there are, by node id."""
-        wall_ns, now_s = self._clock_ns(), trio.current_time()
+        wall_ns = self._clock_ns()
         infos = []
         for node, link in sorted(self._links.items()):
             if link.session.ended or not link.announced.is_set():
                 continue
-            watch = self._watches[link.conduit]
-            fresh = link.conduit.rx_bytes != watch.heard_bytes
-            silent_ns = 0 if fresh else int((now_s - watch.heard_s) * 1e9)
+            silent_s = self._pulse.watches[link.conduit].silent_s
             infos.append(
                 PeerInfo(
                     node=node,
@@ -252,7 +227,7 @@ class Transport:
                     inbound=link.inbound,
                     rtt_ms=None if link.rtt_ns is None else link.rtt_ns / 1e6,
                     connected_since_ns=self._up_since_ns[node],
-                    last_rx_ns=wall_ns - silent_ns,
+                    last_rx_ns=wall_ns - int(silent_s * 1e9),
                     soft_state=link.soft_state,
                 )
             )
@@ -379,8 +354,7 @@ class Transport:
 
         Raises PeerError when it does not become a link; returns when the link has ended.
         """
-        watch = _Watch(conduit, trio.current_time(), lambda _: conduit.abort())
-        self._watches[conduit] = watch
+        watch = self._pulse.watch(conduit)
         if attempt is not None:
             attempt.watch = watch
         link: Link | None = None
@@ -418,11 +392,14 @@ class Transport:
                     self._forget_attempt(node, attempt)
                 await self._carry(link)
         finally:
-            self._watches.pop(conduit, None)
+            self._pulse.forget(conduit)
             if stranger:
                 self._strangers -= 1
             if link is not None and self._links.get(link.node) is link:
                 await self._take_down(link)
+        if attempt is not None and not attempt.linked:
+            # The end of a session cancels what goes on in it, without a word.
+            raise PeerError(f"ended before there was a link: {session.ended}")
 
     async def _first_stream(self, session: Session) -> Stream:
         joinable = {JOIN_PROTOCOL} if self._joining else set()
@@ -526,7 +503,7 @@ class Transport:
     async def _serve_join(self, session: Session, stream: Stream, conduit: Conduit) -> None:
         assert self._join_handler is not None
         # Silence is not a sign of anything while the other end waits for our answer.
-        self._watches.pop(conduit, None)
+        self._pulse.forget(conduit)
         with trio.move_on_after(JOIN_S):
             refusal = await serve_join(session, stream, self._join_handler)
             self._log.event(
@@ -539,22 +516,9 @@ class Transport:
 
     # -- standing tasks -------------------------------------------------------------------------
 
-    async def _pulse(self) -> None:
-        """Judge silence and send heartbeats, for all links with one timer."""
-        ticks, due_s = 0, trio.current_time()
-        while True:
-            due_s += TICK_S
-            await trio.sleep_until(due_s)
-            now_s = trio.current_time()
-            # What arrived while we were busy has not been read yet.
-            on_time = now_s - due_s < TICK_S / 2
-            due_s = due_s if on_time else now_s
-            for watch in list(self._watches.values()):
-                watch.tick(now_s, on_time)
-            ticks += 1
-            if ticks % TICKS_PER_BEAT == 0:
-                for link in self._links.values():
-                    link.beat()
+    def _beat(self) -> None:
+        for link in self._links.values():
+            link.beat()
 
     async def _report_overflows(self) -> None:
         while True:

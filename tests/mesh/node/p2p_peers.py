@@ -143,7 +143,7 @@ class Peer:
     def idle(self) -> bool:
         """No connection but those of the links."""
         transport = self.transport
-        return not transport._attempts and len(transport._watches) == len(transport._links)
+        return not transport._attempts and len(transport._pulse.watches) == len(transport._links)
 
     async def until(self, condition: Callable[[], bool], within_s: float = DEADLINE_S) -> float:
         """Wait for events until the condition holds; returns when it did, by trio's clock."""

@@ -141,7 +141,7 @@ async def test_half_open_connections_make_room_and_end_by_themselves() -> None:
                     pass
                 raise EOFError
             await stream.aclose()
-        assert trio.current_time() - began_s < 3.5
+        assert trio.current_time() - began_s < 6
         await eventually(a.idle)
 
 
@@ -176,7 +176,7 @@ async def test_a_stranger_is_refused_when_it_calls() -> None:
     async with running(a, stranger):
         stranger.target(a)
         await eventually(
-            lambda: stranger.transport._dialled.get(a.id, 0) >= 1 and not a.transport._watches
+            lambda: stranger.transport._dialled.get(a.id, 0) >= 1 and not a.transport._pulse.watches
         )
         assert not a.log and not stranger.log
         with pytest.raises(PeerError):
@@ -188,7 +188,7 @@ async def test_a_stranger_is_refused_when_it_is_called() -> None:
     a, stranger = Peer(1, Members([1, 2])), Peer(3, Members([1, 3]))
     async with running(a, stranger):
         a.transport.set_targets({Peer(2, Members([])).id: stranger.transport.listen_addrs()})
-        await eventually(lambda: len(a.transport._dialled) == 1 and not a.transport._watches)
+        await eventually(lambda: len(a.transport._dialled) == 1 and not a.transport._pulse.watches)
         assert not a.log and not stranger.log
 
 
@@ -196,7 +196,7 @@ async def test_another_member_at_the_address_is_not_the_one_we_called() -> None:
     a, b = (Peer(n, Members([1, 2, 3])) for n in (1, 2))
     async with running(a, b):
         a.transport.set_targets({Peer(3, Members([])).id: b.transport.listen_addrs()})
-        await eventually(lambda: len(a.transport._dialled) == 1 and not a.transport._watches)
+        await eventually(lambda: len(a.transport._dialled) == 1 and not a.transport._pulse.watches)
         assert not a.log and not b.log
 
 
@@ -462,11 +462,11 @@ async def test_a_peer_that_accepts_and_says_nothing_is_tried_within_bounds() -> 
         a.transport.set_targets({Peer(2, Members([])).id: [listener.addr]})
         with trio.move_on_after(4.5):
             while True:
-                attempts = max(attempts, len(a.transport._watches))
+                attempts = max(attempts, len(a.transport._pulse.watches))
                 await trio.sleep(0.05)
         assert 2 <= attempts <= ATTEMPTS_PER_PEER_MAX
         listener.close()
-        await eventually(lambda: not a.transport._watches)
+        await eventually(lambda: not a.transport._pulse.watches)
 
 
 async def test_any_libp2p_host_with_a_members_key_can_talk_to_a_node() -> None:
