@@ -133,7 +133,6 @@ def add_gateway(topology: Topology, gateway: Gateway) -> None:
             )
 
     def at_bridge() -> None:
-        links.enable_gro(gateway.port)  # or what the gateway redirects here is lost
         with IPRoute() as netlink:
             netlink.link(
                 "set",
@@ -141,6 +140,7 @@ def add_gateway(topology: Topology, gateway: Gateway) -> None:
                 master=_index(netlink, BRIDGE),
                 state="up",
             )
+        _take_redirects(gateway.port)
 
     in_namespace(gateway.netns, inside)
     in_namespace(topology.wan_netns, at_bridge)
@@ -167,16 +167,25 @@ def add_pod(topology: Topology, pod: Pod) -> None:
             netlink.link("set", index=_index(netlink, pod.ifname), state="up")
 
     def inside() -> None:
-        links.enable_gro(POD_IF)  # or what the gateway redirects here is lost
         links.disable_tx_checksum(POD_IF)
         with IPRoute() as netlink:
             index = _index(netlink, POD_IF)
             netlink.link("set", index=index, state="up")
+            _take_redirects(POD_IF)
             netlink.addr("add", index=index, address=pod.ip, prefixlen=pod.prefix_bits)
             netlink.route("add", dst="default", gateway=pod.router_ip)
 
     in_namespace(topology.gateway(pod.gateway).netns, at_gateway)
     in_namespace(pod.netns, inside)
+
+
+def _take_redirects(ifname: str) -> None:
+    """Let a veth receive what XDP redirects to its peer.
+
+    Only once it is up: GRO that is switched on before makes it poll, but the kernel (6.18,
+    veth_set_features) does not then mark the peer as a target for redirects.
+    """
+    links.enable_gro(ifname)
 
 
 def _index(netlink: Any, ifname: str) -> int:
