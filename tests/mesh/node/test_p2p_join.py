@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from mesh.core.errors import BadInput, NotFound, NotReady, PeerError, Refused
 from mesh.node.p2p.join import (
@@ -18,10 +20,20 @@ from mesh.node.p2p.join import (
 from mesh.node.p2p.link import CHANNEL_PROTOCOLS, LINK_PROTOCOL
 from mesh.node.p2p.session import Identity, open_session
 from mesh.node.p2p.tcp import Address, TcpNet
-from mesh.node.p2p.transport import JOIN_BURST, STRANGERS_MAX
+from mesh.node.p2p.transport import JOIN_BURST, JOINS_PER_S, STRANGERS_MAX
 
 sys.path.insert(0, str(Path(__file__).parent))
-from p2p_peers import LOOPBACK, Members, Peer, eventually, key_of, nothing_leaks, running, seed_of
+from p2p_peers import (
+    LOOPBACK,
+    Members,
+    MemoryNet,
+    Peer,
+    eventually,
+    key_of,
+    nothing_leaks,
+    running,
+    seed_of,
+)
 
 pytestmark = pytest.mark.trio
 
@@ -208,7 +220,7 @@ async def test_a_stranger_reaches_nothing_but_join() -> None:
         assert tried == 4 and not a.log
 
 
-async def test_strangers_get_few_places_and_not_too_often() -> None:
+async def test_strangers_get_few_places() -> None:
     desk = Desk()
     desk.open = trio.Event()
     a = Peer(1, Members([1]), join_handler=desk)
@@ -228,17 +240,34 @@ async def test_strangers_get_few_places_and_not_too_often() -> None:
             await eventually(lambda: len(answers) == STRANGERS_MAX)
             desk.open.set()
         assert sorted(answers) == ["refused"] * STRANGERS_MAX + ["welcome"] * STRANGERS_MAX
-        answers.clear()
-        for number in range(40, 40 + JOIN_BURST):
-            await one(number)
-        assert answers.count("welcome") < JOIN_BURST and "refused" in answers
+
+
+async def test_strangers_get_a_place_not_too_often(autojump_clock: MockClock) -> None:
+    net = MemoryNet(latency_s=0.001)
+    a = Peer(1, Members([1]), join_handler=Desk(), net=net.view(1))
+    async with running(a):
+        a.transport.open_joining(True)
+        began_s, welcome = trio.current_time(), 0
+        for number in range(3 * JOIN_BURST):
+            with contextlib.suppress(Refused):
+                await request_join(
+                    seed_of(20 + number),
+                    a.transport.listen_addrs(),
+                    key_of(1),
+                    b"x",
+                    TIMEOUT_S,
+                    net.view(9),
+                )
+                welcome += 1
+            await eventually(lambda: a.transport._strangers == 0)
+        earned = JOINS_PER_S * (trio.current_time() - began_s)
+        assert earned < JOIN_BURST
+        assert JOIN_BURST <= welcome <= JOIN_BURST + earned + 1
 
 
 async def test_a_stranger_that_does_nothing_is_sent_away(
-    autojump_clock: trio.testing.MockClock,
+    autojump_clock: MockClock,
 ) -> None:
-    from p2p_peers import MemoryNet
-
     net = MemoryNet()
     desk = Desk()
     a = Peer(1, Members([1]), join_handler=desk, net=net.view(1))

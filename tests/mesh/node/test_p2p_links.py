@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ from mesh.core.errors import BadInput, NotReady
 from mesh.node.p2p.events import FrameIn, PeerDown, PeerUp
 from mesh.node.p2p.framing import FRAME_BYTES_MAX
 from mesh.node.p2p.link import SOFT_STATE_BYTES_MAX
-from mesh.node.p2p.tcp import Address
+from mesh.node.p2p.tcp import Address, Conduit, Listener, TcpNet, _listen_error
 
 sys.path.insert(0, str(Path(__file__).parent))
 from p2p_peers import (
@@ -297,6 +299,38 @@ async def test_an_address_that_cannot_be_had_is_bad_input(addr: str, says: str) 
     async with nothing_leaks():
         with pytest.raises(BadInput, match=says):
             await Peer(1, Members([1]), listen=[addr]).transport.run()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "says"),
+    [(errno.EACCES, BadInput, "not permitted"), (errno.ENOBUFS, NotReady, "No buffer space")],
+)
+async def test_other_reasons_not_to_listen_are_told(
+    number: int, kind: type[Exception], says: str
+) -> None:
+    error = _listen_error(Address.parse(LOOPBACK), OSError(number, os.strerror(number)))
+    assert isinstance(error, kind) and says in str(error)
+
+
+async def test_running_out_of_files_does_not_end_the_listening() -> None:
+    class Short(TcpNet):
+        """The first connections cannot be accepted."""
+
+        async def listen(self, address: Address) -> Listener:
+            listener = await super().listen(address)
+            accept, failures = listener.accept, iter(range(3))
+
+            async def fail_first() -> Conduit:
+                if next(failures, None) is not None:
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+                return await accept()
+
+            listener.accept = fail_first  # type: ignore[method-assign]
+            return listener
+
+    a, b = Peer(1, Members([1, 2]), net=Short()), Peer(2, Members([1, 2]))
+    async with running(a, b):
+        await link_up(b, a)
 
 
 async def test_a_restart_on_the_same_port_leaves_nothing_behind() -> None:
