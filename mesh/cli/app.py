@@ -147,7 +147,8 @@ def run(args: Sequence[str]) -> int:
         return EXIT_NO
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "weft"
-        return _fail(f"{error.format_message()} See `{where} --help`.", EXIT_USAGE)
+        what = error.format_message().rstrip(".")
+        return _fail(f"{what}: see `{where} --help`", EXIT_USAGE)
     except BadInput as error:
         return _fail(str(error), EXIT_USAGE)
     except NotReady as error:

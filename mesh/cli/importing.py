@@ -28,18 +28,17 @@ Bad = tuple[int, str]
 
 
 def import_file(api: Client, out: Output, path: Path, *, partial: bool) -> None:
-    """Read, check, write, and print `{"lines", "taken", "errors": [{"line", "error"}]}`.
+    """Read, check, write, and print `{"lines", "taken", "bad", "errors": [{"line", "error"}]}`.
 
-    Raises BadInput (exit 2) when there are bad lines without `partial`; with it, ExitNo when there
-    are any.
+    Raises BadInput (exit 2) when nothing was written for bad lines, ExitNo when some were left out.
     """
     good, bad = _read(path)
-    total = len(good)
-    with _progress("check", total) as advance:
+    total = len(good) + len(bad)
+    good = _without_twins(good, bad)
+    with _progress("check", len(good)) as advance:
         for piece in _slices(good):
             bad += _send(api, piece, check=True)[1]
             advance(len(piece))
-    bad.sort()
     taken = 0
     if partial or not bad:
         bad_lines = {line for line, _ in bad}
@@ -52,7 +51,7 @@ def import_file(api: Client, out: Output, path: Path, *, partial: bool) -> None:
                 advance(len(piece))
                 if refused and not partial:
                     break  # the state has changed since the check
-    _report(out, total, taken, bad)
+    _report(out, total, taken, sorted(bad))
 
 
 def _report(out: Output, total: int, taken: int, bad: list[Bad]) -> None:
@@ -76,24 +75,27 @@ def _read(path: Path) -> tuple[list[Numbered], list[Bad]]:
     """The lines that are objects with known fields, and what is wrong with the others."""
     good: list[Numbered] = []
     bad: list[Bad] = []
+    number = 0
     try:
         with click.open_file(str(path), "rb") as file:
             while line := file.readline(LINE_BYTES_MAX + 1):
-                number = len(good) + len(bad) + 1
-                try:
-                    good.append((number, _parse(line)))
-                except BadInput as error:
-                    bad.append((number, str(error)))
+                number += 1
                 if len(line) > LINE_BYTES_MAX:
                     raise BadInput(
                         f"{path}: line {number} is longer than {LINE_BYTES_MAX} bytes: write one"
                         " endpoint a line"
                     )
+                if not line.strip():
+                    continue
+                try:
+                    good.append((number, _parse(line)))
+                except BadInput as error:
+                    bad.append((number, str(error)))
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file: give one with JSON lines") from None
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror}): give a file") from None
-    return _without_twins(good, bad), bad
+    return good, bad
 
 
 def _parse(line: bytes) -> dict[str, Any]:
@@ -146,7 +148,7 @@ def _send(
     except (BadInput, NotFound) as error:
         # A value of a wrong type: the node names one line's index and looks at no other.
         if len(piece) == 1:
-            return 0, [(piece[0][0], str(error))]
+            return 0, [(piece[0][0], str(error).removeprefix("endpoints[0]").removeprefix("."))]
         middle = len(piece) // 2
         halves = [
             _send(api, half, check=check, partial=partial)

@@ -7,12 +7,13 @@ from typing import Any, Final
 
 import click
 
-from mesh.cli.app import Group
-from mesh.cli.client import LONG_TIMEOUT_S, Client
+from mesh.cli.app import ExitNo, Group
+from mesh.cli.client import LONG_TIMEOUT_S, Client, segments
 from mesh.cli.options import NAME, asks
 from mesh.cli.output import Output
 
 CHAIN_COLUMNS: Final = ("node", "shard", "epoch", "head", "root", "records", "signature")
+DIFF_COLUMNS: Final = ("node", "shard", "chain", "difference", "here", "there")
 RECORD_COLUMNS: Final = ("node", "seq", "key", "value")
 
 
@@ -47,3 +48,14 @@ def dump(api: Client, out: Output, shard: str | None, chain: str | None, records
             for entry in c["entries"]
         ]
         out.table(rows, RECORD_COLUMNS)
+
+
+@state.command("diff")
+@click.argument("peer", type=NAME)
+@asks
+def diff(api: Client, out: Output, peer: str) -> None:
+    """Compare with what PEER holds, chain by chain (epoch/head); exit 1 if anything differs."""
+    rows = api.get(segments("state", "diff", peer), timeout_s=LONG_TIMEOUT_S)
+    out.rows(rows, DIFF_COLUMNS)
+    if rows:
+        raise ExitNo

@@ -20,7 +20,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 from hypercorn.config import Config as ServerConfig
-from hypercorn.trio import serve as serve_http
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import wrap_app
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 
 SOCKET_MODE: Final = 0o600
 SOCKET_DIRECTORY_MODE: Final = 0o755
+CONNECTIONS_MAX: Final = 128  # of one user's own tools; each is a descriptor that links need, too
 
 _logger = logging.getLogger("weft.api")
 
@@ -58,16 +62,48 @@ async def serve(
 
     Raises NotReady when another process has the socket, or it cannot be made.
     """
-    app = make_app(Service(node))
-    with _bound(node.config.socket_path) as descriptor:
-        config = ServerConfig()
-        config.bind = [f"fd://{descriptor}"]
-        config.errorlog = None  # its lines are sentences; what matters is logged here
-        config.accesslog = None
-        config.include_server_header = False
+    connections = _Connections(make_app(Service(node)))
+    with _bound(node.config.socket_path) as listener:
         async with trio.open_nursery() as nursery:
-            await nursery.start(serve_http, app, config)
+            await nursery.start(trio.serve_listeners, connections.serve, [listener])
             task_status.started()
+
+
+class _Connections:
+    """Hypercorn's connections, each guarded: as shipped (0.18), a request that breaks HTTP raises
+    through its server and would end the node."""
+
+    def __init__(self, app: Starlette) -> None:
+        self._config = ServerConfig()
+        self._config.errorlog = None  # its lines are sentences; what matters is logged here
+        self._config.accesslog = None
+        self._config.include_server_header = False
+        self._app = wrap_app(app, self._config.wsgi_max_body_size, "asgi")  # type: ignore[arg-type]
+        self._log = LimitedLog(_logger, trio.current_time)
+        self._open = 0
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        if self._open >= CONNECTIONS_MAX:
+            self._log.event("api.too_many_connections", open=self._open)
+            await stream.aclose()
+            return
+        self._open += 1
+        try:
+            context = WorkerContext(None)
+            state = ConnectionState({})
+            await TCPServer(self._app, self._config, context, state, stream)  # type: ignore[arg-type]
+        except* Exception as group:
+            self._log.event("api.connection_failed", reason=_first(group))
+        finally:
+            self._open -= 1
+            await trio.aclose_forcefully(stream)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> str:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"
 
 
 def make_app(service: Service) -> Starlette:
@@ -180,32 +216,30 @@ async def _no_such_call(request: Request, error: HTTPException) -> Response:
 
 
 @contextlib.contextmanager
-def _bound(path: Path) -> Iterator[int]:
-    """A descriptor that listens at `path`, mode 0600 from its first moment; the path is removed
-    at the end, the descriptor is its user's to close."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+def _bound(path: Path) -> Iterator[trio.SocketListener]:
+    """A listener at `path`, mode 0600 from its first moment; both are gone at the end."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
         try:
             path.parent.mkdir(mode=SOCKET_DIRECTORY_MODE, parents=True, exist_ok=True)
             _remove_stale(path)
             umask = os.umask(0o777 & ~SOCKET_MODE)
             try:
-                listener.bind(str(path))
+                listening.bind(str(path))
             finally:
                 os.umask(umask)
-            listener.listen()
+            listening.listen()
         except OSError as error:
             raise NotReady(
                 f"{path}: the API's socket cannot be made ({error.strerror or error}): set [api]"
                 " socket to a path that this user may write"
             ) from None
-        descriptor = listener.detach()
-    made = path.stat().st_ino
-    try:
-        yield descriptor
-    finally:
-        with contextlib.suppress(OSError):
-            if path.stat().st_ino == made:
-                path.unlink()
+        made = path.stat().st_ino
+        try:
+            yield trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+        finally:
+            with contextlib.suppress(OSError):
+                if path.stat().st_ino == made:
+                    path.unlink()
 
 
 def _remove_stale(path: Path) -> None:

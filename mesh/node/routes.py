@@ -212,6 +212,12 @@ ROUTES: Final = (
         lambda s: s.state.dump,
         {"shard": NAME, "chain": NAME, "records": boolean("Also every record, decoded")},
     ),
+    Route(
+        "GET",
+        "/v1/state/diff/{peer}",
+        "Chains that a linked peer holds otherwise",
+        lambda s: s.state.diff,
+    ),
     Route("GET", "/v1/dataplane", "Every installed row", lambda s: s.dataplane.show),
     Route("GET", "/v1/dataplane/stats", "Counters", lambda s: s.dataplane.stats),
     Route(

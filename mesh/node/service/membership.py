@@ -159,6 +159,7 @@ class MembershipService:
 
     async def invite(self, ttl_s: int, site: str | None = None) -> Json:
         text = await self._node.joining.invite(site or "", ttl_s)
+        self._node.transport.open_joining(True)  # now, for whoever joins within the second
         token = Token.decode(text)
         return {
             "token": text,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
 import trio
@@ -9,9 +10,11 @@ import trio
 from crdt.chain import Chain
 from crdt.header import ChainId
 from mesh.core import ed25519
-from mesh.core.errors import NotFound
+from mesh.core.errors import BadInput, NotFound
 from mesh.core.keytext import describe_record, key_text
 from mesh.core.ops import MESH_SHARD
+from mesh.core.sync import behind, held
+from mesh.core.wire import Held
 from mesh.node.context import NodeContext
 
 Json: TypeAlias = dict[str, Any]
@@ -86,6 +89,41 @@ class StateService:
             await trio.lowlevel.checkpoint()
         return entries
 
+    # ---- against a peer ----
+
+    async def diff(self, peer: str) -> list[Json]:
+        """The chains that a linked peer holds otherwise than this node: none when they agree.
+
+        `difference` is `missing here`, `missing there`, `older here`, `older there` or `differs`;
+        `here` and `there` are `epoch/head`, or null.
+        """
+        node = self._node.view.member(peer).node
+        if node == self._node.id:
+            raise BadInput(f"peer: {peer!r} is this node: name another one")
+        theirs = await self._node.peer_heads(node)
+        lattice = self._node.replica.lattice
+        rows: list[Json] = []
+        for shard in sorted({*lattice.shards(), *theirs}):
+            chains = {id.short(): id for id in lattice.chains(shard)}
+            vector = theirs.get(shard, {})
+            for short in sorted({*chains, *vector}):
+                id = chains.get(short)
+                mine = lattice.branches(id) if id else []
+                difference = compare(mine, vector.get(short, ()))
+                if difference is not None:
+                    there = vector.get(short, ())
+                    rows.append(
+                        {
+                            "node": self._node.view.names.node_text(id.node) if id else None,
+                            "shard": shard,
+                            "chain": short.hex(),
+                            "difference": difference,
+                            "here": _place([held(branch) for branch in mine if branch.header]),
+                            "there": _place(there),
+                        }
+                    )
+        return rows
+
     def _shard(self, text: str) -> str:
         """A shard by its name: `mesh`, or a VPC's name or id. Raises NotFound."""
         lattice = self._node.replica.lattice
@@ -95,3 +133,27 @@ class StateService:
             return self._node.view.vpc(text).id
         except NotFound as error:
             raise NotFound(f"shard {text!r}: {error}") from None
+
+
+def compare(mine: list[Chain], theirs: Sequence[Held]) -> str | None:
+    """How what is held of one chain here differs from what a peer tells; None: it does not."""
+    here = [held(branch) for branch in mine if branch.header]
+    if not theirs:
+        return "missing there" if here else None
+    if not here:
+        return "missing here"
+    behind_here = behind(mine, tuple(theirs))
+    latest, theirs_latest = here[0], max(theirs)
+    if latest.epoch == theirs_latest.epoch:
+        behind_there = (latest.head, latest.root) > (theirs_latest.head, theirs_latest.root)
+    else:
+        behind_there = latest.epoch > theirs_latest.epoch
+    if behind_here and behind_there:
+        return "differs"
+    if behind_here:
+        return "older here"
+    return "older there" if behind_there else None
+
+
+def _place(branches: Sequence[Held]) -> str | None:
+    return f"{branches[0].epoch.counter}/{branches[0].head}" if branches else None
