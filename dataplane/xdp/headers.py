@@ -1,9 +1,8 @@
 """Headers for compiling XDP programs where no kernel headers are installed.
 
 BCC looks for a kernel source tree. Our programs need UAPI only, which the C library's kernel
-headers have, so a small tree is made: a few files of our own, and symbolic links for the rest. Our
-files are written first, into a directory that we have just made, and links are only made under
-names that are free: nothing is ever written through a link.
+headers have. So a tree of a few files of our own is made, which stand for what BCC and those
+headers expect, and the compiler finds everything else where the system has it.
 """
 
 from __future__ import annotations
@@ -78,9 +77,15 @@ def missing() -> str | None:
     return None
 
 
+def search_paths() -> list[str]:
+    """Compiler flags that let the system's headers be found after the tree's."""
+    _, triplet = _ARCH[platform.machine()]
+    return [f"-isystem{SYSTEM_HEADERS / triplet}", f"-isystem{SYSTEM_HEADERS}"]
+
+
 def make_tree(root: Path) -> None:
     """Fill an empty directory of ours with the tree that BCC_KERNEL_SOURCE is to name."""
-    kernel_arch, triplet = _ARCH[platform.machine()]
+    kernel_arch, _ = _ARCH[platform.machine()]
     include = root / "include"
     for part in ("linux", "uapi/linux", "asm"):
         (include / part).mkdir(parents=True)
@@ -92,18 +97,10 @@ def make_tree(root: Path) -> None:
         "linux/types.h": _TYPES,
         "linux/bpf.h": "#include <bcc/bpf.h>\n",  # BCC carries its own
         "uapi/linux/bpf.h": "#include <bcc/bpf.h>\n",
+        # By its full name: `uapi` itself is on BCC's search path, and this file would find itself.
+        "uapi/linux/if_packet.h": f'#include "{SYSTEM_HEADERS}/linux/if_packet.h"\n',
         "asm/page.h": "#pragma once\n#define PAGE_SIZE 4096UL\n",
     }
     for name, text in ours.items():
         with (include / name).open("x") as file:
             file.write(text)
-    (include / "asm-generic").symlink_to(SYSTEM_HEADERS / "asm-generic")
-    for source, targets in (
-        (SYSTEM_HEADERS / "linux", ("linux", "uapi/linux")),
-        (SYSTEM_HEADERS / triplet / "asm", ("asm",)),
-    ):
-        for header in sorted(source.iterdir()):
-            for target in targets:
-                link = include / target / header.name
-                if not link.exists():
-                    link.symlink_to(header)

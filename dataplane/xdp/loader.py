@@ -44,9 +44,8 @@ def compile_programs(pin_dir: Path) -> dict[str, bytes]:
         os.environ["BCC_KERNEL_SOURCE"] = tree
         from bcc import BPF
 
-        compiled: Any = BPF(
-            text=source().encode(), cflags=[f'-DPIN_DIR="{pin_dir}"', "-Wno-unused-value"]
-        )
+        flags = [f'-DPIN_DIR="{pin_dir}"', *headers.search_paths()]
+        compiled: Any = BPF(text=source().encode(), cflags=flags)
     _keep_alive.append(compiled)
     return {name: bytes(compiled.dump_func(name.encode())) for name in layout.PROGRAMS}
 

@@ -1,10 +1,10 @@
 /* The programs. Compiled by BCC without kernel headers (dataplane/xdp/loader.py): UAPI only. The
  * loader puts the project's headers in place of their #include lines. */
-#include <uapi/linux/bpf.h>
-#include <uapi/linux/if_ether.h>
-#include <uapi/linux/in.h>
-#include <uapi/linux/ip.h>
-#include <uapi/linux/udp.h>
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/udp.h>
 
 #include "consts.h"
 #include "structs.h"

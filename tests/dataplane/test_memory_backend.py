@@ -1,0 +1,229 @@
+"""The data plane in memory: the same port, the same decisions, followed from pod to pod."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dataplane.backend import AUDIT_NAMES_MAX, Backend, TableFull, open_backend
+from dataplane.fib.compile import Compiler
+from dataplane.fib.facts import (
+    AttachmentFact,
+    EndpointFact,
+    GatewayFact,
+    SubnetFact,
+    VpcFact,
+)
+from dataplane.fib.rows import EndpointKey, EndpointRow, Tables, ip_text
+from dataplane.memory import MemoryBackend, Verdict
+from dataplane.reasons import REASONS_MAX, DropReason
+
+MAC = "02:00:00:00:00:01"
+RED, BLUE = "red", "blue"
+VNIS = {RED: 100, BLUE: 200}
+
+
+class Site:
+    """A gateway with one pod of each tenant; `site` numbers from 1, as do its addresses."""
+
+    def __init__(self, number: int, **options: Any) -> None:
+        self.site = f"s{number}"
+        self.id = bytes([number]) * 16
+        self.underlay = f"192.0.2.{number}"
+        self.compiler = Compiler(self.id, self.site)
+        self.backend = MemoryBackend(**options)
+        for vpc in (RED, BLUE):
+            ip = f"10.0.{number}.10"
+            self.compiler.set_attachment(vpc, AttachmentFact(vpc, ip, MAC, vpc))
+
+    def push(self) -> None:
+        self.backend.apply(self.compiler.take_delta())
+
+
+@pytest.fixture
+def sites() -> list[Site]:
+    """Three sites that know each other; 10.0.I.0/24 is homed at site I, 10.0.200.0/24 nowhere."""
+    three = [Site(number) for number in (1, 2, 3)]
+    for site in three:
+        to = site.compiler
+        for peer in three:
+            to.set_gateway(peer.id, GatewayFact(peer.id, peer.site, peer.underlay, True))
+        for vpc, vni in VNIS.items():
+            to.set_vpc(vpc, VpcFact(vpc, vni))
+            for number, homes in ((1, ("s1",)), (2, ("s2",)), (3, ("s3",)), (200, ("s1", "s2"))):
+                id = f"{vpc}{number}"
+                first = f"10.0.{number}.1"
+                to.set_subnet(id, SubnetFact(id, vpc, f"10.0.{number}.0/24", homes, first))
+        for peer in three:
+            for vpc in VNIS:
+                ip = f"10.0.{peer.id[0]}.10"
+                to.set_endpoint(vpc, ip, EndpointFact(vpc, ip, peer.site, peer.id, MAC))
+        site.push()
+    return three
+
+
+def travel(sites: list[Site], start: int, vpc: str, dst: str) -> tuple[list[str], Verdict]:
+    """Follow a packet from a site's pod: the sites it visits, and its end."""
+    src = f"10.0.{start}.10"
+    here = sites[start - 1]
+    path = [here.site]
+    verdict = here.backend.forward(vpc, src, dst)
+    while verdict.action == "send":
+        came_from = here.underlay
+        here = next(site for site in sites if site.underlay == verdict.underlay)
+        path.append(here.site)
+        verdict = here.backend.receive(came_from, verdict.vni, src, dst)
+    return path, verdict
+
+
+def test_every_pod_reaches_every_pod_of_its_tenant(sites: list[Site]) -> None:
+    for vpc in VNIS:
+        for start in (1, 2, 3):
+            for target in (1, 2, 3):
+                path, verdict = travel(sites, start, vpc, f"10.0.{target}.10")
+                assert path == ([f"s{start}"] + [f"s{target}"] * (start != target))
+                assert (verdict.action, verdict.ifname) == ("deliver", vpc)
+
+
+def test_a_moved_endpoint_is_sent_on_from_where_it_was(sites: list[Site]) -> None:
+    _, b, c = sites  # the first has not heard of the move
+    moved = EndpointFact(RED, "10.0.2.10", "s3", c.id, MAC)
+    c.compiler.set_attachment("new", AttachmentFact(RED, "10.0.2.10", MAC, "new"))
+    for site in (b, c):
+        site.compiler.set_endpoint(RED, "10.0.2.10", moved)
+        site.push()
+    path, verdict = travel(sites, 1, RED, "10.0.2.10")
+    assert (path, verdict.ifname) == (["s1", "s2", "s3"], "new")
+    # Its old port is blocked, and a packet is never sent back to where it came from.
+    assert b.backend.forward(RED, "10.0.2.10", "10.0.1.10").reason is DropReason.PORT_BLOCKED
+    back = b.backend.receive(c.underlay, 100, "10.0.3.10", "10.0.2.10")
+    assert back.reason is DropReason.LOOP
+
+
+@pytest.mark.parametrize(
+    ("src", "dst", "reason"),
+    [
+        ("10.0.1.99", "10.0.2.10", DropReason.SPOOFED_IP),
+        ("10.0.1.10", "10.0.1.99", DropReason.UNCLAIMED),
+        ("10.0.1.10", "10.0.200.9", DropReason.UNCLAIMED),
+        ("10.0.1.10", "10.9.0.1", DropReason.NO_SUBNET),
+    ],
+)
+def test_what_is_dropped_and_why(sites: list[Site], src: str, dst: str, reason: DropReason) -> None:
+    backend = sites[0].backend
+    verdict = backend.forward(RED, src, dst)
+    assert (verdict.action, verdict.reason) == ("drop", reason)
+    assert verdict.words.startswith(f"{reason.text}: ")
+    drops = backend.counters()["drops"]
+    assert drops[reason.text] == 1 and sum(drops.values()) == 1
+
+
+def test_drops_of_what_is_not_known(sites: list[Site]) -> None:
+    a = sites[0]
+    assert a.backend.forward("nic", "10.0.1.10", "10.0.2.10").reason is DropReason.NO_PORT
+    stranger = a.backend.receive("198.51.100.1", 100, "10.0.2.10", "10.0.1.10")
+    assert stranger.reason is DropReason.UNKNOWN_PEER
+    unclaimed = a.backend.receive("192.0.2.2", 100, "10.0.2.10", "10.0.1.99")
+    assert unclaimed.reason is DropReason.NOT_LOCAL
+    a.compiler.set_attachment(RED, None)
+    a.compiler.set_endpoint(BLUE, "10.0.9.9", EndpointFact(BLUE, "10.0.9.9", "nowhere", None, MAC))
+    a.push()
+    detached = a.backend.receive("192.0.2.2", 100, "10.0.2.10", "10.0.1.10")
+    assert detached.reason is DropReason.NOT_ATTACHED
+    lost = a.backend.forward(BLUE, "10.0.1.10", "10.0.9.9")
+    assert lost.reason is DropReason.NO_GROUP
+
+
+def test_an_unclaimed_address_goes_home_and_the_gateway_answers(sites: list[Site]) -> None:
+    path, verdict = travel(sites, 1, RED, "10.0.2.99")
+    assert (path, verdict.reason) == (["s1", "s2"], DropReason.NOT_LOCAL)
+    assert sites[0].backend.forward(RED, "10.0.1.10", "10.0.1.1").action == "deliver"
+
+
+def test_replace_audit_and_repair(sites: list[Site]) -> None:
+    a = sites[0]
+    tables = a.compiler.tables()
+    assert a.backend.audit(tables).clean
+    key = EndpointKey(100, 0x0A000163)
+    damaged = MemoryBackend()
+    damaged.replace(
+        Tables(
+            gateways=tables.gateways,
+            groups=dict(sorted(tables.groups.items())[1:]),
+            endpoints={**tables.endpoints, key: EndpointRow(0, "", bytes(6))},
+            ports={name: row._replace(blocked=True) for name, row in tables.ports.items()},
+            subnets=tables.subnets,
+        )
+    )
+    report = damaged.audit(tables)
+    assert report.missing == (f"groups {min(tables.groups)}",)
+    assert report.stale == ("endpoints 100/10.0.1.99",)
+    assert report.wrong == ("ports blue", "ports red")
+    assert damaged.repair(tables) == report
+    assert damaged.audit(tables).clean
+    assert damaged.show() == a.backend.show()
+
+
+def test_an_audit_names_a_bounded_number_of_rows() -> None:
+    rows = {EndpointKey(1, ip): EndpointRow(0, "", bytes(6)) for ip in range(AUDIT_NAMES_MAX + 5)}
+    report = MemoryBackend().audit(Tables(endpoints=rows))
+    assert len(report.missing) == AUDIT_NAMES_MAX
+    assert report.missing_count == AUDIT_NAMES_MAX + 5
+
+
+def test_a_full_table_refuses_newcomers_only() -> None:
+    site = Site(1, endpoints_max=3)
+    site.compiler.set_vpc(RED, VpcFact(RED, 100))
+    for number in range(20, 24):
+        ip = f"10.0.2.{number}"
+        site.compiler.set_endpoint(RED, ip, EndpointFact(RED, ip, "s2", None, MAC))
+    with pytest.raises(TableFull, match=r"endpoints is full \(3 of 3\): 2 rows"):
+        site.push()
+    assert site.backend.usage() == (3, 3)
+    assert site.backend.audit(site.compiler.tables()).missing_count == 2
+    for number in (20, 21):
+        site.compiler.set_endpoint(RED, f"10.0.2.{number}", None)
+    site.push()
+    site.backend.repair(site.compiler.tables())
+    assert site.backend.audit(site.compiler.tables()).clean
+
+
+def test_explain_names_the_row_that_decides(sites: list[Site]) -> None:
+    backend = sites[0].backend
+    assert backend.explain(100, "10.0.1.10")["ifname"] == RED
+    remote = backend.explain(100, "10.0.2.10")
+    assert remote["kind"] == "endpoint" and len(remote["gateways"]) == 1
+    assert backend.explain(100, "10.0.2.99")["cidr"] == "10.0.2.0/24"
+    assert backend.explain(300, "10.0.2.99") == {"kind": "none", "vni": 300, "ip": "10.0.2.99"}
+    backend.detach()
+    assert backend.explain(100, "10.0.1.10")["kind"] == "none"
+    assert backend.usages() == {"endpoints": (0, backend.usage().max)}
+    assert backend.refresh_adjacency() == 0
+
+
+def test_memory_can_be_chosen() -> None:
+    backend: Backend
+    backend, reason = open_backend("memory", instance="x", underlay="192.0.2.1")
+    assert (backend.mode, reason) == ("memory", "memory: chosen")
+    backend.close()
+
+
+def test_the_longest_prefix_decides() -> None:
+    site = Site(1)
+    site.compiler.set_vpc(RED, VpcFact(RED, 100))
+    for cidr in ("10.0.0.0/16", "10.0.7.0/24", "10.0.7.128/25"):
+        site.compiler.set_subnet(cidr, SubnetFact(cidr, RED, cidr, ("s2",), "10.0.0.1"))
+    site.push()
+    for ip, cidr in (
+        (0x0A000780, "10.0.7.128/25"),
+        (0x0A00077F, "10.0.7.0/24"),
+        (0x0A000600, "10.0.0.0/16"),
+    ):
+        assert site.backend.explain(100, ip_text(ip))["cidr"] == cidr
+
+
+def test_reasons_fit_the_kernel_s_counters() -> None:
+    assert sorted(DropReason) == list(range(len(DropReason)))
+    assert len(DropReason) <= REASONS_MAX
+    assert DropReason.SPOOFED_IP.text == "spoofed-ip"
