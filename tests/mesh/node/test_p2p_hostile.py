@@ -31,7 +31,16 @@ from mesh.node.p2p.tcp import Address, TcpNet
 from mesh.node.p2p.transport import ATTEMPTS_PER_PEER_MAX, PENDING_MAX
 
 sys.path.insert(0, str(Path(__file__).parent))
-from p2p_peers import LOOPBACK, Members, Peer, eventually, link_up, nothing_leaks, running, seed_of
+from tests.mesh.node.p2p_peers import (
+    LOOPBACK,
+    Members,
+    Peer,
+    eventually,
+    link_up,
+    nothing_leaks,
+    running,
+    seed_of,
+)
 
 pytestmark = pytest.mark.trio
 

@@ -23,7 +23,7 @@ from mesh.node.p2p.tcp import Address, TcpNet
 from mesh.node.p2p.transport import JOIN_BURST, JOINS_PER_S, STRANGERS_MAX
 
 sys.path.insert(0, str(Path(__file__).parent))
-from p2p_peers import (
+from tests.mesh.node.p2p_peers import (
     LOOPBACK,
     Members,
     MemoryNet,

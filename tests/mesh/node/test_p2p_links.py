@@ -18,7 +18,7 @@ from mesh.node.p2p.link import SOFT_STATE_BYTES_MAX
 from mesh.node.p2p.tcp import Address, Conduit, Listener, TcpNet, _listen_error
 
 sys.path.insert(0, str(Path(__file__).parent))
-from p2p_peers import (
+from tests.mesh.node.p2p_peers import (
     LOOPBACK,
     Members,
     Peer,

@@ -14,7 +14,7 @@ from mesh.node.p2p.events import PeerDown
 from mesh.node.p2p.overlay import LINKS_MIN
 
 sys.path.insert(0, str(Path(__file__).parent))
-from p2p_peers import Members, MemoryNet, Peer, link_up, running
+from tests.mesh.node.p2p_peers import Members, MemoryNet, Peer, link_up, running
 
 pytestmark = pytest.mark.trio
 

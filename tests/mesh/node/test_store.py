@@ -22,7 +22,7 @@ from mesh.node.keys import KeyFileError, make_private_directory
 from mesh.node.store import Attachment, Store, StoreError
 
 sys.path.insert(0, str(Path(__file__).parent))
-from store_model import Author, Model
+from tests.mesh.node.store_model import Author, Model
 
 CHAIN = ChainId(b"n" * 16, "mesh")
 FIRST, SECOND = Epoch(1, b"1" * 8), Epoch(2, b"2" * 8)
@@ -112,7 +112,7 @@ WRITER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from store_model import Author
+from tests.mesh.node.store_model import Author
 from mesh.node.store import Store
 author, store = Author(int(sys.argv[3])), Store(Path(sys.argv[2]))
 while True:
