@@ -2,7 +2,8 @@
 
 State = chain id -> branches (epoch -> chain). Within an epoch the order is (head, root), total, and
 the join is the greater. A branch of an older epoch goes when a held later epoch covers it at or
-above the head held; until then both are kept and read, per key the later epoch first. The join of
+above the head held; until then both are kept and read, per key the later epoch first, and of the
+older one only what the later ones do not cover: the rest they have changed or deleted. The join of
 two states is branch by branch: a product lattice, and that is all merging does (Almeida, Shoker,
 Baquero 2018; deltas are the join-irreducible intervals of Enes et al. 2019).
 """
@@ -92,19 +93,24 @@ class Lattice:
             ((epoch, chain),) = held.items()
             entry = chain.live.get(key)
             return (epoch, entry) if entry else None
+        later: list[Chain] = []
         for chain in self.branches(id):
-            if entry := chain.live.get(key):
+            entry = chain.live.get(key)
+            if entry is not None and not _covered(later, chain.epoch, entry[0]):
                 return (chain.epoch, entry)
+            later.append(chain)
         return None
 
     def entries(self, id: ChainId) -> Iterator[tuple[bytes, Epoch, Entry]]:
         """All effective entries of a chain, in the order of their branch."""
         seen: set[bytes] = set()
+        later: list[Chain] = []
         for chain in self.branches(id):
             for key, entry in chain.live.items():
-                if key not in seen:
+                if key not in seen and not _covered(later, chain.epoch, entry[0]):
+                    seen.add(key)
                     yield key, chain.epoch, entry
-            seen.update(chain.live)
+            later.append(chain)
 
     def digest(self, shard: str) -> bytes:
         """32 bytes, equal at two nodes exactly when they hold the same branches of the shard.
@@ -177,6 +183,9 @@ class Lattice:
         target.adopt(planned)
         held[header.epoch] = target
         dropped = self._prune(held, changed)
+        for other in held.values():
+            if other is not target:  # what is read of it may be covered now
+                changed.update(dict.fromkeys(other.live))
         self._account(header.chain, held)
         return Applied(target, planned, previous, fresh, dropped, tuple(changed))
 
@@ -251,6 +260,11 @@ class Lattice:
         before = self._weights.get(id, 0)
         self._weights[id] = weight
         self._digest[id.shard] = (self._digest.get(id.shard, 0) + weight - before) % _DIGEST_MODULUS
+
+
+def _covered(later: list[Chain], epoch: Epoch, seq: int) -> bool:
+    """Whether one of the later branches includes what was written at `seq` of `epoch`."""
+    return any(chain.header is not None and chain.header.covers_head(epoch, seq) for chain in later)
 
 
 def _weight(chain: Chain) -> int:
