@@ -3,8 +3,9 @@
 - A chain is opened, in a new epoch, by the first write to it after a start. The epoch's parent is
   the greatest branch known, which peers are asked for before (`Replica` waits up to 2 s for them).
 - A branch of an earlier own epoch that is met later and goes beyond what this epoch covers is a
-  tail that a restored disk had lost. It is written anew, except where this process has written or
-  deleted the key since, and the cover is raised.
+  tail that a restored disk had lost. It is written anew, except where this chain has written the
+  key or this process has deleted it since, and the cover is raised. (Which keys an earlier process
+  deleted is not on the disk: a tail that wrote such a key anew brings it back.)
 - An own epoch that this one does not descend from is a clone at work: nothing is written any more.
 """
 
@@ -40,11 +41,11 @@ class _Open:
     chain: Chain
     before: Epoch | None
     """the epoch under which it is stored until the next seal; None: it is not stored yet"""
-    opened_at: int
-    """seqs above this were taken by this process"""
     covers: tuple[Cover, ...]
     deleted: dict[bytes, None]
     """the last DELETED_MAX keys deleted since opening: a tail does not bring them back"""
+    taken: dict[bytes, Epoch]
+    """keys whose entry was taken up from the tail of that epoch, until they are written again"""
 
 
 class OwnChains:
@@ -82,6 +83,7 @@ class OwnChains:
         if isinstance(op, Put):
             own.chain.put(op.key, op.record)
             own.deleted.pop(op.key, None)
+            own.taken.pop(op.key, None)
         else:
             own.chain.delete(op.key)
             self._note_deleted(own, op.key)
@@ -145,14 +147,14 @@ class OwnChains:
         branches = self._lattice.branches(id)
         if not branches:
             chain = Chain(id, Epoch(1, self._nonce(NONCE_BYTES)))
-            own = self._open[shard] = _Open(chain, None, 0, (), {})
+            own = self._open[shard] = _Open(chain, None, (), {}, {})
             return own
         chain = branches[0]
         before = chain.epoch
         covers = (*chain.covers, Cover(before, chain.head, chain.head))[-COVERS_MAX:]
         chain.open(Epoch(before.counter + 1, self._nonce(NONCE_BYTES)))
         chain.skip_to(max(branch.head for branch in branches))
-        own = self._open[shard] = _Open(chain, before, chain.head, covers, {})
+        own = self._open[shard] = _Open(chain, before, covers, {}, {})
         for branch in branches[1:]:
             self._take_up(own, branch)
         self._dirty.add(shard)
@@ -172,28 +174,49 @@ class OwnChains:
 
     @staticmethod
     def _note_deleted(own: _Open, key: bytes) -> None:
+        own.taken.pop(key, None)
         own.deleted[key] = None
         if len(own.deleted) > DELETED_MAX:
             del own.deleted[next(iter(own.deleted))]
 
     def _take_up(self, own: _Open, branch: Chain) -> None:
-        """Write the tail of `branch` anew and cover it."""
+        """Write the tail of `branch` anew and cover it.
+
+        What lies beyond the common history is news of the tail, unless this chain has written the
+        key beyond it, too: that came later, since the tail was lost by then.
+        """
         chain = own.chain
-        shared = next((c.shared for c in own.covers if c.epoch == branch.epoch), 0)
+        shared = _shared_head(own.covers, branch)
+        known = next((c.head for c in own.covers if c.epoch == branch.epoch), shared)
         chain.skip_to(branch.head)
         for key, (seq, record) in list(branch.live.items()):
+            self._touched.add((chain.id.shard, key))
             held = chain.live.get(key)
-            if seq > shared and key not in own.deleted and (not held or held[0] <= own.opened_at):
+            stands = held is not None and held[0] > shared and own.taken.get(key) != branch.epoch
+            if seq > known and key not in own.deleted and not stands:
                 chain.put(key, record)
-                self._touched.add((chain.id.shard, key))
+                own.taken[key] = branch.epoch
         lost = [
-            key for key, (seq, _) in chain.live.items() if seq <= shared and key not in branch.live
+            key
+            for key, (seq, _) in chain.live.items()
+            if key not in branch.live and (seq <= shared or own.taken.get(key) == branch.epoch)
         ]
         for key in lost:
             chain.delete(key)
+            own.taken.pop(key, None)
             self._touched.add((chain.id.shard, key))
-        if chain.head == branch.head:
-            chain.touch()
+        if chain.header is None or chain.head == chain.header.hi:
+            chain.touch()  # nothing of the tail is new: the raised cover is what there is to sign
         raised = Cover(branch.epoch, branch.head, shared)
         others = tuple(cover for cover in own.covers if cover.epoch != branch.epoch)
         own.covers = tuple(sorted((*others, raised)))[-COVERS_MAX:]
+
+
+def _shared_head(covers: tuple[Cover, ...], branch: Chain) -> int:
+    """The head up to which a chain with these covers and `branch` are the same history."""
+    for cover in covers:
+        if cover.epoch == branch.epoch:
+            return cover.shared
+    ours = {cover.epoch: cover.shared for cover in covers}
+    common = (min(ours[c.epoch], c.shared) for c in branch.covers if c.epoch in ours)
+    return max(common, default=0)
