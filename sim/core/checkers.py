@@ -170,6 +170,8 @@ class _Fact:
     chain: ChainId
     epoch: Epoch
     head: int
+    unmet: tuple[tuple[Epoch, int], ...] = ()
+    """earlier writes to the key that the owner had lost with its disk, and not met again"""
     certain: bool = True
     """False: a disk was lost, and nobody else's had it"""
 
@@ -200,8 +202,16 @@ class Ledger:
             if header is None:
                 continue  # deleted what was not there
             record = op.record if isinstance(op, Put) else None
-            fact = _Fact(record, header.chain, header.epoch, header.hi)
-            self._facts[owner, op.shard, op.key] = fact
+            place = (owner, op.shard, op.key)
+            former = self._facts.get(place)
+            unmet = (*former.unmet, (former.epoch, former.head)) if former else ()
+            self._facts[place] = _Fact(
+                record,
+                header.chain,
+                header.epoch,
+                header.hi,
+                tuple(position for position in unmet if not _includes([header], *position)),
+            )
 
     def stopped(self, node: int) -> None:
         """What the disk does not have was never acknowledged."""
@@ -210,16 +220,27 @@ class Ledger:
 
     def disk_lost(self, disks: Iterable[Disk]) -> None:
         """A disk was replaced by an older copy: what no disk has now may be lost."""
-        held: dict[ChainId, list[Header]] = {}
-        for disk in disks:
-            for header in disk.headers().values():
-                held.setdefault(header.chain, []).append(header)
+        held = _headers(disks)
         for fact in self._facts.values():
-            fact.certain = fact.certain and any(
-                (header.epoch == fact.epoch and header.hi >= fact.head)
-                or header.covers_head(fact.epoch, fact.head)
-                for header in held.get(fact.chain, ())
-            )
+            found = held.get(fact.chain, ())
+            fact.certain = fact.certain and _includes(found, fact.epoch, fact.head)
+
+    def started(self, owner: NodeId, disk: Disk) -> None:
+        """An owner starts. What it wrote over a tail that it has not met stands only as long as
+        the process that wrote it: which keys it deleted is not on its disk."""
+        held = _headers([disk])
+        for (node, _, _), fact in self._facts.items():
+            if node == owner and fact.unmet:
+                found = held.get(fact.chain, ())
+                if not all(_includes(found, *position) for position in fact.unmet):
+                    fact.certain = False
+
+    def cloned(self, owner: NodeId, shard: str) -> None:
+        """The owner went on from an old disk without knowing of its later epochs: two histories,
+        of which people have to say what counts."""
+        for (node, place, _), fact in self._facts.items():
+            if node == owner and place == shard:
+                fact.certain = False
 
     def compare(self, lattices: Iterable[tuple[str, Lattice]]) -> tuple[list[str], list[str]]:
         """(lost, resurrected): each key once, in words."""
@@ -242,6 +263,22 @@ class Ledger:
 
     def __len__(self) -> int:
         return len(self._facts)
+
+
+def _headers(disks: Iterable[Disk]) -> dict[ChainId, list[Header]]:
+    held: dict[ChainId, list[Header]] = {}
+    for disk in disks:
+        for header in disk.headers().values():
+            held.setdefault(header.chain, []).append(header)
+    return held
+
+
+def _includes(headers: Iterable[Header], epoch: Epoch, head: int) -> bool:
+    """Whether one of the signed states holds what was written up to `head` of `epoch`."""
+    return any(
+        (header.epoch == epoch and header.hi >= head) or header.covers_head(epoch, head)
+        for header in headers
+    )
 
 
 class RestChecks:

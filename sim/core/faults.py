@@ -136,19 +136,11 @@ class Faults:
     def _flap(self, flap: Flap) -> None:
         if self._over or self._clock.now_ns >= flap.at_ns + flap.for_ns:
             return
-        pairs = self._crossing(
-            [
-                1
-                if machine.identity.site == flap.a
-                else 2
-                if machine.identity.site == flap.b
-                else 0
-                for machine in self._machines
-            ]
-        )
-        ends = {flap.a, flap.b}
         site = [machine.identity.site for machine in self._machines]
-        link = [(a, b) for a, b in pairs if {site[a], site[b]} == ends]
+        everyone = range(len(site))
+        link = [
+            (a, b) for a in everyone for b in everyone if {site[a], site[b]} == {flap.a, flap.b}
+        ]
         half_ns = flap.period_ns // 2
         self._clock.after(half_ns, partial(self._cut, link, flap.period_ns - half_ns))
         self._clock.after(flap.period_ns, partial(self._flap, flap))

@@ -9,6 +9,7 @@ only what it would have sent.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -324,10 +325,8 @@ class Process:
         if not self._alive:
             return
         if self.replica.writable:
-            try:
+            with suppress(RequestError):  # tried again a second later; a real node logs it
                 self.submit(self._house_ops)
-            except RequestError:
-                pass  # said again a second later; a real node logs it
         self._world.clock.after(HOUSEKEEPING_NS, self._keep_house)
 
     def _house_ops(self, wall_ns: int) -> list[Op]:

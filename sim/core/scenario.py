@@ -74,7 +74,7 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """How many of each happen at times and places left to chance, and how long they last at most."""
+    """How many of each happen at times and places left to chance, and how long they last."""
 
     cuts: int = 0
     cut_ns: int = 20 * SECOND_NS

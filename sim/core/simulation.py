@@ -15,7 +15,7 @@ from hashlib import sha256
 from crdt.header import ChainId, Epoch
 from crdt.lattice import Lattice
 from mesh.core import ed25519
-from mesh.core.effects import Effect, Persist
+from mesh.core.effects import Alarm, Effect, Persist
 from mesh.core.ops import NodeId, Op
 from mesh.core.persisting import load_header
 from mesh.core.roster import Roster, found_mesh
@@ -175,6 +175,8 @@ class Simulation:
 
     def started(self, node: int, lattice: Lattice) -> None:
         self._steps.started(node, lattice)
+        machine = self.machines[node]
+        self.ledger.started(machine.identity.node, machine.disk)
 
     def stopped(self, node: int) -> None:
         self.ledger.stopped(node)
@@ -185,7 +187,11 @@ class Simulation:
     def drained(self, node: int, effects: Sequence[Effect], lattice: Lattice) -> None:
         self._steps.drained(node, effects, lattice)
         self.ledger.drained(node)
-        self._push.drained(node, self.machines[node].identity.node, effects)
+        owner = self.machines[node].identity.node
+        self._push.drained(node, owner, effects)
+        for effect in effects:
+            if isinstance(effect, Alarm) and effect.event == "node.cloned":
+                self.ledger.cloned(owner, str(effect.fields["shard"]))
 
     def stored(self, node: int, effects: Sequence[Effect]) -> None:
         self.ledger.stored(node, self.machines[node].identity.node, effects)
