@@ -113,7 +113,9 @@ def _plugin_help(module: str) -> str:
     try:
         spec = find_spec(module)
         source = spec.loader.get_source(module) if spec and spec.loader else None  # type: ignore[attr-defined]
-        docstring = ast.get_docstring(ast.parse(source or "")) or ""
+        if source is None:
+            return "(does not load)"
+        docstring = ast.get_docstring(ast.parse(source)) or ""
     except (ImportError, AttributeError, SyntaxError):
         return "(does not load)"
     return docstring.split("\n")[0]
@@ -139,10 +141,13 @@ def root() -> None:
 def run(args: Sequence[str]) -> int:
     """Run the command and return its exit code; no exception comes out."""
     try:
-        result = root.main(list(args), prog_name="weft", standalone_mode=False)
+        # Not `root.main`, which ends the process by itself when a pipe is closed.
+        with root.make_context("weft", list(args)) as ctx:
+            root.invoke(ctx)
         sys.stdout.flush()
-        # click returns the code of an early exit, such as that of --help.
-        return result if isinstance(result, int) else 0
+        return 0
+    except click.exceptions.Exit as early:
+        return early.exit_code
     except ExitNo:
         return EXIT_NO
     except click.UsageError as error:
@@ -160,9 +165,7 @@ def run(args: Sequence[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # The reader has seen enough; what is left in the buffer must not fail at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _reader_has_left()
     except OSError as error:
         return _fail(f"{error.filename or 'weft'}: {error.strerror or error}", EXIT_FAILED)
     except Exception as error:
@@ -171,6 +174,12 @@ def run(args: Sequence[str]) -> int:
         return _fail(
             f"failed inside: {type(error).__name__}: {error}; WEFT_DEBUG=1 shows where", EXIT_FAILED
         )
+
+
+def _reader_has_left() -> int:
+    """What is left in the buffer must not fail at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+    return 0
 
 
 def _fail(message: str, code: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ from mesh.cli.app import ExitNo
 from mesh.cli.client import Client
 from mesh.cli.options import asks
 from mesh.cli.output import Output
-from mesh.core.errors import NotReady
+from mesh.core.errors import BadInput, NotReady
 
 _POLL_INTERVAL_S: Final = 0.1
 _WAIT_MAX_S: Final = 86_400
@@ -30,6 +31,8 @@ def status(api: Client, out: Output, wait_s: float | None) -> None:
 
     Exit 0 when it is ready and has no problem, 1 otherwise.
     """
+    if wait_s is not None and not math.isfinite(wait_s):
+        raise BadInput(f"--wait: {wait_s}: give a number of seconds")
     answer = _healthy_status(api, wait_s or 0)
     if out.json:
         out.document(answer)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from api_nodes import Running, founded, joined, running
+from tests.mesh.api_nodes import Running, founded, joined, running
 
 
 @pytest.fixture(scope="module")

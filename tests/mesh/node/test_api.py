@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_nodes import Running, founded, running, until
 
 from mesh.core.errors import BadInput, NotReady
 from mesh.node.routes import BODY_BYTES_MAX, ROUTES, openapi
 from mesh.node.schema import array, boolean, check, integer, mapping, parse_query, record, text
+from tests.mesh.api_nodes import Running, founded, running, until
 
 STATUS_KEYS = {
     "mesh", "site", "node", "version", "ready", "peers", "digest", "shards", "oldest_sync_s",

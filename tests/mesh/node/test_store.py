@@ -20,8 +20,6 @@ from crdt.header import ChainId, Epoch
 from mesh.core.effects import Persist, PersistStatements
 from mesh.node.keys import KeyFileError, make_private_directory
 from mesh.node.store import Attachment, Store, StoreError
-
-sys.path.insert(0, str(Path(__file__).parent))
 from tests.mesh.node.store_model import Author, Model
 
 CHAIN = ChainId(b"n" * 16, "mesh")
@@ -128,7 +126,7 @@ def test_kill_at_any_point_leaves_whole_batches(home: Path) -> None:
     for seed in range(30):
         path = home / f"store{seed}.db"
         child = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(Path(__file__).parent), path, str(seed)],
+            [sys.executable, "-c", WRITER, str(Path(__file__).parents[3]), path, str(seed)],
             stdout=subprocess.PIPE,
         )
         assert child.stdout is not None
