@@ -108,7 +108,7 @@ class Lab:
                 lab._make(progress)
             except BaseException:
                 with undisturbed():
-                    progress("it failed: taking everything down")
+                    progress("not finished: taking everything down")
                     _remove_all(spec.name)
                 raise
         return lab

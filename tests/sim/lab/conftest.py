@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from dataplane.backend import Unavailable
+from dataplane.xdp import backend as xdp_backend
 from dataplane.xdp import pins
 from sim.lab import netns, processes, state
 from sim.lab.lab import Lab
@@ -84,3 +85,13 @@ def bpffs(root: None) -> None:
         pins.require_bpffs()
     except Unavailable as error:
         need(False, f"bpffs ({error})")
+
+
+@pytest.fixture(scope="session")
+def xdp() -> None:
+    """What whole labs need: root, tools, and XDP programs that can be compiled and loaded."""
+    need(os.geteuid() == 0, "root")
+    for tool in ("nsenter", "nft"):
+        need(shutil.which(tool) is not None, tool)
+    lacking = xdp_backend._lacking()
+    need(lacking is None, f"XDP ({lacking})")
