@@ -53,6 +53,8 @@ class _Marks:
     addrs: set[tuple[str, bytes]] = field(default_factory=set)
     """(VPC, address) whose evictions changed."""
     peerings: bool = False
+    claims: bool = False
+    """All of them: a writer's rights changed."""
 
 
 @dataclass(slots=True)
@@ -192,7 +194,7 @@ class Catalog:
         )
         marks.gateways.update(self._registrations)
         marks.addrs.update(self._evictions)
-        marks.peerings = True
+        marks.peerings = marks.claims = True
 
     def _mark_vni(self, vpc: str) -> None:
         if vpc in self.vpcs:
@@ -219,6 +221,9 @@ class Catalog:
             self._lay_out(vpc, delta, rescan)
         for node in sorted(marks.gateways):
             self._read_gateway(node, delta)
+        if marks.claims:
+            for vpc in self.vpcs:
+                rescan.spans[vpc].extend(EVERYTHING)
         delta.peerings |= marks.peerings
         # Conflicts are shown with names and decided with values of these.
         delta.conflicts |= bool(marks.vpcs or marks.subnets or delta.vpcs)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.core import keys, model
-from mesh.core.members import Member
+from mesh.core.members import Member, MemberState
 from mesh.core.ops import MESH_SHARD, Change, NodeId
 from mesh.core.view import View
 
@@ -147,11 +147,14 @@ def changes(draw: st.DrawFn) -> Change:
     return Change(writer, shard, keys.pack(key), packed)
 
 
+STATES: list[MemberState | None] = ["active", "active", "active", "retired", "forgotten", None]
+
+
 @st.composite
 def rosters(draw: st.DrawFn) -> dict[NodeId, Member]:
     found = {}
     for name in NAMES:
-        state = draw(st.sampled_from(["active", "active", "active", "retired", "forgotten", None]))
+        state = draw(st.sampled_from(STATES))
         if state is not None:
             found[node_id(name)] = member(name, admin=draw(st.booleans()), state=state)
     return found
@@ -182,7 +185,7 @@ def final(all_steps: Iterable[list[Change] | dict[NodeId, Member]]) -> list[Chan
     return [change for change in held.values() if change.record is not None]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(steps, rosters(), st.randoms(use_true_random=False), st.integers(1, 7))
 def test_the_view_is_a_function_of_the_records_and_the_roster(
     played: list[Any], roster: dict[NodeId, Member], rng: Any, batch: int
@@ -202,7 +205,7 @@ def test_the_view_is_a_function_of_the_records_and_the_roster(
     assert (incremental.unknown, incremental.invalid) == (rebuilt.unknown, rebuilt.invalid)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(steps)
 def test_what_a_delta_does_not_name_has_not_changed(played: list[Any]) -> None:
     view = View()
@@ -233,7 +236,7 @@ def test_what_a_delta_does_not_name_has_not_changed(played: list[Any]) -> None:
         assert conflicts == view.conflicts()
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(steps)
 def test_a_reader_that_comes_late_starts_with_everything(played: list[Any]) -> None:
     view = play(View(), [FULL, *played])
@@ -246,7 +249,7 @@ def test_a_reader_that_comes_late_starts_with_everything(played: list[Any]) -> N
     assert view.take_delta() == delta
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(steps)
 def test_claims_are_totally_ordered_and_conflicts_need_two_sites(played: list[Any]) -> None:
     view = play(View(), [*played, FULL])
@@ -269,7 +272,7 @@ def test_claims_are_totally_ordered_and_conflicts_need_two_sites(played: list[An
     assert contested == seen
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(steps)
 def test_one_vpc_at_most_is_active_under_a_vni_and_installed_subnets_are_disjoint(
     played: list[Any],
@@ -295,7 +298,7 @@ def _covers(cidr: str, addr: bytes) -> bool:
     return ip_address(addr) in ip_network(cidr)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(steps, st.sampled_from(VPCS), st.sampled_from(NODES), small)
 def test_deleted_wins_for_good(
     played: list[Any], vpc: tuple[NodeId, bytes], writer: NodeId, hlc: int
@@ -357,7 +360,7 @@ def _unpacks(blob: bytes) -> bool:
     return True
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(changes(), max_size=20), st.lists(hostile(), max_size=12))
 def test_hostile_records_raise_nothing_and_unreadable_ones_change_nothing(
     honest: list[Change], bad: list[Change]
