@@ -78,16 +78,13 @@ class XdpBackend:
         by, by default the one that has the address. Unavailable says what this machine lacks;
         DataplaneError, that it could, but something is in the way.
         """
-        lacking = _lacking()
-        if lacking is not None:
-            raise Unavailable(lacking)
+        require_xdp()
         address = links.canonical(underlay)
         wan_ifname = wan_ifname or links.interface_with_address(underlay)
         if wan_ifname is None:
             raise Unavailable(f"no interface has the underlay address {underlay}")
         if links.interface(wan_ifname) is None:
             raise Unavailable(f"there is no interface {wan_ifname}")
-        pins.require_bpffs()
         directory = pins.PinDir(instance)
         directory.make()
         lock = _lock(directory.path)
@@ -344,6 +341,22 @@ class XdpBackend:
         self._maps.close()
         if unlock:
             os.close(self._lock)
+
+
+_PASS = bytes.fromhex("b700000002000000 9500000000000000")
+"""The shortest XDP program: return XDP_PASS."""
+
+
+def require_xdp() -> None:
+    """Raise Unavailable, saying what is missing, unless this process can load XDP programs."""
+    lacking = _lacking()
+    if lacking is not None:
+        raise Unavailable(lacking)
+    pins.require_bpffs()
+    try:
+        os.close(kernel.prog_load(_PASS, "probe", flags=0))
+    except OSError as error:
+        raise Unavailable(f"the kernel refuses BPF: {error.strerror}") from error
 
 
 def _lacking() -> str | None:
