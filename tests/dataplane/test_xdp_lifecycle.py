@@ -165,6 +165,20 @@ def test_a_full_table_is_said_and_filled_when_there_is_room(pair: Any) -> None:
     assert audit(gateway).clean
 
 
+def test_a_sync_of_a_full_table_makes_room_first(pair: Any) -> None:
+    gateway = pair.a
+    for number in range(20, 82):
+        gateway.compiler.set_endpoint(VPC, claim(number).ip, claim(number))
+    gateway.push()
+    assert gateway.run(gateway.backend.usage) == (64, 64)
+    for number in range(20, 82):
+        gateway.compiler.set_endpoint(VPC, claim(number).ip, None)
+    for number in range(90, 152):
+        gateway.compiler.set_endpoint(VPC, claim(number).ip, claim(number))
+    gateway.sync()
+    assert audit(gateway).clean
+
+
 def test_an_audit_finds_each_kind_of_damage_and_repair_mends_it(pair: Any) -> None:
     gateway, one = pair.a, pair.pods["one"]
     gateway.compiler.set_endpoint(VPC, claim(20).ip, claim(20))
@@ -193,7 +207,8 @@ def test_an_audit_finds_each_kind_of_damage_and_repair_mends_it(pair: Any) -> No
     assert one.ping("10.0.2.10") == 1
 
 
-def test_an_interface_made_anew_is_found_again(pair: Any) -> None:
+@pytest.mark.parametrize("noticed", [True, False])
+def test_an_interface_made_anew_is_found_again(pair: Any, noticed: bool) -> None:
     gateway, one = pair.a, pair.pods["one"]
 
     def remove() -> None:
@@ -201,8 +216,9 @@ def test_an_interface_made_anew_is_found_again(pair: Any) -> None:
             netlink.link("del", index=socket.if_nametoindex(one.ifname))
 
     gateway.run(remove)
-    assert gateway.run(gateway.backend.refresh_adjacency) == 1
-    assert f"ports {one.ifname}" in audit(gateway).missing
+    if noticed:
+        assert gateway.run(gateway.backend.refresh_adjacency) == 1
+        assert f"ports {one.ifname}" in audit(gateway).missing
     pair.namespaces.veth((gateway.netns, one.ifname), (one.netns, "eth0"), 1450)
     pair.furnish(one)
     assert gateway.run(gateway.backend.refresh_adjacency) == 0

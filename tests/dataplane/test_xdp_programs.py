@@ -216,6 +216,13 @@ def test_too_big_is_answered_with_the_size_that_fits(bench: Bench) -> None:
     assert bench.drops()["too-big"] == before + 1
 
 
+def test_too_big_an_echo_is_answered_too(bench: Bench) -> None:
+    ip = bench.packets.ipv4(bench.pod.ip, ABROAD, b"\x08" + bytes(1500), protocol=1)
+    done = bench.from_pod(bench.sent(ip))
+    assert done.verdict == REDIRECT and done.packet[34:36] == b"\3\4"
+    assert done.packet[42:] == ip[:28]
+
+
 def test_what_just_fits_is_sent(bench: Bench) -> None:
     done = bench.from_pod(bench.sent(bench.datagram(ABROAD, size=1422)))
     assert done.verdict == REDIRECT and ip_fields(done.packet)["total"] == 1500
@@ -262,6 +269,10 @@ def pod_drops(b: Bench) -> dict[str, tuple[bytes, DropReason]]:
         "last hop": (b.sent(to(ABROAD, ttl=1)), DropReason.TTL_EXPIRED),
         "last hop to a neighbour": (b.sent(to(b.neighbour.ip, ttl=1)), DropReason.TTL_EXPIRED),
         "too big without DF": (b.sent(to(ABROAD, size=1450, fragment=0)), DropReason.TOO_BIG),
+        "too big a later fragment": (
+            b.sent(to(ABROAD, size=1450, fragment=0x4001)),
+            DropReason.TOO_BIG,
+        ),
         "too big an ICMP error": (
             b.sent(p.ipv4(pod.ip, ABROAD, icmp_error, protocol=1)),
             DropReason.TOO_BIG,
@@ -351,6 +362,7 @@ def wan_drops(b: Bench) -> dict[str, tuple[bytes, DropReason]]:
     good = b.inner(b.pod.ip)
     # The options are said to go on beyond the packet.
     overlong = b.tunnelled(b"", first=0x3F)
+    malformed = DropReason.MALFORMED
     longer_inside = b.tunnelled(b.inner(b.pod.ip)[:-4]) + bytes(4)
     return {
         "a stranger": (b.tunnelled(good, src="192.0.2.9"), DropReason.UNKNOWN_PEER),
@@ -359,6 +371,7 @@ def wan_drops(b: Bench) -> dict[str, tuple[bytes, DropReason]]:
         "critical": (b.tunnelled(good, flags=0x40), DropReason.TUNNEL_CRITICAL),
         "not Ethernet": (b.tunnelled(good, protocol=0x0800), DropReason.TUNNEL_PROTOCOL),
         "options beyond the packet": (overlong, DropReason.MALFORMED),
+        "inner frame in the padding": (b.tunnelled(b"", first=2) + bytes(8) + good, malformed),
         "no inner frame": (b.tunnelled(b"\0" * 13), DropReason.MALFORMED),
         "inner frame beyond the outer": (longer_inside, DropReason.MALFORMED),
         "inner not IPv4": (

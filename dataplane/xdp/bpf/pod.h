@@ -74,8 +74,8 @@ INLINE int answer_echo(struct xdp_md *ctx, struct port_value *port, struct ethhd
 INLINE int refuse_too_big(struct xdp_md *ctx, struct port_value *port, struct iphdr *ip, u32 mtu)
 {
     int answerable = ip->ihl == 5 && ip->frag_off & bpf_htons(IP_DF) &&
-                     !(ip->frag_off & bpf_htons(IP_OFFSET_MASK)) && ip->protocol != IPPROTO_ICMP;
-    if (ip->ihl == 5 && ip->protocol == IPPROTO_ICMP && ip->frag_off & bpf_htons(IP_DF)) {
+                     !(ip->frag_off & bpf_htons(IP_OFFSET_MASK));
+    if (answerable && ip->protocol == IPPROTO_ICMP) {
         /* An error about an error is never sent (RFC 1122, section 3.2.2); about an echo it is. */
         struct icmp_header *icmp = (void *)(ip + 1);
         answerable = (void *)(icmp + 1) <= (void *)(long)ctx->data_end &&
