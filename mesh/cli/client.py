@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -83,7 +84,9 @@ class Client:
             headers["content-type"] = "application/json"
         connection = _Connection(self.socket_path, timeout_s)
         try:
-            connection.request(method, target, content, headers)
+            # A body that is refused unread breaks the pipe; why is in the answer.
+            with contextlib.suppress(BrokenPipeError):
+                connection.request(method, target, content, headers)
             response = connection.getresponse()
             text = response.read()
         except (OSError, http.client.HTTPException) as error:

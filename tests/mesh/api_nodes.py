@@ -3,6 +3,7 @@ plane in memory. What asks them is a real client of the socket, or the real comm
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -41,14 +42,15 @@ class Running:
     def on_loop(self, call: Callable[[], Any]) -> Any:
         return trio.from_thread.run_sync(call, trio_token=self.token)
 
-    def ask(self, method: str, path: str, body: object = None, **headers: str) -> tuple[int, Any]:
+    def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         """Status and JSON document; `body` may be bytes."""
         raw = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         connection = http.client.HTTPConnection("node", timeout=DEADLINE_S)
         connection.sock = socket.socket(socket.AF_UNIX)
         connection.sock.connect(str(self.socket))
         try:
-            connection.request(method, path, raw, headers)
+            with contextlib.suppress(BrokenPipeError):  # refused before it was read
+                connection.request(method, path, raw)
             response = connection.getresponse()
             text = response.read().decode()
         finally:
