@@ -126,7 +126,9 @@ def cidr(what: str, value: str) -> Network:
         network = ipaddress.ip_network(_text(what, value), strict=False)
     except ValueError:
         raise bad(what, value, "give a network such as 10.0.1.0/24") from None
-    if "%" in value or str(network) != value:
+    if "%" in value:
+        raise bad(what, value, "give the network without a zone")
+    if str(network) != value:
         raise bad(what, value, f"host bits set or not canonical: write it as {network}")
     return network
 

@@ -252,9 +252,9 @@ class Catalog:
         marks.layouts.add(vpc)
         if owner_changed:
             marks.subnets.update((vpc, subnet) for subnet in self._subnet_records.get(vpc, ()))
-        readers_change = owner_changed or (old is None) != (new is None)
-        marks.peerings |= readers_change
-        if readers_change or (old and new and old.sites != new.sites):
+        liveness_changed = (old is None) != (new is None)
+        marks.peerings |= liveness_changed
+        if liveness_changed or (old and new and old.sites != new.sites):
             rescan.spans[vpc].extend(EVERYTHING)
 
     def _read_owner(self, vpc: str) -> bool:

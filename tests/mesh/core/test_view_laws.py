@@ -85,7 +85,7 @@ def subnet_records(creator: NodeId, nonce: bytes) -> st.SearchStrategy[model.Sub
 
 
 def founding() -> list[Change]:
-    """Every VPC and one subnet in each, so that there is something to play with."""
+    """Every VPC, a subnet in each and claims in it, so that there is something to play with."""
     found = []
     for vni, (creator, nonce) in enumerate(VPCS, 1):
         vpc = model.vpc_id(creator, nonce)
@@ -98,6 +98,9 @@ def founding() -> list[Change]:
         subnet_key = keys.SubnetKey(vpc, model.subnet_id(vpc, creator, nonce))
         for key, value in ((keys.VpcKey(vpc), record), (subnet_key, subnet)):
             found.append(Change(creator, MESH_SHARD, keys.pack(key), model.encode(value)))
+        claim = model.encode(model.Claim(1, 1, "02:00:00:00:00:01"))
+        for node, addr in zip(NODES, (1, 1, 1, 2), strict=True):
+            found.append(Change(node, vpc, keys.pack(keys.EndpointKey(ADDRS[addr])), claim))
     return found
 
 
