@@ -210,8 +210,7 @@ class Replica:
         for peer in sorted(self._peers):
             state = self._peers[peer]
             if state.fetch.want is not None and now_ns >= state.fetch.deadline_ns:
-                self._release(peer, state)
-                state.sync_at_ns = min(state.sync_at_ns, now_ns + self._spread(SYNC_AGAIN_NS))
+                self._give_up(peer, state, now_ns)
             if now_ns >= state.sync_at_ns:
                 self._start_sync(peer, state, now_ns)
 
@@ -411,7 +410,10 @@ class Replica:
 
     def _take_part(self, peer: NodeId, state: _Peer, part: wire.Part, now_ns: int) -> None:
         fetch = state.fetch
-        if fetch.want != part.id:
+        if fetch.want != part.id or part.index < fetch.parts:
+            return
+        if part.index > fetch.parts:  # a piece was lost on the way: ask for all of them again
+            self._give_up(peer, state, now_ns)
             return
         fetch.deadline_ns = now_ns + sync.WANT_TIMEOUT_NS
         self._send(peer, wire.More(part.id))
@@ -433,6 +435,11 @@ class Replica:
                         soon_ns = now_ns + self._spread(SYNC_AGAIN_NS)
                         theirs.sync_at_ns = min(theirs.sync_at_ns, soon_ns)
             self._maybe_open(now_ns)
+
+    def _give_up(self, peer: NodeId, state: _Peer, now_ns: int) -> None:
+        """An answer came not at all or not whole: begin anew soon."""
+        self._release(peer, state)
+        state.sync_at_ns = min(state.sync_at_ns, now_ns + self._spread(SYNC_AGAIN_NS))
 
     def _release(self, peer: NodeId, state: _Peer, keep_queue: bool = False) -> None:
         """Give up what is under way with a peer."""

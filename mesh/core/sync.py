@@ -95,11 +95,14 @@ class Fetch:
     deadline_ns: int = 0
     staged: Delta | None = None
     staged_puts: list[tuple[bytes, int, bytes]] = field(default_factory=list)
+    parts: int = 0
+    """pieces taken of the answer under way"""
     advanced: bool = False
     """whether anything was applied since the last exchange began"""
 
     def stage(self, part: wire.Part, puts_max: int) -> Delta | None:
         """Add a piece; the whole delta once it is there. Raises PeerError."""
+        self.parts += 1
         if self.staged is not None and self.staged.header != part.delta.header:
             self.staged, self.staged_puts = None, []
         self.staged = part.delta
@@ -117,7 +120,7 @@ class Fetch:
         return whole
 
     def reset(self) -> None:
-        self.want, self.asked = None, ()
+        self.want, self.asked, self.parts = None, (), 0
         self.staged, self.staged_puts = None, []
 
 
@@ -127,6 +130,7 @@ class Serving:
     def __init__(self, want: int, lattice: Lattice, vector: Vector) -> None:
         self.want = want
         self.credit = WINDOW
+        self._parts_made = 0
         self._frames = self._make(lattice, vector)
 
     def frames(self) -> Iterator[wire.Frame]:
@@ -166,6 +170,10 @@ class Serving:
             size_bytes += len(key) + len(record) + 14
             if size_bytes > wire.CHUNK_BYTES:
                 piece = replace(delta, puts=delta.puts[first:i], deletes=(), keep=None)
-                yield wire.Part(self.want, piece, True)
+                yield self._part(piece, True)
                 first, size_bytes = i, 0
-        yield wire.Part(self.want, replace(delta, puts=delta.puts[first:]), False)
+        yield self._part(replace(delta, puts=delta.puts[first:]), False)
+
+    def _part(self, piece: Delta, more: bool) -> wire.Part:
+        self._parts_made += 1
+        return wire.Part(self.want, piece, more, self._parts_made - 1)

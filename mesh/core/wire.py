@@ -8,7 +8,7 @@ a frame that is malformed raises PeerError and costs its sender. Sizes are check
     HEADS      shard, first, last, [[chain, [[epoch…, head, root], …]], …]
     DELTAS     [delta, …]                                    pushes, and small answers
     WANT       id, [[chain, [[epoch…, head, root], …]], …]   "send me these, I hold that"
-    PART       id, delta, more                               a piece of a large answer
+    PART       id, delta, more, index                        a piece of a large answer
     MORE       id                                            credit for one more piece
     DONE       id                                            the answer to WANT id is complete
     HAVE       [statement hash, …]                           the roster's
@@ -96,6 +96,8 @@ class Part:
     id: int
     delta: Delta
     more: bool
+    index: int
+    """how many pieces of this answer came before: a full queue loses frames, honestly"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,7 @@ def _fields(frame: Frame) -> list[object]:
         case Want():
             return [WANT, frame.id, _pack_vector(frame.vector)]
         case Part():
-            return [PART, frame.id, frame.delta.pack(), frame.more]
+            return [PART, frame.id, frame.delta.pack(), frame.more, frame.index]
         case More():
             return [MORE, frame.id]
         case Done():
@@ -217,7 +219,7 @@ def _want(raw: Sequence[object]) -> Want:
 
 def _part(raw: Sequence[object]) -> Part:
     # A piece holds some of the puts: it is checked when the whole is together.
-    return Part(_id(raw[0]), Delta.unpack(raw[1], piece=True), bool(raw[2]))
+    return Part(_id(raw[0]), Delta.unpack(raw[1], piece=True), bool(raw[2]), _id(raw[3]))
 
 
 def _have(raw: Sequence[object]) -> Have:

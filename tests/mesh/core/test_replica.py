@@ -269,3 +269,28 @@ def test_forged_and_garbled_frames_cost_their_sender_only() -> None:
     victim.peer_up(mesh.nodes[1], 0)
     victim.receive(mesh.nodes[1], whole, 0)
     assert victim.lattice.latest(chain.id) is not None
+
+
+@pytest.mark.parametrize("fault", ["lost", "doubled"])
+def test_a_piece_of_an_answer_that_is_lost_or_doubled_is_nobodys_lie(fault: str) -> None:
+    mesh = Wire(2)
+    for i in range(20_000):
+        put(mesh.replicas[0], b"k%d" % i, b"r" * 40, SHARD)
+    mesh.run()
+    hit: list[bytes] = []
+
+    def second_part(sender: int, receiver: int, frame: bytes) -> bool:
+        part = wire.decode(frame)
+        if hit or not isinstance(part, wire.Part) or part.index != 1:
+            return False
+        hit.append(frame)
+        if fault == "doubled":
+            mesh.replicas[receiver].receive(mesh.nodes[sender], frame, mesh.now_ns)
+        return fault == "lost"
+
+    mesh.drop = second_part
+    mesh.link(0, 1)
+    mesh.tick()
+    assert hit
+    assert len(mesh.digests(SHARD)) == 1
+    assert not any(isinstance(effect, DropPeer | Alarm) for _, effect in mesh.effects)
