@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from mesh.core.forwarding import Forwarding
@@ -10,10 +10,10 @@ from mesh.core.members import Member
 from mesh.core.ops import NodeId, Op
 from mesh.core.replica import Replica
 from mesh.core.view import View
-from mesh.core.wire import Vector
 from mesh.core.writer import Writer
 from mesh.node.config import Config
 from mesh.node.forwarder import Forwarder
+from mesh.node.inquiry import Inquiries
 from mesh.node.joining import Joining
 from mesh.node.p2p.transport import Transport
 from mesh.node.store import Store
@@ -32,6 +32,7 @@ class NodeContext(Protocol):
     forwarder: Forwarder
     joining: Joining
     transport: Transport
+    inquiries: Inquiries
     store: Store
     alarms: dict[str, str]
     """alarm event -> its last fields in words"""
@@ -40,12 +41,6 @@ class NodeContext(Protocol):
 
     async def submit(self, make_ops: Callable[[], Sequence[Op]]) -> bool:
         """Write what `make_ops` returns; whether anything was, once it is stored."""
-
-    async def peer_heads(self, peer: NodeId) -> Mapping[str, Vector]:
-        """What a linked peer holds: shard -> its vector, asked for now.
-
-        Raises NotReady: not linked, or no answer within a few seconds.
-        """
 
     def attach(self, ifname: str, vpc_id: str, ip: str, mac: str) -> None:
         """Install the local port of an endpoint."""

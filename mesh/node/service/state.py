@@ -100,12 +100,12 @@ class StateService:
         node = self._node.view.member(peer).node
         if node == self._node.id:
             raise BadInput(f"peer: {peer!r} is this node: name another one")
-        theirs = await self._node.peer_heads(node)
+        theirs = await self._node.inquiries.ask(node)
         lattice = self._node.replica.lattice
         rows: list[Json] = []
-        for shard in sorted({*lattice.shards(), *theirs}):
+        for shard in sorted(theirs):
             chains = {id.short(): id for id in lattice.chains(shard)}
-            vector = theirs.get(shard, {})
+            vector = theirs[shard]
             for short in sorted({*chains, *vector}):
                 id = chains.get(short)
                 mine = lattice.branches(id) if id else []
