@@ -493,9 +493,9 @@ def _gateway_tables(
             members[rules.gateway_group(fact.id)].append(fact)
         if fact.site != facts.self_site:
             members[rules.site_group(fact.site)].append(fact)
-    groups: dict[int, GroupRow] = {}
-    for name, its_gateways in members.items():
-        row = rules.group_row(name, its_gateways, gateway_ids.__getitem__)
-        if row is not None:
-            groups[group_ids[name]] = row
+    groups = {
+        group_ids[name]: row
+        for name, its_gateways in members.items()
+        if (row := rules.group_row(name, its_gateways, gateway_ids.__getitem__)) is not None
+    }
     return gateways, groups
