@@ -57,18 +57,18 @@ class World:
         for view in self.views.values():
             view.set_members(self.members)
 
-    def change_member(self, name: str, **fields: Any) -> None:
+    def change_member(self, name: str, /, **fields: Any) -> None:
         node = node_id(name)
         self.members[node] = replace(self.members[node], **fields)
         self.set_members()
 
-    def do(self, name: str, method: str, *args: Any, **fields: Any) -> list[Op]:
+    def do(self, name: str, method: str, /, *args: Any, **fields: Any) -> list[Op]:
         """Call a method of the node's writer and carry out what it answers."""
         ops: list[Op] = getattr(self.writers[name], method)(*args, now_ns=self.now_ns, **fields)
         self.carry_out(name, ops)
         return ops
 
-    def everywhere(self, name: str, method: str, *args: Any, **fields: Any) -> list[Op]:
+    def everywhere(self, name: str, method: str, /, *args: Any, **fields: Any) -> list[Op]:
         """As `do`, and everybody hears of everything."""
         ops = self.do(name, method, *args, **fields)
         self.sync()
