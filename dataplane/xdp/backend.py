@@ -343,10 +343,6 @@ class XdpBackend:
             os.close(self._lock)
 
 
-_PASS = bytes.fromhex("b700000002000000 9500000000000000")
-"""The shortest XDP program: return XDP_PASS."""
-
-
 def require_xdp() -> None:
     """Raise Unavailable, saying what is missing, unless this process can load XDP programs."""
     lacking = _lacking()
@@ -354,7 +350,7 @@ def require_xdp() -> None:
         raise Unavailable(lacking)
     pins.require_bpffs()
     try:
-        os.close(kernel.prog_load(_PASS, "probe", flags=0))
+        os.close(kernel.prog_load(kernel.PASS, "probe", flags=0))
     except OSError as error:
         raise Unavailable(f"the kernel refuses BPF: {error.strerror}") from error
 

@@ -31,6 +31,8 @@ XDP_HAS_FRAGS = 32
 MAP_NO_PREALLOC = 1
 LINK_TYPE_XDP = 6
 VERIFIER_LOG_BYTES = 1 << 20
+PASS = bytes.fromhex("b700000002000000 9500000000000000")
+"""The shortest XDP program: r0 = XDP_PASS; exit."""
 
 
 class MapType(IntEnum):

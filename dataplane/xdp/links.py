@@ -95,10 +95,7 @@ def attach_pass(ifname: str) -> None:
     For the far end of a veth that frames are redirected to: they are lost unless that end polls,
     and a program makes it poll.
     """
-    # r0 = XDP_PASS; exit
-    fd = kernel.prog_load(
-        bytes.fromhex("b700000002000000 9500000000000000"), "pass", flags=kernel.XDP_HAS_FRAGS
-    )
+    fd = kernel.prog_load(kernel.PASS, "pass", flags=kernel.XDP_HAS_FRAGS)
     try:
         with IPRoute() as netlink:
             netlink.link("set", index=socket.if_nametoindex(ifname), xdp_fd=fd)

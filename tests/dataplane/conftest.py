@@ -18,6 +18,7 @@ from typing import Any, Literal
 import pytest
 from pyroute2 import IPRoute, netns
 
+from dataplane.backend import Unavailable
 from dataplane.fib.compile import Compiler
 from dataplane.fib.facts import (
     AttachmentFact,
@@ -43,9 +44,11 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
 
 @pytest.fixture(scope="session")
 def xdp_machine() -> None:
-    lacking = xdp_backend._lacking()
-    if lacking is None:
+    try:
+        xdp_backend.require_xdp()
         return
+    except Unavailable as error:
+        lacking = error
     if os.environ.get("CI") == "true":
         pytest.fail(f"XDP has to run here, and cannot: {lacking}")
     pytest.skip(f"XDP cannot run here: {lacking}")
