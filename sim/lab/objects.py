@@ -39,14 +39,14 @@ def make_vpcs(topology: Topology, watch: Watch) -> None:
         for subnet in topology.subnets:
             body = {"name": subnet.name, "vpc": vpc.name, "cidr": subnet.cidr}
             first.api.post("/v1/subnets", body | {"sites": list(subnet.sites)})
-    count = len(topology.vpcs) * len(topology.subnets)
+    wanted = len(topology.vpcs), len(topology.vpcs) * len(topology.subnets)
 
     def known() -> bool:
-        return all(
-            len(node.api.get("/v1/vpcs")) == len(topology.vpcs)
-            and len(node.api.get("/v1/subnets")) == count
-            for node, _ in watch
-        )
+        for node, _ in watch:
+            vpcs, subnets = (len(node.api.get(f"/v1/{kind}")) for kind in ("vpcs", "subnets"))
+            if (vpcs, subnets) != wanted:
+                raise NotReady(f"{node.name} has {vpcs} VPCs and {subnets} subnets")
+        return True
 
     wait_until("every node knows the VPCs and subnets", known, CONVERGE_TIMEOUT_S, watch)
 
@@ -67,12 +67,18 @@ def wait_converged(topology: Topology, watch: Watch) -> None:
     """Wait until all nodes are ready, hold the same, and have it in their data planes."""
 
     def converged() -> bool:
-        answers = [node.api.get("/v1/status") for node, _ in watch]
-        return (
-            all(answer["ready"] and answer["dataplane"]["synced"] for answer in answers)
-            and all(answer["dataplane"]["endpoints"] == len(topology.pods) for answer in answers)
-            and len({answer["digest"] for answer in answers}) == 1
-        )
+        held: dict[str, str] = {}
+        for node, _ in watch:
+            answer = node.api.get("/v1/status")
+            dataplane = answer["dataplane"]
+            if not (answer["ready"] and dataplane["synced"]):
+                raise NotReady(f"{node.name} is not ready: {answer['problems']}")
+            if dataplane["endpoints"] != len(topology.pods):
+                raise NotReady(f"{node.name} has {dataplane['endpoints']} endpoints")
+            held[answer["digest"]] = node.name
+        if len(held) > 1:
+            raise NotReady(f"{' and '.join(held.values())} differ")
+        return True
 
     wait_until("all nodes are ready and agree", converged, CONVERGE_TIMEOUT_S, watch)
 

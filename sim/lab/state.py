@@ -104,6 +104,8 @@ def load(name: str) -> State:
         document = json.loads(path.read_text())
     except FileNotFoundError:
         raise NotFound(f"there is no lab {name}; make one with `weft lab up`") from None
+    except PermissionError:
+        raise NotReady(f"{path} cannot be read; run this as root") from None
     except (OSError, ValueError) as error:
         raise NotReady(f"{path} cannot be read: {error}; take the lab down") from None
     try:

@@ -66,6 +66,16 @@ def test_a_file_that_is_not_ours_is_an_error_of_one_line(text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_who_may_not_read_it_is_told_who_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    state.make_directory(plan(LabSpec(name="x")))
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(NotReady, match="run this as root"):
+        state.load("x")
+
+
 def test_one_command_at_a_time_changes_a_lab() -> None:
     with state.locked("x"):
         with pytest.raises(Refused, match="another command"), state.locked("x"):
