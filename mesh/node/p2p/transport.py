@@ -212,11 +212,11 @@ class Transport:
         self._wake_dialler.set()
 
     def peers(self) -> list[PeerInfo]:
-        """The links there are, by node id."""
+        """The links there are, by node id; whoever has read PeerUp finds the link here."""
         wall_ns = self._clock_ns()
         infos = []
         for node, link in sorted(self._links.items()):
-            if link.session.ended or not link.announced.is_set():
+            if link.session.ended:
                 continue
             silent_s = self._pulse.watches[link.conduit].silent_s
             infos.append(
@@ -462,6 +462,8 @@ class Transport:
                 nursery.start_soon(link.run, deliver, lambda: self._soft_state)
                 await self._emit(PeerUp(link.node, link.conduit.remote, link.inbound))
                 link.announced.set()
+                if link.overflowed:  # whoever read PeerUp was faster than we are
+                    self._wake_reporter.set()
                 self._event("p2p.link_up", link, inbound=link.inbound)
                 link.beat()
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,11 +11,6 @@ from random import Random
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
-from trio.testing import (
-    MemoryReceiveStream,
-    MemorySendStream,
-    memory_stream_one_way_pair,
-)
 
 from mesh.core.ops import NodeId
 from mesh.node.p2p.events import Event, FrameIn, Overflow, PeerDown, PeerUp
@@ -310,7 +306,7 @@ class _MemoryView:
         link = frozenset((self._number, listener.number))
         if link in self._net.cut:
             await trio.sleep_forever()
-        there, back = memory_stream_one_way_pair(), memory_stream_one_way_pair()
+        there, back = (trio.open_memory_channel[tuple[float, bytes]](math.inf) for _ in range(2))
         ours = MemoryConduit(there[0], back[1], self._net, link, listener.addr)
         theirs = MemoryConduit(back[0], there[1], self._net, link, "/ip4/127.0.0.1/tcp/9")
         await listener.incoming.send(theirs)
@@ -335,45 +331,46 @@ class MemoryConduit:
 
     def __init__(
         self,
-        send_stream: MemorySendStream,
-        receive_stream: MemoryReceiveStream,
+        outgoing: trio.MemorySendChannel[tuple[float, bytes]],
+        incoming: trio.MemoryReceiveChannel[tuple[float, bytes]],
         net: MemoryNet,
         link: frozenset[int],
         remote: str,
     ) -> None:
-        self._send_stream, self._receive_stream = send_stream, receive_stream
+        self._outgoing, self._incoming = outgoing, incoming
         self._net = net
         self._link = link
         self._torn = False
+        self._arriving: tuple[float, bytes] | None = None
         self.remote = remote
         self.rx_bytes = 0
 
     async def send_all(self, data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
         # A byte that is lost is never made good here, so the stream is over: TCP would stall too.
-        if self._torn or self._link in self._net.cut:
-            self._torn = True
-            await trio.lowlevel.checkpoint()
-            return
-        await trio.sleep(self._net.latency_s)
-        try:
-            await self._send_stream.send_all(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise ConnectionError(str(error)) from error
+        self._torn = self._torn or self._link in self._net.cut
+        if not self._torn:
+            try:
+                self._outgoing.send_nowait((trio.current_time() + self._net.latency_s, data))
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                raise ConnectionError(str(error)) from error
 
     async def receive_some(self, bytes_max: int) -> bytes:
-        try:
-            data = bytes(await self._receive_stream.receive_some(bytes_max))
-        except trio.ClosedResourceError:
-            return b""
-        except trio.BrokenResourceError as error:
-            raise ConnectionError(str(error)) from error
-        self.rx_bytes += len(data)
-        return data
+        if self._arriving is None:
+            try:
+                self._arriving = await self._incoming.receive()
+            except (trio.EndOfChannel, trio.ClosedResourceError):
+                return b""
+        at_s, data = self._arriving
+        await trio.sleep_until(at_s)
+        self._arriving = (at_s, data[bytes_max:]) if len(data) > bytes_max else None
+        self.rx_bytes += len(data[:bytes_max])
+        return data[:bytes_max]
 
     def close(self) -> None:
         if not self._torn and self._link not in self._net.cut:
-            self._send_stream.close()
-        self._receive_stream.close()
+            self._outgoing.close()
+        self._incoming.close()
 
     abort = close
 
