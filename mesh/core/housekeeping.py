@@ -120,7 +120,12 @@ class Housekeeper:
     def _bind(self, delta: ViewDelta, now_ns: int) -> list[Op]:
         ops: list[Op] = []
         node, catalog = self._author.node, self._view.catalog
-        for vpc in sorted(delta.vpcs):
+        looked_at = set(delta.vpcs)
+        for vpc in delta.vpcs:
+            binding, live = catalog.binding(vpc, node), self._view.vpcs.get(vpc)
+            if binding is not None and (live is None or live.vni != binding.vni):
+                looked_at.update(catalog.with_vni(binding.vni))  # the VNI may be free for these
+        for vpc in sorted(looked_at):
             binding, live = catalog.binding(vpc, node), self._view.vpcs.get(vpc)
             if live is None:
                 self._hosted.pop(vpc, None)

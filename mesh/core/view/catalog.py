@@ -252,10 +252,9 @@ class Catalog:
         marks.layouts.add(vpc)
         if owner_changed:
             marks.subnets.update((vpc, subnet) for subnet in self._subnet_records.get(vpc, ()))
-        liveness_changed = (old is None) != (new is None)
-        marks.peerings |= liveness_changed
-        if liveness_changed or (old and new and old.sites != new.sites):
-            rescan.spans[vpc].extend(EVERYTHING)
+        marks.peerings |= (old is None) != (new is None)
+        if old is not None and new is not None and old.sites != new.sites:
+            rescan.spans[vpc].extend(EVERYTHING)  # else the layout says what to read again
 
     def _read_owner(self, vpc: str) -> bool:
         """Derive who owns the VPC; whether that has changed."""

@@ -208,6 +208,19 @@ def test_nothing_is_read_from_strangers_and_forgotten_nodes_and_retired_ones_as_
     assert len(world.view().claims(red, "10.0.200.5")) == 1
 
 
+def test_what_a_forgotten_node_wrote_is_gone_and_its_site_stays_the_owner() -> None:
+    world = World("a1", "a2", "b1")
+    red = world.red()
+    world.everywhere("a2", "set_vpc", "red", tenant="other")
+    world.change_member("a1", state="forgotten")
+    view = world.view()
+    assert view.vpcs[red].site == "a" and view.vpcs[red].tenant == "other"
+    assert view.subnets() == []
+    world.everywhere("a2", "add_subnet", "s-a", "red", "10.0.1.0/24")
+    world.change_member("a2", state="forgotten")
+    assert not world.view().vpcs and not world.view().subnets()
+
+
 # --- registers -------------------------------------------------------------------------------
 
 

@@ -1,0 +1,480 @@
+"""What users ask for: the writes that come of it, and every refusal with its reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mesh.core import keys, model
+from mesh.core.claiming import EndpointSpec
+from mesh.core.errors import BadInput, NotFound, Refused, RequestError
+from mesh.core.ops import MESH_SHARD, Change, Delete, Put
+from mesh.core.view import Endpoint
+from tests.mesh.core.core_world import SECOND_NS, World, node_id
+
+IP = "10.0.200.5"
+
+
+def refused(
+    world: World, error: type[RequestError], match: str, name: str, method: str, /,
+    *args: Any, **fields: Any,
+) -> None:  # fmt: skip
+    before = world.views[name].fingerprint()
+    with pytest.raises(error, match=match):
+        world.do(name, method, *args, **fields)
+    assert world.views[name].fingerprint() == before
+
+
+def winner(world: World, vpc: str, ip: str = IP) -> Endpoint:
+    found = world.view().winner(vpc, ip)
+    assert found is not None
+    return found
+
+
+# --- VPCs ------------------------------------------------------------------------------------
+
+
+def test_an_identical_vpc_again_writes_nothing_and_a_differing_one_is_refused() -> None:
+    world = World("a1", "b1")
+    ops = world.everywhere("a1", "add_vpc", "red", 7, ["10.0.0.0/16", "10.1.0.0/16"], "acme")
+    assert len(ops) == 1 and ops[0].shard == MESH_SHARD
+    vpc = world.view().vpc("red")
+    assert (vpc.vni, vpc.cidrs, vpc.tenant) == (7, ("10.0.0.0/16", "10.1.0.0/16"), "acme")
+    assert (vpc.site, vpc.by, vpc.revision, vpc.state) == ("a", node_id("a1"), 1, "active")
+    for name in ("a1", "b1"):
+        again = ("add_vpc", "red", 7, ["10.1.0.0/16", "10.0.0.0/16"], "acme")
+        assert world.do(name, *again) == []
+    refused(world, Refused, "exists with VNI 7", "a1", "add_vpc", "red", 8, vpc.cidrs, "acme")
+    refused(world, Refused, "exists with VNI 7", "a1", "add_vpc", "red", 7, ["10.0.0.0/8"], "acme")
+    refused(world, Refused, "VNI 7 is used by VPC red", "b1", "add_vpc", "x", 7, ["10.0.0.0/16"])
+    world.everywhere("b1", "add_vpc", "red", 8, ["10.0.0.0/16"])  # another tenant's word
+    assert len(world.view().vpcs) == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "match"),
+    [
+        (("Red", 7, ["10.0.0.0/16"]), "name: 'Red'"),
+        (("red", 0, ["10.0.0.0/16"]), "vni: 0"),
+        (("red", 7, []), "cidr"),
+        (("red", 7, ["10.0.0.1/16"]), "cidr: '10.0.0.1/16'"),
+        (("red", 7, ["10.0.0.0/16"], "A B"), "tenant: 'A B'"),
+    ],
+)
+def test_a_malformed_vpc_is_bad_input(args: tuple[Any, ...], match: str) -> None:
+    refused(World("a1"), BadInput, match, "a1", "add_vpc", *args)
+
+
+def test_set_changes_what_is_given_and_keeps_the_rest() -> None:
+    world = World("a1", "a2", "b1")
+    red = world.red()
+    made = world.view().vpcs[red]
+    world.now_ns += SECOND_NS
+    world.everywhere("a2", "set_vpc", "red", tenant="other")
+    vpc = world.view().vpcs[red]
+    assert (vpc.tenant, vpc.vni, vpc.revision, vpc.hlc) == ("other", 7, 2, made.hlc)
+    world.everywhere("a1", "set_vpc", "red", vni=9)
+    vpc = world.view().vpcs[red]
+    assert vpc.vni == 9 and vpc.hlc > made.hlc  # it has held this VNI from now on only
+    world.everywhere("a1", "set_vpc", red, name="crimson", cidrs=["10.0.0.0/15"])
+    vpc = world.view().vpc("crimson")
+    assert (vpc.id, vpc.cidrs, vpc.sites) == (red, ("10.0.0.0/15",), ())
+    world.everywhere("a1", "set_vpc", "crimson", sites=["b", "a"], tenant="")
+    assert world.view().vpcs[red].sites == ("a", "b") and world.view().vpcs[red].tenant == ""
+    assert world.do("a1", "set_vpc", "crimson", name="crimson", vni=9, sites=["a", "b"]) == []
+    world.everywhere("a1", "set_vpc", "crimson", sites=[])
+    assert world.view().vpcs[red].sites == ()
+
+
+def test_set_is_refused_without_authority_or_where_it_would_break_something() -> None:
+    world = World("a1", "b1")
+    world.red()
+    world.everywhere("b1", "add_vpc", "blue", 8, ["10.0.0.0/16"])
+    refused(world, Refused, "belongs to site a", "b1", "set_vpc", "red", tenant="x")
+    refused(world, Refused, "VNI 8 is used by VPC blue", "a1", "set_vpc", "red", vni=8)
+    refused(world, Refused, r"s-a \(10.0.1.0/24\) would lie outside", "a1", "set_vpc", "red",
+            cidrs=["10.0.2.0/23", "10.0.200.0/24"])  # fmt: skip
+    refused(world, NotFound, "no site 'z'.*a, b", "a1", "set_vpc", "red", sites=["z"])
+    refused(world, NotFound, "no VPC 'green'", "a1", "set_vpc", "green", vni=9)
+    for field, value in (
+        ("name", "-"),
+        ("vni", -1),
+        ("cidrs", []),
+        ("tenant", "-"),
+        ("sites", "-"),
+    ):
+        refused(world, BadInput, "[a-z]+: ", "a1", "set_vpc", "red", **{field: value})
+
+
+def test_fields_of_a_newer_version_survive_a_set() -> None:
+    world = World("a1", "b1")
+    red = world.red()
+    record = world.view().catalog.vpc_record(red)
+    assert record is not None
+    newer = model.VpcRecord(**{f: getattr(record, f) for f in record.__slots__} | {
+        "extra": ((77, b"\x05"),)
+    })  # fmt: skip
+    key = keys.pack(keys.VpcKey(red))
+    for view in world.views.values():
+        view.apply([Change(node_id("a1"), MESH_SHARD, key, model.encode(newer))])
+    world.everywhere("a1", "set_vpc", "red", tenant="x")
+    after = world.view().catalog.vpc_record(red)
+    assert after is not None and after.extra == ((77, b"\x05"),) and after.tenant == "x"
+
+
+def test_a_strangers_revision_cannot_use_the_revisions_up_but_an_owners_can() -> None:
+    world = World("a1", "a2", "b1")
+    red = world.red()
+    record = world.view().catalog.vpc_record(red)
+    assert record is not None
+    key = keys.pack(keys.VpcKey(red))
+
+    def forge(name: str) -> None:
+        forged = model.VpcRecord(
+            model.REVISION_MAX, 1, False, record.creator, record.nonce, "red", 7, record.cidrs
+        )
+        for view in world.views.values():
+            view.apply([Change(node_id(name), MESH_SHARD, key, model.encode(forged))])
+
+    forge("b1")
+    world.everywhere("a1", "set_vpc", "red", tenant="x")
+    assert world.view().vpcs[red].revision == 2
+    forge("a2")
+    refused(world, Refused, "used up", "a1", "set_vpc", "red", tenant="y")
+
+
+def test_a_vpc_with_endpoints_is_removed_by_force_only() -> None:
+    world = World("a1", "b1", "c1", admins=["c1"])
+    red = world.red()
+    world.everywhere("b1", "add_endpoint", "red", "10.0.2.5")
+    refused(world, Refused, "has 1 endpoints.*--force", "a1", "remove_vpc", "red")
+    refused(world, Refused, "belongs to site a", "b1", "remove_vpc", "red", force=True)
+    world.everywhere("c1", "remove_vpc", "red", force=True)
+    assert red not in world.view().vpcs
+    refused(world, NotFound, "no VPC 'red'", "a1", "remove_vpc", "red")
+    world.everywhere("a1", "add_vpc", "red", 7, ["10.0.0.0/16"])
+    assert world.view().vpc("red").id != red
+
+
+# --- subnets and peerings --------------------------------------------------------------------
+
+
+def test_subnets_are_added_once_and_refused_where_they_do_not_fit() -> None:
+    world = World("a1", "b1", "c1")
+    red = world.red()
+    world.everywhere("a1", "add_subnet", "here", "red", "10.0.3.0/24")
+    subnet = world.view().subnet("red", "here")
+    assert (subnet.sites, subnet.restrict, subnet.gateway) == (("a",), False, "10.0.3.1")
+    for name in ("a1", "b1"):
+        assert world.do(name, "add_subnet", "here", "red", "10.0.3.0/24", ["a"]) == []
+    add = ("a1", "add_subnet")
+    refused(world, Refused, "here of VPC red exists with 10.0.3.0/24 at a;", *add, "here", "red",
+            "10.0.4.0/24")  # fmt: skip
+    refused(world, Refused, "here of VPC red exists", *add, "here", "red", "10.0.3.0/24", ["b"])
+    world.everywhere(*add, "own", "red", "10.0.5.0/24", ["a"], True)
+    refused(world, Refused, "at a, restricted;", *add, "own", "red", "10.0.5.0/24", ["a"], False)
+    refused(world, Refused, r"overlaps subnet here \(10.0.3.0/24\)", *add, "x", "red",
+            "10.0.2.0/23")  # fmt: skip
+    refused(world, Refused, r"outside VPC red \(10.0.0.0/16\)", *add, "x", "red", "10.1.0.0/24")
+    refused(world, NotFound, "no site 'z'", *add, "x", "red", "10.0.9.0/24", ["z"])
+    refused(world, NotFound, "no VPC 'green'", *add, "x", "green", "10.0.9.0/24")
+    refused(world, Refused, "belongs to site a", "b1", "add_subnet", "x", "red", "10.0.9.0/24")
+    refused(world, BadInput, "name", *add, "X", "red", "10.0.9.0/24")
+    refused(world, BadInput, "cidr", *add, "x", "red", "10.0.9.1/24")
+    refused(world, BadInput, "IPv6 is not supported yet", *add, "x", "red", "fd00::/64")
+    world.everywhere("a1", "set_vpc", "red", sites=["a", "b"])
+    refused(world, Refused, "does not admit site c", *add, "x", "red", "10.0.9.0/24", ["c"])
+    assert len(world.view().subnets(red)) == 5
+
+
+def test_a_subnet_is_removed_for_good_and_only_when_empty() -> None:
+    world = World("a1", "a2", "b1")
+    red = world.red()
+    subnet = world.view().subnet("red", "s-a")
+    world.everywhere("a1", "add_endpoint", "red", "10.0.1.5")
+    refused(world, Refused, "s-a of VPC red has 1 endpoints", "a1", "remove_subnet", "s-a", "red")
+    refused(world, Refused, "belongs to site a", "b1", "remove_subnet", "s-b", "red")
+    refused(world, NotFound, "no subnet of red 'x'", "a1", "remove_subnet", "x", "red")
+    world.everywhere("a1", "remove_endpoint", "red", "10.0.1.5")
+    world.everywhere("a2", "remove_subnet", "s-a", "red")
+    assert world.view().subnet_by_id(subnet.id) is None
+    refused(world, Refused, "lies in no subnet", "a1", "add_endpoint", "red", "10.0.1.5")
+    world.everywhere("a1", "add_subnet", "s-a", "red", "10.0.1.0/24")
+    assert world.view().subnet("red", "s-a").id != subnet.id
+    assert {s.name for s in world.view().subnets(red)} == {"s-a", "s-b", "wide"}
+
+
+def test_a_subnet_that_is_not_installed_can_be_removed_whatever_lives_at_its_addresses() -> None:
+    world = World("a1", "a2", "b1")
+    world.red()
+    world.do("a1", "add_subnet", "first", "red", "10.0.8.0/24")
+    world.now_ns += SECOND_NS
+    world.do("a2", "add_subnet", "second", "red", "10.0.8.0/24")
+    world.sync()
+    world.everywhere("b1", "add_endpoint", "red", "10.0.8.5")
+    refused(world, Refused, "overlaps", "a1", "add_subnet", "third", "red", "10.0.8.0/25")
+    world.everywhere("a1", "remove_subnet", "second", "red")
+    assert world.view().conflicts() == []
+
+
+def test_each_side_writes_its_own_half_of_a_peering() -> None:
+    world = World("a1", "b1")
+    world.red()
+    world.everywhere("b1", "add_vpc", "blue", 8, ["10.1.0.0/16"])
+    refused(world, Refused, "red belongs to site a", "b1", "add_peering", "red", "blue")
+    refused(world, BadInput, "same VPC", "a1", "add_peering", "red", "red")
+    refused(world, NotFound, "has no half.*weft peering ls", "a1",
+            "remove_peering", "red", "blue")  # fmt: skip
+    assert len(world.everywhere("a1", "add_peering", "red", "blue")) == 1
+    for name in ("a1", "b1"):
+        assert world.do(name, "add_peering", "red", "blue") == []
+    refused(world, Refused, "red belongs to site a", "b1", "remove_peering", "red", "blue")
+    world.everywhere("a1", "remove_peering", "red", "blue")
+    assert world.view().peerings() == []
+
+
+# --- endpoints -------------------------------------------------------------------------------
+
+
+def test_an_endpoint_is_added_once_with_a_mac_of_its_own() -> None:
+    world = World("a1", "b1")
+    red = world.red()
+    (op,) = world.everywhere("a1", "add_endpoint", "red", IP, name="web", labels={"app": "x"})
+    assert op.shard == red and isinstance(op, Put)
+    endpoint = winner(world, red)
+    assert endpoint.mac == model.derived_mac(red, IP)
+    assert (endpoint.name, endpoint.host, endpoint.labels) == ("web", None, (("app", "x"),))
+    again = {"name": "web", "labels": {"app": "x"}}
+    assert world.do("a1", "add_endpoint", "red", IP, **again) == []
+    assert world.do("a1", "add_endpoint", red, IP, endpoint.mac.upper(), **again) == []
+    refused(world, Refused, f"exists with other values .mac {endpoint.mac}, name web.", "a1",
+            "add_endpoint", "red", IP)  # fmt: skip
+    refused(world, Refused, f"lives at site a on gateway a1; .*endpoint move --vpc red {IP}", "b1",
+            "add_endpoint", "red", IP, **again)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "ip", "fields", "match"),
+    [
+        (BadInput, "10.0.1", {}, "ip: '10.0.1'"),
+        (BadInput, "fd00::1", {}, "IPv6 is not supported yet"),
+        (BadInput, "127.0.0.1", {}, "unicast"),
+        (BadInput, IP, {"mac": "01:00:00:00:00:00"}, "mac"),
+        (BadInput, IP, {"name": "Web"}, "name"),
+        (BadInput, IP, {"host": "host7"}, "host"),
+        (BadInput, IP, {"labels": {"a": "\n"}}, "labels"),
+        (Refused, "10.0.99.5", {}, "lies in no subnet of VPC red"),
+        (Refused, "10.0.200.1", {}, "gateway address of subnet wide"),
+        (Refused, "10.0.200.0", {}, "network or broadcast address"),
+        (Refused, "10.0.200.255", {}, "network or broadcast address"),
+        (Refused, "10.0.7.5", {}, "subnet own is restricted to b; a may not"),
+    ],
+)
+def test_an_endpoint_that_cannot_be_is_refused(
+    error: type[RequestError], ip: str, fields: dict[str, Any], match: str
+) -> None:
+    world = World("a1", "b1")
+    world.red()
+    world.everywhere("a1", "add_subnet", "own", "red", "10.0.7.0/24", ["b"], True)
+    refused(world, error, match, "a1", "add_endpoint", "red", ip, **fields)
+    refused(world, NotFound, "no VPC 'green'", "a1", "add_endpoint", "green", IP)
+
+
+def test_a_site_that_the_vpc_does_not_admit_claims_nothing() -> None:
+    world = World("a1", "b1")
+    world.red()
+    world.everywhere("a1", "set_vpc", "red", sites=["a"])
+    refused(world, Refused, "does not admit site b", "b1", "add_endpoint", "red", IP)
+
+
+def test_a_second_gateway_of_the_site_may_claim_the_same_and_nothing_else() -> None:
+    world = World("a1", "a2", "b1")
+    red = world.red()
+    world.everywhere("a1", "add_endpoint", "red", IP, host="192.0.2.7")
+    refused(world, Refused, "lives at site a on gateway a1", "a2", "add_endpoint", "red", IP)
+    assert len(world.everywhere("a2", "add_endpoint", "red", IP, host="192.0.2.7")) == 1
+    assert world.do("a2", "add_endpoint", "red", IP, host="192.0.2.7") == []
+    refused(world, Refused, "host 192.0.2.7", "a2", "add_endpoint", "red", IP)
+    assert len(world.view().claims(red, IP)) == 2
+
+
+def test_an_endpoint_of_a_retired_gateway_is_taken_over_by_its_site() -> None:
+    world = World("a1", "a2", "b1")
+    red = world.red()
+    world.everywhere("a1", "add_endpoint", "red", IP)
+    world.change_member("a1", state="retired")
+    world.everywhere("a2", "add_endpoint", "red", IP, "02:00:00:00:00:09")
+    endpoint = winner(world, red)
+    assert (endpoint.node, endpoint.mobility) == (node_id("a2"), 1)
+
+
+def test_a_move_claims_above_all_that_is_seen_and_keeps_what_is_not_said() -> None:
+    world = World("a1", "b1")
+    red = world.red()
+    refused(world, NotFound, "no endpoint.*weft endpoint add", "b1", "move_endpoint", "red", IP)
+    world.everywhere("a1", "add_endpoint", "red", IP, name="web", host="192.0.2.7",
+                     labels={"a": "1"})  # fmt: skip
+    first = winner(world, red)
+    world.everywhere("b1", "move_endpoint", "red", IP)
+    moved = winner(world, red)
+    assert (moved.site, moved.mobility, moved.host) == ("b", 1, None)
+    assert (moved.mac, moved.name, moved.labels) == (first.mac, "web", (("a", "1"),))
+    assert moved.hlc > first.hlc
+    assert world.do("b1", "move_endpoint", "red", IP) == []
+    world.everywhere("b1", "move_endpoint", "red", IP, "02:00:00:00:00:09", "db", "192.0.2.8",
+                     {"b": "2"})  # fmt: skip
+    moved = winner(world, red)
+    assert (moved.mac, moved.name, moved.host) == ("02:00:00:00:00:09", "db", "192.0.2.8")
+    assert (moved.mobility, moved.labels) == (2, (("b", "2"),))
+
+
+def contested(world: World) -> str:
+    red = world.red()
+    world.do("a1", "add_endpoint", "red", IP)
+    world.now_ns += SECOND_NS
+    world.do("b1", "add_endpoint", "red", IP)
+    world.sync()
+    return red
+
+
+def test_a_move_by_a_claimant_ends_the_conflict() -> None:
+    world = World("a1", "b1")
+    red = contested(world)
+    refused(world, Refused, "lives at site a", "b1", "add_endpoint", "red", IP)
+    world.everywhere("a1", "move_endpoint", "red", IP)
+    assert world.view().conflicts() == [] and winner(world, red).mobility == 1
+
+
+def test_the_highest_mobility_cannot_be_moved_past_but_evicted() -> None:
+    world = World("a1", "b1")
+    red = world.red()
+    key = keys.pack(keys.EndpointKey(keys.addr_of(IP)))
+    top = model.encode(model.Claim(model.MOBILITY_MAX, 1, "02:00:00:00:00:01"))
+    for view in world.views.values():
+        view.apply([Change(node_id("b1"), red, key, top)])
+    refused(world, Refused, "weft endpoint rm", "a1", "move_endpoint", "red", IP)
+    world.everywhere("a1", "remove_endpoint", "red", IP)
+    assert world.view().claims(red, IP) == ()
+    refused(world, Refused, "weft endpoint rm", "b1", "add_endpoint", "red", IP)
+    world.everywhere("a1", "add_endpoint", "red", IP)
+    assert winner(world, red).mobility == 0
+
+
+def test_the_own_claim_is_withdrawn_and_a_foreign_one_evicted_by_the_owner_only() -> None:
+    world = World("a1", "b1", "c1")
+    red = world.red()
+    refused(world, NotFound, f"no endpoint {IP} in VPC red", "a1", "remove_endpoint", "red", IP)
+    refused(world, BadInput, "ip", "a1", "remove_endpoint", "red", "x")
+    world.everywhere("b1", "add_endpoint", "red", IP)
+    refused(world, Refused, "lives at site b on gateway b1; remove it there, .* site a", "c1",
+            "remove_endpoint", "red", IP)  # fmt: skip
+    ops = world.everywhere("b1", "remove_endpoint", "red", IP)
+    assert ops == [Delete(red, keys.pack(keys.EndpointKey(keys.addr_of(IP))))]
+    assert world.view().claims(red, IP) == ()
+    world.everywhere("b1", "add_endpoint", "red", IP)
+    (op,) = world.everywhere("a1", "remove_endpoint", "red", IP)
+    assert op.shard == MESH_SHARD
+    assert world.view().claims(red, IP) == ()
+    world.everywhere("b1", "remove_endpoint", "red", IP)  # the hidden claim that is still stored
+    assert world.views["a1"].claim(node_id("b1"), red, IP) is None
+
+
+def test_removing_the_winner_removes_with_authority_what_it_outranked() -> None:
+    for owner_moves in (True, False):
+        world = World("a1", "b1")
+        red = world.red()
+        here, there = ("a1", "b1") if owner_moves else ("b1", "a1")
+        world.everywhere(there, "add_endpoint", "red", IP)
+        world.everywhere(here, "move_endpoint", "red", IP)
+        world.everywhere(here, "remove_endpoint", "red", IP)
+        left = [claim.site for claim in world.view().claims(red, IP)]
+        assert left == ([] if owner_moves else ["a"])
+
+
+def test_removing_where_it_was_moved_away_from_is_removing_a_foreign_one() -> None:
+    world = World("a1", "b1")
+    red = world.red()
+    world.everywhere("b1", "add_endpoint", "red", IP)
+    world.everywhere("a1", "move_endpoint", "red", IP)
+    refused(world, Refused, "lives at site a", "b1", "remove_endpoint", "red", IP)
+    world.everywhere("b1", "move_endpoint", "red", IP)
+    world.everywhere("a1", "remove_endpoint", "red", IP)
+    assert world.view().claims(red, IP) == ()
+
+
+def test_a_loser_of_a_conflict_withdraws_its_own_claim() -> None:
+    world = World("a1", "b1")
+    red = contested(world)
+    assert len(world.everywhere("b1", "remove_endpoint", "red", IP)) == 1
+    assert winner(world, red).site == "a" and world.view().conflicts() == []
+
+
+def test_the_owner_resolves_a_conflict() -> None:
+    world = World("a1", "a2", "b1", "c1")
+    red = contested(world)
+    key = f"endpoint/red/{IP}"
+    resolve = "resolve_conflict"
+    refused(world, Refused, "belongs to site a", "b1", resolve, key, "b1")
+    refused(world, Refused, "c1 does not claim.*keep one of a1, b1", "a1", resolve, key, "c1")
+    refused(world, NotFound, "no node 'z'", "a1", resolve, key, "z")
+    refused(world, BadInput, "write it as", "a1", resolve, "pod/red/1", "a1")
+    refused(world, NotFound, "no conflict about endpoint/red/10.0.200.9", "a1", resolve,
+            "endpoint/red/10.0.200.9", "a1")  # fmt: skip
+    refused(world, Refused, "weft vpc set", "a1", resolve, "vpc/red", "a1")
+    world.everywhere("a2", resolve, key, node_id("b1").hex())
+    assert winner(world, red).site == "b" and world.view().conflicts() == []
+    refused(world, NotFound, "no conflict", "a1", resolve, key, "b1")
+
+
+def test_many_endpoints_at_once_tell_which_are_bad() -> None:
+    world = World("a1", "b1")
+    red = world.red()
+    world.everywhere("b1", "add_endpoint", "red", "10.0.200.9")
+    specs = [
+        EndpointSpec("red", "10.0.200.5"),
+        EndpointSpec("red", "10.0.200.9"),
+        EndpointSpec(red, "10.0.200.5"),
+        EndpointSpec("red", "10.0.200.5", name="other"),
+        EndpointSpec("red", "nonsense"),
+        EndpointSpec("red", "10.0.200.6"),
+    ]
+    ops, errors = world.writers["a1"].add_endpoints(specs, now_ns=world.now_ns)
+    assert [index for index, _ in errors] == [1, 3, 4]
+    assert "lives at site b" in str(errors[0][1])
+    assert "differs from entry 1" in str(errors[1][1]) and isinstance(errors[1][1], BadInput)
+    assert len(ops) == 2
+    world.carry_out("a1", ops)
+    assert world.writers["a1"].add_endpoints(specs[:1], now_ns=world.now_ns) == ([], [])
+
+
+def test_a_stamp_is_later_than_those_seen_unless_they_are_far_ahead() -> None:
+    world = World("a1", "b1")
+    red = world.red()
+    world.now_ns += 5 * SECOND_NS
+    world.everywhere("b1", "add_endpoint", "red", IP)
+    world.now_ns -= 5 * SECOND_NS
+    world.everywhere("a1", "move_endpoint", "red", IP)
+    mine, other = world.view().claims(red, IP)
+    assert mine.hlc == other.hlc + 1
+    world.now_ns += 3600 * SECOND_NS
+    world.everywhere("b1", "move_endpoint", "red", IP)
+    world.now_ns -= 3600 * SECOND_NS
+    world.everywhere("a1", "move_endpoint", "red", IP)
+    mine, other = world.view().claims(red, IP)
+    assert mine.site == "a" and mine.hlc < other.hlc
+
+
+def test_a_gateway_registers_what_is_new_only() -> None:
+    world = World("a1", "b1")
+    args = ("192.0.2.1", ["/ip4/192.0.2.1/tcp/7000"], "0.1")
+    assert len(world.everywhere("a1", "register_gateway", *args)) == 1
+    assert world.do("a1", "register_gateway", *args) == []
+    gateway = world.view().gateways[node_id("a1")]
+    assert (gateway.underlay, gateway.addrs, gateway.version) == (args[0], tuple(args[1]), "0.1")
+    world.everywhere("a1", "register_gateway", "", [], "0.2")
+    assert world.view().gateways[node_id("a1")].underlay == ""
+    refused(world, BadInput, "underlay", "a1", "register_gateway", "fd00::1", [], "1")
+    refused(world, BadInput, "listen", "a1", "register_gateway", "", ["\n"], "1")
+    refused(world, BadInput, "at most 16", "a1", "register_gateway", "", ["/a"] * 17, "1")
+    refused(world, BadInput, "version", "a1", "register_gateway", "", [], "\n")
