@@ -12,25 +12,22 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 
-from crdt.header import ChainId, Epoch
 from crdt.lattice import Lattice
 from mesh.core import ed25519
-from mesh.core.effects import Alarm, Effect, Persist
-from mesh.core.ops import NodeId, Op
-from mesh.core.persisting import load_header
+from mesh.core.effects import Alarm, Effect
+from mesh.core.ops import Op
 from mesh.core.roster import Roster, found_mesh
 from sim.core.chance import ChanceOf
 from sim.core.checkers import Ledger, RestChecks, StepChecks, Violation, Violations, digests
-from sim.core.clock import SECOND_NS, Clock, seconds
+from sim.core.clock import SECOND_NS, Clock
 from sim.core.disk import Disk
 from sim.core.faults import Faults
+from sim.core.measures import LOOK_NS, HealTimes, PushTimes
 from sim.core.network import Network, Pair
 from sim.core.node import Identity, Machine, World
 from sim.core.scenario import Scenario
 from sim.core.workload import Users
 
-LOOK_NS = SECOND_NS // 20
-"""How often a run looks whether the mesh has come to rest: the resolution of `heal_s`."""
 FAR_NS = 60 * SECOND_NS
 """Housekeeping that is due later than this does not keep a run from being at rest."""
 VERIFIED_MAX = 1 << 16
@@ -50,7 +47,8 @@ class Result:
     sites: int
     converged: bool
     heal_s: float | None
-    """from the end of all faults to equal digests everywhere"""
+    """the longest time from a moment when nothing was wrong any more until every node had what any
+    node had at that moment"""
     bytes_per_site: int
     push_p50_s: float | None
     push_p99_s: float | None
@@ -87,43 +85,6 @@ class Result:
         }
 
 
-class PushTimes:
-    """How long writes take to reach other nodes while nothing is wrong."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.taken_ns: list[int] = []
-        self.weather = 0
-        """counts changes of what is wrong: a time across one is not taken"""
-        self._clock = clock
-        self._flushes: dict[tuple[ChainId, Epoch], list[tuple[int, int, int]]] = {}
-        self._seen: dict[tuple[int, ChainId, Epoch], int] = {}
-
-    def drained(self, node: int, owner: NodeId, effects: Sequence[Effect]) -> None:
-        now_ns = self._clock.now_ns
-        for effect in effects:
-            if not isinstance(effect, Persist):
-                continue
-            hi = load_header(effect.header).hi
-            flushes = self._flushes.setdefault((effect.chain, effect.epoch), [])
-            if effect.chain.node == owner:
-                flushes.append((hi, now_ns, self.weather))
-                continue
-            place = (node, effect.chain, effect.epoch)
-            first = self._seen.get(place, 0)
-            while first < len(flushes) and flushes[first][0] <= hi:
-                _, wrote_ns, weather = flushes[first]
-                if weather == self.weather:
-                    self.taken_ns.append(now_ns - wrote_ns)
-                first += 1
-            self._seen[place] = first
-
-    def quantile_s(self, part: float) -> float | None:
-        if not self.taken_ns:
-            return None
-        ordered = sorted(self.taken_ns)
-        return round(seconds(ordered[min(int(len(ordered) * part), len(ordered) - 1)]), 4)
-
-
 class Simulation:
     """The parts of one run, put together. It is the probe of its nodes and of its network."""
 
@@ -136,6 +97,7 @@ class Simulation:
         self._scenario = scenario
         self._steps = StepChecks(self.violations)
         self._push = PushTimes(self.clock)
+        self._heal = HealTimes(self.clock)
         self._frames = sha256()
         identities = identities_of(scenario)
         self.network = Network(
@@ -201,6 +163,11 @@ class Simulation:
 
     def _weather_changed(self) -> None:
         self._push.weather += 1
+        running = [machine.process for machine in self.machines if machine.process is not None]
+        whole = self.network.whole and len(running) == len(self.machines)
+        self._heal.weather_changed(
+            [process.replica.lattice for process in running] if whole else None
+        )
 
     def _disk_lost(self, node: int) -> None:
         self._steps.restored.add(node)
@@ -218,7 +185,7 @@ class Simulation:
         self.faults.schedule()
         self.clock.run(scenario.duration_ns)
         self.faults.end()
-        heal_s, rests = self._come_to_rest(scenario.duration_ns + scenario.quiet_ns)
+        rests = self._come_to_rest(scenario.duration_ns + scenario.quiet_ns)
         if rests:
             RestChecks(self.machines, self.violations).run()
             self._compare_ledger()
@@ -229,7 +196,7 @@ class Simulation:
             seed=seed,
             sites=len(scenario.sites),
             converged=rests,
-            heal_s=heal_s,
+            heal_s=self._heal.longest_s(),
             bytes_per_site=sum(carried.bytes_by_node.values()) // len(scenario.sites),
             push_p50_s=self._push.quantile_s(0.5),
             push_p99_s=self._push.quantile_s(0.99),
@@ -245,19 +212,13 @@ class Simulation:
             fingerprint=self._frames.hexdigest(),
         )
 
-    def _come_to_rest(self, until_ns: int) -> tuple[float | None, bool]:
-        """(seconds to equal digests, whether all came to rest in time)."""
-        began_ns = self.clock.now_ns
-        heal_s: float | None = None
+    def _come_to_rest(self, until_ns: int) -> bool:
+        """Whether all became the same, and nothing was left to do, in time."""
         while self.clock.now_ns < until_ns and not self.violations.full:
             self.clock.run(min(self.clock.now_ns + LOOK_NS, until_ns))
-            if not self._equal():
-                continue
-            if heal_s is None:
-                heal_s = round(seconds(self.clock.now_ns - began_ns), 3)
-            if self._quiet():
-                return heal_s, True
-        return heal_s, False
+            if self._equal() and self._quiet():
+                return True
+        return False
 
     def _equal(self) -> bool:
         first = self.machines[0].process

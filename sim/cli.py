@@ -1,0 +1,169 @@
+"""Simulate a whole mesh through partitions, crashes and lost disks, from one seed."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import click
+
+from mesh.cli.app import ExitNo, Group
+from mesh.cli.options import prints
+from mesh.cli.output import Output
+from mesh.core.errors import BadInput
+from sim.core.scenario import Scenario, parse
+from sim.core.simulation import Result, run
+from sim.seeding import chance_of
+
+SEED_MAX: Final = (1 << 63) - 1
+SEEDS_MAX: Final = 100_000_000
+JOBS_MAX: Final = 256
+CHUNK_SEEDS: Final = 4
+"""Seeds that a process takes at a time: a few, so that a failure is seen early."""
+
+_scenario_argument = click.argument(
+    "file", type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+
+
+@click.group(cls=Group)
+def sim() -> None:
+    """Simulate a whole mesh: the nodes' own code on a virtual clock, network and disks.
+
+    A run is a function of its scenario and its seed, to the last byte. A scenario is a TOML file;
+    see sim/scenarios.
+    """
+
+
+@sim.command("run")
+@_scenario_argument
+@click.option(
+    "--seed",
+    type=click.IntRange(0, SEED_MAX),
+    default=0,
+    show_default=True,
+    help="Decides all that is left to chance.",
+)
+@prints
+def run_command(out: Output, file: Path, seed: int) -> None:
+    """Run a scenario once; exit 1 if something that must hold did not."""
+    result = _run(load(file), seed)
+    _tell(out, file, result)
+
+
+@sim.command()
+@_scenario_argument
+@click.option("--seeds", required=True, metavar="A-B", help="Every seed from A to B.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, JOBS_MAX),
+    default=os.cpu_count() or 1,
+    show_default="one a core",
+    help="Processes.",
+)
+@prints
+def soak(out: Output, file: Path, seeds: str, jobs: int) -> None:
+    """Run many seeds; stop at the first violation and say how to replay it."""
+    scenario, wanted = load(file), _seeds(seeds)
+    began_s = time.monotonic()
+    done = 0
+    failed: Result | None = None
+    interrupted = False
+    try:
+        with click.progressbar(
+            length=len(wanted), label="seeds", file=sys.stderr, show_pos=True
+        ) as bar:
+            for result in _results(scenario, wanted, jobs):
+                done += 1
+                bar.update(1)
+                if not result.ok:
+                    failed = result
+                    break
+    except KeyboardInterrupt:
+        interrupted = True
+    seconds = time.monotonic() - began_s
+    summary: dict[str, object] = {
+        "seeds": len(wanted),
+        "done": done,
+        "seconds": round(seconds, 1),
+        "seeds_per_s": round(done / seconds, 1),
+        "failed_seed": failed.seed if failed else None,
+    }
+    if failed is not None:
+        if not out.json:
+            out.record(summary)
+        _tell(out, file, failed, summary if out.json else None)
+    elif out.json:
+        out.document({**summary, "violations": []})
+    else:
+        out.record(summary)
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+def load(file: Path) -> Scenario:
+    """Read and check a scenario. Raises BadInput, with the file's name in front."""
+    try:
+        raw = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{file}: not TOML: {error}") from None
+    except OSError as error:
+        raise BadInput(f"{file}: {error.strerror}") from None
+    try:
+        return parse(raw)
+    except BadInput as error:
+        raise BadInput(f"{file}: {error}") from None
+
+
+def _seeds(text: str) -> range:
+    first, dash, last = text.partition("-")
+    if not first.isdecimal() or (dash and not last.isdecimal()):
+        raise BadInput(f"--seeds: {text!r}: write A-B, such as 1-1000")
+    seeds = range(int(first), int(last or first) + 1)
+    if not 0 < len(seeds) <= SEEDS_MAX or seeds[-1] > SEED_MAX:
+        raise BadInput(f"--seeds: {text!r}: give 1 to {SEEDS_MAX} seeds, the lower one first")
+    return seeds
+
+
+def _run(scenario: Scenario, seed: int) -> Result:
+    return run(scenario, seed, chance_of(seed))
+
+
+def _results(scenario: Scenario, seeds: range, jobs: int) -> Iterator[Result]:
+    """In the order of the seeds, so that the first violation is the same however many jobs."""
+    if jobs == 1 or len(seeds) == 1:
+        for seed in seeds:
+            yield _run(scenario, seed)
+        return
+    pool = ProcessPoolExecutor(jobs)
+    try:
+        # In batches: what is submitted is run, also after a violation.
+        for start in range(0, len(seeds), CHUNK_SEEDS * jobs * 8):
+            batch = seeds[start : start + CHUNK_SEEDS * jobs * 8]
+            yield from pool.map(partial(_run, scenario), batch, chunksize=CHUNK_SEEDS)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _tell(out: Output, file: Path, result: Result, more: dict[str, object] | None = None) -> None:
+    """Print a result. Raises ExitNo after a violation, and says how to see it again."""
+    if out.json:
+        out.document({**(more or {}), **result.json()})
+    else:
+        record = result.json()
+        del record["violations"]
+        out.record(record)
+        for violation in result.violations:
+            click.echo(f"{violation.at_s:>10.3f} s  {violation.check}: {violation.detail}")
+    if not result.ok:
+        command = shlex.join(["weft", "sim", "run", str(file), "--seed", str(result.seed)])
+        click.echo(f"replay: {command}", err=True)
+        raise ExitNo
