@@ -17,7 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from dataplane.backend import Unavailable
 from dataplane.xdp import pins
+from dataplane.xdp.backend import require_xdp
 from mesh.cli.client import Client
 from mesh.core.errors import BadInput, NotFound, NotReady, Refused
 from sim.lab import faults, netns, objects, processes, state
@@ -98,7 +100,7 @@ class Lab:
             Refused: it is up already, or being changed.
             NotReady: not root, a tool is missing, or something did not come up.
         """
-        _check_machine()
+        check_machine()
         topology = plan(spec)
         with state.locked(spec.name):
             state.make_directory(topology)
@@ -386,13 +388,17 @@ class Lab:
         state.save(self.state)
 
 
-def _check_machine() -> None:
-    """Raises NotReady with what is missing."""
+def check_machine() -> None:
+    """Raises NotReady with what this machine lacks for a lab."""
     if os.geteuid() != 0:
         raise NotReady("a lab needs root for its network namespaces; run this as root")
     for tool, package in (("nsenter", "util-linux"), ("nft", "nftables")):
         if shutil.which(tool) is None:
             raise NotReady(f"{tool} is not installed; install the package {package}")
+    try:
+        require_xdp()
+    except Unavailable as error:
+        raise NotReady(f"a lab needs XDP, and it cannot run here: {error}") from None
 
 
 def leftovers(name: str) -> list[str]:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from dataplane.backend import Unavailable
-from dataplane.xdp import backend as xdp_backend
 from dataplane.xdp import pins
+from mesh.core.errors import NotReady
 from sim.lab import netns, processes, state
-from sim.lab.lab import Lab
+from sim.lab.lab import Lab, check_machine
 from sim.lab.state import State
 from sim.lab.topology import LabSpec, Topology, plan
 
@@ -90,8 +90,7 @@ def bpffs(root: None) -> None:
 @pytest.fixture(scope="session")
 def xdp() -> None:
     """What whole labs need: root, tools, and XDP programs that can be compiled and loaded."""
-    need(os.geteuid() == 0, "root")
-    for tool in ("nsenter", "nft"):
-        need(shutil.which(tool) is not None, tool)
-    lacking = xdp_backend._lacking()
-    need(lacking is None, f"XDP ({lacking})")
+    try:
+        check_machine()
+    except NotReady as error:
+        need(False, f"a machine for labs ({error})")

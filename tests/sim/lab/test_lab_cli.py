@@ -86,7 +86,6 @@ def test_an_unanswered_ping_is_a_no(stand_in_lab: Lab, run: Run) -> None:
         (["partition", "a,b"], 2, "cuts nothing"),
         (["partition", "a", "x"], 2, "'x' is no site"),
         (["exec", "z9", "--", "true"], 1, "'z9'"),
-        (["up"], 1, "is up already"),
     ],
 )
 def test_errors_are_one_line_with_the_exit_code_of_their_kind(
@@ -181,6 +180,12 @@ def test_exec_of_a_command_that_is_not_there(stand_in_lab: Lab) -> None:
     )
     assert done.returncode == 127
     assert "no-such-command" in done.stderr
+
+
+def test_a_lab_is_not_made_twice(xdp: None, stand_in_lab: Lab, run: Run) -> None:
+    result = run("up", "--name", stand_in_lab.name)
+    assert result.exit_code == 1
+    assert "is up already" in result.stderr
 
 
 def test_down_twice(stand_in_lab: Lab, run: Run) -> None:

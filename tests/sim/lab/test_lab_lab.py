@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 
+from dataplane.backend import Unavailable
 from dataplane.xdp import layout, pins
 from mesh.core.errors import BadInput, NotFound, NotReady, Refused
 from sim.lab import lab as lab_module
@@ -33,7 +35,7 @@ def test_down_leaves_nothing_and_can_be_repeated(stand_in_lab: Lab) -> None:
         Lab.open(lab.name)
 
 
-def test_down_of_a_half_made_lab(root: None, lab_name: str) -> None:
+def test_down_of_a_half_made_lab(xdp: None, lab_name: str) -> None:
     """Interrupted anywhere: with a state file or none, with some namespaces or none."""
     topology = plan(LabSpec(name=lab_name, sites=2, vpcs=1))
     netns.create_namespace(topology.gateways[1].netns)
@@ -68,7 +70,7 @@ def test_pins_of_the_nodes_go_with_the_lab(root: None, bpffs: None, lab_name: st
 
 
 def test_an_up_that_fails_takes_everything_down(
-    root: None, nft: None, lab_name: str, monkeypatch: pytest.MonkeyPatch
+    xdp: None, lab_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C while the first node is set up: namespaces and processes are there already."""
 
@@ -89,6 +91,21 @@ def test_only_root_makes_a_lab(lab_name: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(NotReady, match="run this as root"):
         Lab.up(LabSpec(name=lab_name))
+
+
+def test_what_a_lab_lacks_is_said_before_anything_is_made(
+    root: None, lab_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lack() -> None:
+        raise Unavailable("bcc not importable")
+
+    monkeypatch.setattr(lab_module, "require_xdp", lack)
+    with pytest.raises(NotReady, match="cannot run here: bcc not importable"):
+        Lab.up(LabSpec(name=lab_name))
+    monkeypatch.setattr(shutil, "which", lambda tool: None)
+    with pytest.raises(NotReady, match="nsenter is not installed"):
+        Lab.up(LabSpec(name=lab_name))
+    assert leftovers(lab_name) == []
 
 
 def test_a_killed_node_is_gone_and_shown_as_such(stand_in_lab: Lab) -> None:

@@ -107,7 +107,7 @@ def test_who_looks_for_processes_is_not_among_them(namespace: str) -> None:
 
 
 def test_processes_are_found_by_what_they_were_called_with(namespace: str, tmp_path: Path) -> None:
-    command = ["sh", "-c", "sleep 60 && :", f"{tmp_path}/mark"]
+    command = [sys.executable, "-c", "import signal; signal.pause()", f"{tmp_path}/mark"]
     process = processes.spawn(namespace, command, log=tmp_path / "log")
     assert processes.mentioning(f"{tmp_path}/mark") == [process]
     processes.kill(process)
