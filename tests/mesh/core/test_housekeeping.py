@@ -224,8 +224,8 @@ def test_a_node_binds_one_vni_to_one_live_vpc_only() -> None:
     world.everywhere("a1", "remove_vpc", "red", force=True)
     quiet(world)
     assert world.view().catalog.binding(red, node_id("b1")) is None
-    bound = world.view().catalog.binding(blue, node_id("b1"))
-    assert bound is not None and bound.vni == 7
+    taken = world.view().catalog.binding(blue, node_id("b1"))
+    assert taken is not None and taken.vni == 7
 
 
 def test_the_registration_is_kept_as_the_node_has_set_it() -> None:

@@ -1,0 +1,234 @@
+"""From the view to rows: who is reached how, and that updates add up to a fresh compilation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataplane.fib.rows import NO_GROUP, EndpointKey, EndpointRow, Tables, apply_delta, ip_number
+from mesh.core import keys, model
+from mesh.core.forwarding import Forwarding
+from mesh.core.ops import Change
+from mesh.core.view import View
+from tests.mesh.core import view_records as laws
+from tests.mesh.core.core_world import SECOND_NS, World, node_id
+
+IP = "10.0.200.5"
+MAC = "02:00:00:00:00:05"
+
+
+class Gateways:
+    """A forwarding for each node of a world; rows are what the deltas have added up to."""
+
+    def __init__(self, *names: str) -> None:
+        self.world = World(*names)
+        self.forwardings = {
+            name: Forwarding(node_id(name), name[0], self.world.views[name]) for name in names
+        }
+        for i, name in enumerate(names):
+            self.world.do(name, "register_gateway", f"192.0.2.{i + 1}", [], "1")
+        self.red = self.world.red()
+        self._rows = {name: Tables() for name in names}
+
+    def rows(self, name: str) -> Tables:
+        forwarding = self.forwardings[name]
+        forwarding.update()
+        assert not forwarding.update()
+        self._rows[name] = apply_delta(self._rows[name], forwarding.take_delta())
+        tables = forwarding.tables()
+        for table in ("gateways", "groups", "ports", "endpoints", "subnets"):
+            assert dict(getattr(self._rows[name], table)) == dict(getattr(tables, table))
+        return self._rows[name]
+
+    def row(self, name: str, ip: str = IP, vni: int = 7) -> EndpointRow | None:
+        return self.rows(name).endpoints.get(EndpointKey(vni, ip_number(ip)))
+
+    def group(self, name: str, ip: str = IP) -> tuple[str, set[str]] | None:
+        """The group that leads to an address and the names of its gateways."""
+        row, rows = self.row(name, ip), self.rows(name)
+        if row is None or row.group == NO_GROUP:
+            return None
+        group = rows.groups[row.group]
+        members = self.world.members
+        return group.name, {members[rows.gateways[g].node].name for g in group.gateways}
+
+
+def test_an_attached_endpoint_is_reached_at_its_gateway_and_one_behind_a_host_at_its_site() -> None:
+    it = Gateways("a1", "b1", "b2")
+    it.world.everywhere("b1", "add_endpoint", "red", IP, MAC)
+    it.world.everywhere("b1", "add_endpoint", "red", "10.0.2.6", host="192.0.2.77")
+    assert it.group("a1") == (f"gateway/{node_id('b1').hex()}", {"b1"})
+    assert it.group("a1", "10.0.2.6") == ("site/b", {"b1", "b2"})
+    it.forwardings["b1"].attach("p5", it.red, IP, MAC)
+    row = it.row("b1")
+    assert row is not None and row.ifname == "p5" and not it.rows("b1").ports["p5"].blocked
+
+
+def test_a_site_that_is_not_reached_keeps_its_rows_and_a_gateway_that_is_up_is_preferred() -> None:
+    it = Gateways("a1", "b1", "b2")
+    it.world.everywhere("b1", "add_endpoint", "red", IP, host="192.0.2.77")
+    forwarding = it.forwardings["a1"]
+    forwarding.update()
+    forwarding.set_live(node_id("b1"), False)
+    forwarding.set_live(node_id("b1"), False)
+    assert forwarding.update()
+    assert it.group("a1") == ("site/b", {"b2"})
+    forwarding.set_live(node_id("b2"), False)
+    assert it.group("a1") == ("site/b", {"b1", "b2"})
+    forwarding.set_live(node_id("b1"), True)
+    forwarding.set_live(node_id("b1"), True)
+    assert it.group("a1") == ("site/b", {"b1"})
+
+
+def test_the_losers_port_is_blocked_until_it_wins() -> None:
+    it = Gateways("a1", "b1")
+    for name in ("a1", "b1"):
+        it.world.do(name, "add_endpoint", "red", IP, MAC)
+        it.forwardings[name].attach("p5", it.red, IP, MAC)
+        it.world.now_ns += SECOND_NS
+    assert not it.rows("b1").ports["p5"].blocked  # it knows of nobody else
+    it.world.sync()
+    assert it.rows("b1").ports["p5"].blocked and not it.rows("a1").ports["p5"].blocked
+    assert it.group("b1") == (f"gateway/{node_id('a1').hex()}", {"a1"})
+    it.world.everywhere("b1", "move_endpoint", "red", IP)
+    assert it.rows("a1").ports["p5"].blocked and not it.rows("b1").ports["p5"].blocked
+
+
+def test_a_second_writer_of_the_winning_claim_has_the_endpoint_too() -> None:
+    it = Gateways("a1", "a2", "b1")
+    for name in ("a1", "a2"):
+        it.world.everywhere(name, "add_endpoint", "red", IP, MAC)
+        it.forwardings[name].attach("p5", it.red, IP, MAC)
+    for name in ("a1", "a2"):
+        row = it.row(name)
+        assert row is not None and row.ifname == "p5" and not it.rows(name).ports["p5"].blocked
+
+
+def test_an_endpoint_without_a_claim_is_not_carried_where_it_is_attached_either() -> None:
+    it = Gateways("a1", "b1")
+    it.world.everywhere("b1", "add_endpoint", "red", IP, MAC)
+    it.forwardings["b1"].attach("p5", it.red, IP, MAC)
+    assert it.row("b1") is not None
+    it.world.everywhere("a1", "remove_endpoint", "red", IP)
+    assert it.row("a1") is None and it.row("b1") is None
+    assert it.rows("b1").ports == {}
+    it.world.everywhere("b1", "add_endpoint", "red", IP, MAC)
+    row = it.row("b1")
+    assert row is not None and row.ifname == "p5"
+
+
+def test_attachments_come_change_and_go() -> None:
+    it = Gateways("a1", "b1")
+    forwarding = it.forwardings["a1"]
+    for ip in (IP, "10.0.200.6"):
+        it.world.everywhere("a1", "add_endpoint", "red", ip, MAC)
+    forwarding.attach("p5", it.red, IP, MAC)
+    assert forwarding.update()
+    forwarding.attach("p5", it.red, "10.0.200.6", MAC)
+    assert it.rows("a1").ports["p5"].ip == ip_number("10.0.200.6")
+    with pytest.raises(ValueError, match="Expected 4 octets"):
+        forwarding.attach("p5", it.red, "10.0.200", MAC)
+    with pytest.raises(ValueError, match="02:00"):
+        forwarding.attach("p5", it.red, IP, "02:00")
+    assert it.rows("a1").ports["p5"].ip == ip_number("10.0.200.6")
+    forwarding.attach("p6", it.red, "10.0.200.6", MAC)
+    forwarding.detach("p6")
+    forwarding.detach("p5")
+    forwarding.detach("p5")
+    assert it.rows("a1").ports == {}
+
+
+def test_the_vpc_that_lost_its_vni_has_rows_for_what_is_attached_here_only() -> None:
+    it = Gateways("a1", "b1")
+    it.world.everywhere("a1", "add_endpoint", "red", IP, MAC)
+    it.forwardings["a1"].attach("p5", it.red, IP, MAC)
+    assert it.forwardings["a1"].domain(it.red) is None
+    it.rows("a1")
+    assert it.forwardings["a1"].domain(it.red) == 7
+    (creator,) = [change for change in laws.founding() if change.key[:1] == b"v"][:1]
+    view = it.world.views["a1"]
+    view.set_members({**it.world.members, creator.node: laws.FULL[creator.node]})
+    assert creator.record is not None
+    earlier = creator.record.replace(b"\x07\x01\x08", b"\x07\x07\x08")
+    view.apply([creator._replace(record=earlier)])
+    assert view.vpcs[it.red].state == "vni-conflict"
+    assert it.row("a1") is None
+    domain = it.forwardings["a1"].domain(it.red)
+    assert domain is not None and domain > 0xFFFFFF
+    assert it.row("a1", vni=domain) is not None
+
+
+def test_a_removed_subnet_vpc_or_gateway_takes_its_rows_along() -> None:
+    it = Gateways("a1", "b1")
+    it.world.everywhere("b1", "add_endpoint", "red", "10.0.2.5", MAC)
+    assert len(it.rows("a1").subnets) == 3 and len(it.rows("a1").gateways) == 1
+    it.world.everywhere("a1", "remove_subnet", "s-a", "red")
+    assert len(it.rows("a1").subnets) == 2
+    it.world.change_member("b1", state="retired")
+    assert it.rows("a1").gateways == {}
+    it.world.everywhere("a1", "remove_vpc", "red", force=True)
+    assert it.rows("a1").subnets == {} and it.rows("a1").endpoints == {}
+
+
+def test_a_gateway_without_an_underlay_carries_no_traffic() -> None:
+    it = Gateways("a1", "b1")
+    assert len(it.rows("a1").gateways) == 1
+    it.world.everywhere("b1", "register_gateway", "", [], "1")
+    assert it.rows("a1").gateways == {}
+
+
+@settings(max_examples=80, deadline=None)
+@given(laws.steps, st.integers(0, 3))
+def test_updates_add_up_to_a_fresh_compilation(played: list[Any], self_index: int) -> None:
+    node = laws.NODES[self_index]
+    site = laws.FULL[node].site
+    view = View()
+    forwarding = Forwarding(node, site, view)
+    rows = Tables()
+    for i, ip in enumerate(("10.0.1.5", "10.0.1.6")):
+        forwarding.attach(f"p{i}", laws.VPC_IDS[i], ip, MAC)
+    for step in [laws.FULL, *played]:
+        laws.play(view, [step])
+        forwarding.update()
+        rows = apply_delta(rows, forwarding.take_delta())
+    fresh = Forwarding(node, site, view)
+    for i, ip in enumerate(("10.0.1.5", "10.0.1.6")):
+        fresh.attach(f"p{i}", laws.VPC_IDS[i], ip, MAC)
+    fresh.update()
+    assert rows == Tables(**{f: dict(getattr(fresh.tables(), f)) for f in Tables.__slots__})
+
+
+def test_ipv6_has_no_rows() -> None:
+    view = View()
+    view.set_members(laws.FULL)
+    view.apply(laws.founding())
+    forwarding = Forwarding(laws.NODES[0], "a", view)
+    forwarding.update()
+    before = dict(forwarding.tables().endpoints), dict(forwarding.tables().subnets)
+    creator, nonce = laws.VPCS[0]
+    vpc, v6 = laws.VPC_IDS[0], laws.ADDRS[-1]
+    subnet = model.SubnetRecord(
+        1, 1, False, creator, laws.NONCES[1], "six", "fd00::/64", ("a",), since=2
+    )
+    key = keys.SubnetKey(vpc, model.subnet_id(vpc, creator, laws.NONCES[1]))
+    claim = model.Claim(0, 1, MAC)
+    registration = model.Registration(1, "2001:db8::1", (), "1")
+    view.apply(
+        [
+            Change(creator, "mesh", keys.pack(key), model.encode(subnet)),
+            Change(creator, vpc, keys.pack(keys.EndpointKey(v6)), model.encode(claim)),
+            Change(
+                laws.NODES[2],
+                "mesh",
+                keys.pack(keys.GatewayKey(laws.NODES[2])),
+                model.encode(registration),
+            ),
+        ]
+    )
+    assert view.winner(vpc, "fd00::5") is not None and len(view.gateways) == 1
+    forwarding.update()
+    assert (dict(forwarding.tables().endpoints), dict(forwarding.tables().subnets)) == before
+    assert nonce and forwarding.tables().gateways == {}
