@@ -9,7 +9,7 @@ from typing import TypeVar
 from mesh.core import keys, model
 from mesh.core.clock import HybridClock
 from mesh.core.errors import NotFound, Refused
-from mesh.core.ops import MESH_SHARD, NodeId, Op, Put
+from mesh.core.ops import MESH_SHARD, NodeId, Put
 from mesh.core.view import View, Vpc
 
 R = TypeVar("R", bound=model.Register)
@@ -56,12 +56,11 @@ class Author:
         may_write = self.view.catalog.may_write
         return [record for node, record in records.items() if may_write(vpc, node)]
 
-    def evict(self, vpc: str, addr: bytes, node: NodeId, mobility: int, now_ns: int) -> list[Op]:
-        """Hide the node's claims for the address up to `mobility`; nothing if they are."""
-        if self.view.catalog.hidden_up_to(vpc, addr, node) >= mobility:
-            return []
+    def evict(self, vpc: str, addr: bytes, node: NodeId, mobility: int, now_ns: int) -> Put:
+        """Hide the node's claims for the address up to `mobility`, that of one that counts now
+        (so it is above what is hidden already)."""
         record = model.Eviction(mobility, self.stamp(now_ns))
-        return [self.put(keys.EvictionKey(vpc, node, addr), record)]
+        return self.put(keys.EvictionKey(vpc, node, addr), record)
 
 
 def next_revision(known: Iterable[model.Register]) -> int:

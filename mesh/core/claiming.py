@@ -220,9 +220,7 @@ class EndpointWriter:
 
     def _evict(self, vpc: str, addr: bytes, claims: Iterable[Endpoint], now_ns: int) -> list[Op]:
         return [
-            op
-            for claim in claims
-            for op in self._author.evict(vpc, addr, claim.node, claim.mobility, now_ns)
+            self._author.evict(vpc, addr, claim.node, claim.mobility, now_ns) for claim in claims
         ]
 
     def _where(self, claim: Endpoint) -> str:

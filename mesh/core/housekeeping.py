@@ -175,7 +175,7 @@ class Housekeeper:
                 ops.append(Delete(MESH_SHARD, keys.pack(key)))
         return ops
 
-    def _is_useless(self, key: keys.Key, gone: set[str], now_ns: int) -> bool:
+    def _is_useless(self, key: keys.LongLived, gone: set[str], now_ns: int) -> bool:
         catalog = self._view.catalog
         match key:
             case keys.VpcKey(vpc):
@@ -186,10 +186,8 @@ class Housekeeper:
             case keys.PeeringKey(a, b, half):
                 halves = catalog.half_records(a, b)[half]
                 return a in gone or b in gone or self._is_spent(a, halves, now_ns)
-            case keys.EvictionKey(vpc):
-                return vpc in gone
-            case _:
-                return False
+            case _:  # an eviction
+                return key.vpc in gone
 
     def _is_spent(self, vpc: str, records: Mapping[NodeId, model.Register], now_ns: int) -> bool:
         """Whether the own record says nothing any more: a value that another writer's deletion

@@ -76,6 +76,9 @@ Key: TypeAlias = (
     VpcKey | SubnetKey | PeeringKey | EvictionKey | GatewayKey | BindingKey | EndpointKey
 )
 
+LongLived: TypeAlias = VpcKey | SubnetKey | PeeringKey | EvictionKey
+"""Keys of what is not deleted by its writer alone: registers and evictions."""
+
 
 class UnknownKey(Exception):
     """A kind of a newer version."""
@@ -100,8 +103,8 @@ def pack(key: Key) -> bytes:
             return EVICTION + bytes.fromhex(vpc) + node + addr
         case GatewayKey(node):
             return GATEWAY + node
-        case BindingKey(node, vpc):
-            return BINDING + node + bytes.fromhex(vpc)
+        case _:  # a binding
+            return BINDING + key.node + bytes.fromhex(key.vpc)
 
 
 def unpack(shard: str, key: bytes) -> Key:

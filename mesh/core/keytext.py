@@ -42,8 +42,8 @@ def key_text(view: View, shard: str, key: bytes) -> str:
             return f"evict/{names.vpc_text(vpc)}/{ip}/{names.node_text(node)}"
         case keys.GatewayKey(node):
             return f"gateway/{names.node_text(node)}"
-        case keys.BindingKey(node, vpc):
-            return f"binding/{names.node_text(node)}/{names.vpc_text(vpc)}"
+        case _:  # a binding
+            return f"binding/{names.node_text(parsed.node)}/{names.vpc_text(parsed.vpc)}"
 
 
 def parse_key(view: View, text: str, shard: str = MESH_SHARD) -> tuple[str, bytes]:

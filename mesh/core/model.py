@@ -184,7 +184,7 @@ def encode(record: Record) -> bytes:
             if record.underlay:
                 fields[2] = keys.addr_of(record.underlay)
             fields |= {3: record.addrs, 4: record.version}
-        case Binding():
+        case _:  # a binding
             fields |= {1: record.hlc, 2: record.vni}
     packed: bytes = msgpack.packb(fields)
     return packed
@@ -251,7 +251,7 @@ def decode(key: keys.Key, data: bytes) -> Record:
             return Eviction(_int(fields, 1, 0, MOBILITY_MAX), _hlc(fields))
         case keys.GatewayKey():
             return _registration(fields)
-        case keys.BindingKey():
+        case _:  # a binding
             return Binding(_hlc(fields, 1), _int(fields, 2, 1, validate.VNI_MAX))
 
 

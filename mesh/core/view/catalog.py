@@ -449,7 +449,7 @@ class Catalog:
         """The VNI that the node has bound to the VPC."""
         return self._bindings.get(vpc, {}).get(node)
 
-    def written_by(self, node: NodeId) -> list[keys.Key]:
+    def written_by(self, node: NodeId) -> list[keys.LongLived]:
         """The registers and evictions of which the node holds a record. Reads every key."""
         vpcs = (keys.VpcKey(v) for v, held in self._vpc_records.items() if node in held)
         subnets = (
