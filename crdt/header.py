@@ -164,6 +164,16 @@ class Header:
         return header
 
 
+def common_head(a: Header, b: Header) -> int:
+    """The head up to which two branches of a chain are the same history; 0 when there is none."""
+    direct = max(a.shared_head(b.epoch), b.shared_head(a.epoch))
+    if direct:
+        return direct
+    theirs = {cover.epoch: cover.shared for cover in b.covers}
+    both = (min(theirs[c.epoch], c.shared) for c in a.covers if c.epoch in theirs)
+    return max(both, default=0)
+
+
 def _cover(raw: object) -> Cover:
     if not isinstance(raw, list) or len(raw) != 4:
         raise ValueError("cover: not a list of 4")

@@ -2,8 +2,8 @@
 
 State = chain id -> branches (epoch -> chain). Within an epoch the order is (head, root), total, and
 the join is the greater. A branch of an older epoch goes when a held later epoch covers it at or
-above the head held; until then both are kept and read, per key the later epoch first, and of the
-older one only what the later ones do not cover: the rest they have changed or deleted. The join of
+above the head held; until then both are kept and read, per key the later epoch first, and of each
+only what the others do not know and have changed or deleted. The join of
 two states is branch by branch: a product lattice, and that is all merging does (Almeida, Shoker,
 Baquero 2018; deltas are the join-irreducible intervals of Enes et al. 2019).
 """
@@ -17,7 +17,7 @@ from typing import Literal
 
 from crdt.chain import Chain, Planned, RootMismatch
 from crdt.delta import BadDelta, Delta
-from crdt.header import ChainId, Epoch
+from crdt.header import ChainId, Epoch, common_head
 from crdt.root import Entry
 
 BRANCHES_MAX = 16
@@ -93,24 +93,22 @@ class Lattice:
             ((epoch, chain),) = held.items()
             entry = chain.live.get(key)
             return (epoch, entry) if entry else None
-        later: list[Chain] = []
-        for chain in self.branches(id):
+        branches = self.branches(id)
+        for chain in branches:
             entry = chain.live.get(key)
-            if entry is not None and not _covered(later, chain.epoch, entry[0]):
+            if entry is not None and not _superseded(branches, chain, key, entry[0]):
                 return (chain.epoch, entry)
-            later.append(chain)
         return None
 
     def entries(self, id: ChainId) -> Iterator[tuple[bytes, Epoch, Entry]]:
         """All effective entries of a chain, in the order of their branch."""
         seen: set[bytes] = set()
-        later: list[Chain] = []
-        for chain in self.branches(id):
+        branches = self.branches(id)
+        for chain in branches:
             for key, entry in chain.live.items():
-                if key not in seen and not _covered(later, chain.epoch, entry[0]):
+                if key not in seen and not _superseded(branches, chain, key, entry[0]):
                     seen.add(key)
                     yield key, chain.epoch, entry
-            later.append(chain)
 
     def digest(self, shard: str) -> bytes:
         """32 bytes, equal at two nodes exactly when they hold the same branches of the shard.
@@ -183,9 +181,9 @@ class Lattice:
         target.adopt(planned)
         held[header.epoch] = target
         dropped = self._prune(held, changed)
-        for other in held.values():
-            if other is not target:  # what is read of it may be covered now
-                changed.update(dict.fromkeys(other.live))
+        if len(held) > 1 or dropped:  # what is read of one branch hangs on the others
+            for branch in held.values():
+                changed.update(dict.fromkeys(branch.live))
         self._account(header.chain, held)
         return Applied(target, planned, previous, fresh, dropped, tuple(changed))
 
@@ -262,9 +260,21 @@ class Lattice:
         self._digest[id.shard] = (self._digest.get(id.shard, 0) + weight - before) % _DIGEST_MODULUS
 
 
-def _covered(later: list[Chain], epoch: Epoch, seq: int) -> bool:
-    """Whether one of the later branches includes what was written at `seq` of `epoch`."""
-    return any(chain.header is not None and chain.header.covers_head(epoch, seq) for chain in later)
+def _superseded(branches: list[Chain], chain: Chain, key: bytes, seq: int) -> bool:
+    """Whether another branch includes what was written at `seq` of `chain`, and went on from it:
+    it has covered it, or it lies in their common history and is there no more. This is how the
+    owner reads them, too, once it writes the older one's tail anew."""
+    header = chain.header
+    for other in branches:
+        if other is chain or other.header is None or header is None:
+            continue
+        if other.epoch > chain.epoch and other.header.covers_head(chain.epoch, seq):
+            return True
+        if seq <= common_head(header, other.header):
+            entry = other.live.get(key)
+            if entry is None or entry[0] != seq:
+                return True
+    return False
 
 
 def _weight(chain: Chain) -> int:

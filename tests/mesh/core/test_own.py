@@ -162,3 +162,24 @@ def test_a_branch_in_two_epochs_says_what_may_read_differently() -> None:
     result = peer.apply(latest.snapshot())
     assert isinstance(result, Applied)
     assert set(result.changed) == {b"a", b"b", b"c"}
+
+
+def test_what_a_tail_deleted_is_not_read_from_the_later_epoch() -> None:
+    owner, peer = restored(lambda former: former.delete(b"a"))
+    owner.put(b"c", b"2")
+    later = Owner(owner.disk())
+    later.meet(peer)
+    assert later.read() == {b"b": b"1", b"c": b"2"}
+    peer.join(owner.lattice)
+    assert read(peer) == later.read()
+    later.put(b"b", b"2")
+    assert later.read() == {b"b": b"2", b"c": b"2"}
+
+
+def test_what_a_tail_wrote_anew_is_read_before_the_later_epochs_older_entry() -> None:
+    owner, peer = restored(lambda former: former.put(b"a", b"tail"))
+    owner.put(b"c", b"2")
+    peer.join(owner.lattice)
+    assert read(peer) == {b"a": b"tail", b"b": b"1", b"c": b"2"}
+    owner.meet(peer)
+    assert owner.read() == read(peer)
