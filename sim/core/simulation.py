@@ -7,6 +7,7 @@ mesh must come to rest. The checks are in `checkers`.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -178,19 +179,11 @@ class Simulation:
     def run(self, seed: int) -> Result:
         """Let it all happen. `seed` is only passed on to the result."""
         scenario = self._scenario
-        for machine in self.machines:
-            machine.start()
-        self.users.set_up()
-        self.users.run(scenario.duration_ns)
-        self.faults.schedule()
-        self.clock.run(scenario.duration_ns)
-        self.faults.end()
-        rests = self._come_to_rest(scenario.duration_ns + scenario.quiet_ns)
-        if rests:
-            RestChecks(self.machines, self.violations).run()
-            self._compare_ledger()
-        else:
-            self._say_what_differs()
+        rests = False
+        try:
+            rests = self._live_through()
+        except Exception as error:  # whatever it is, the seed that shows it is what people need
+            self.violations.add("no node fails", _where(error))
         carried = self.network.carried
         return Result(
             seed=seed,
@@ -211,6 +204,24 @@ class Simulation:
             events=self.clock.events,
             fingerprint=self._frames.hexdigest(),
         )
+
+    def _live_through(self) -> bool:
+        """The whole run; whether the mesh came to rest."""
+        scenario = self._scenario
+        for machine in self.machines:
+            machine.start()
+        self.users.set_up()
+        self.users.run(scenario.duration_ns)
+        self.faults.schedule()
+        self.clock.run(scenario.duration_ns)
+        self.faults.end()
+        rests = self._come_to_rest(scenario.duration_ns + scenario.quiet_ns)
+        if rests:
+            RestChecks(self.machines, self.violations).run()
+            self._compare_ledger()
+        else:
+            self._say_what_differs()
+        return rests
 
     def _come_to_rest(self, until_ns: int) -> bool:
         """Whether all became the same, and nothing was left to do, in time."""
@@ -268,6 +279,15 @@ class Simulation:
 def run(scenario: Scenario, seed: int, chance_of: ChanceOf) -> Result:
     """Run a scenario once. `chance_of` gives the streams of chance of that seed."""
     return Simulation(scenario, chance_of).run(seed)
+
+
+def _where(error: Exception) -> str:
+    """An exception in one line, with the places of the code it came through last."""
+    places = [
+        f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}"
+        for frame in traceback.extract_tb(error.__traceback__)[-3:]
+    ]
+    return f"{type(error).__name__}: {error} ({' > '.join(places)})"
 
 
 def identities_of(scenario: Scenario) -> list[Identity]:

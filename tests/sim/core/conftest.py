@@ -1,0 +1,59 @@
+"""Scenarios and runs that the tests share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import crdt.chain
+from mesh.core import sync, wire
+from sim.core.scenario import Scenario, parse
+
+
+@pytest.fixture
+def tight_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rings, chunks and vectors so small that a run of seconds goes beyond all of them."""
+    monkeypatch.setattr(crdt.chain, "RING_MAX", 3)
+    monkeypatch.setattr(wire, "CHUNK_BYTES", 1200)
+    monkeypatch.setattr(wire, "VECTOR_MAX", 3)
+    monkeypatch.setattr(sync, "WANT_CHAINS_MAX", 2)
+    monkeypatch.setattr(sync, "WINDOW", 2)
+
+
+@pytest.fixture
+def churn() -> Scenario:
+    """Three sites in half a minute of claims and removals, cuts, crashes and lost disks."""
+    return parse(churn_table())
+
+
+@pytest.fixture
+def rough() -> Scenario:
+    """Frames are lost, doubled and late, beyond what the transport would do."""
+    network = {"mode": "datagram", "loss": 0.1, "duplicate": 0.1, "reorder": 0.2}
+    faults = {"cuts": 2, "oneway_cuts": 1, "crashes": 2}
+    return parse({**churn_table(), "network": network, "faults": faults})
+
+
+@pytest.fixture
+def lost_disks() -> Scenario:
+    """Disks are replaced by older copies again and again, and few write."""
+    workload = {"vpcs": 1, "rate_per_s": 1.5, "mix": {"create": 3, "delete": 3}}
+    faults = {"cuts": 4, "cut_s": 15, "crashes": 6, "restores": 5, "down_s": 3}
+    return parse({**churn_table(), "workload": workload, "faults": faults})
+
+
+def churn_table() -> dict[str, Any]:
+    """As a file would have it."""
+    return {
+        "duration_s": 30,
+        "quiet_s": 120,
+        "sites": 3,
+        "network": {"latency_ms": 30},
+        "workload": {
+            "vpcs": 1,
+            "rate_per_s": 4,
+            "mix": {"create": 3, "delete": 3, "recreate": 2},
+        },
+        "faults": {"cuts": 3, "crashes": 4, "restores": 3, "down_s": 5},
+    }

@@ -1,0 +1,265 @@
+"""The checks bite: each deliberate bug is found within a few seeds.
+
+A bug is put into the nodes' code, never into the simulator's. Where the code has a second line of
+defence (a root that is checked), there is a bug with it and one that takes it away, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import crdt.chain
+from crdt.chain import Chain, Planned, RootMismatch
+from crdt.delta import Delta
+from crdt.header import ChainId, Epoch
+from crdt.lattice import Applied, Lattice, Rejected
+from mesh.core import own
+from mesh.core.effects import Effect, Persist
+from mesh.core.housekeeping import Housekeeper
+from mesh.core.replica import Replica
+from mesh.core.view import claims
+from sim.core.scenario import Scenario
+from sim.core.simulation import run
+from sim.seeding import chance_of
+
+SEEDS_MAX = 40
+Patch = pytest.MonkeyPatch
+
+
+def roots_not_checked(patch: Patch) -> None:
+    """What a delta makes of a chain is taken for what its author signed."""
+    plan = Chain.plan
+
+    def trusting(self: Chain, delta: Delta) -> Planned:
+        try:
+            return plan(self, delta)
+        except RootMismatch:
+            puts = tuple(put for put in delta.puts if put[1] > self.head)
+            written = {key: (seq, record) for key, seq, record in puts}
+            keep = vars(crdt.chain)["kept"](delta)
+            if keep is None:
+                gone = [key for seq, key in delta.deletes if seq > self.head]
+            else:
+                gone = [key for key, (seq, _) in self.live.items() if seq not in keep]
+            drops = tuple(key for key in gone if key in self.live and key not in written)
+            made = self.index.plan(self.live, written, drops, delta.header.bits)
+            made.root = delta.header.root
+            return Planned(delta, puts, drops, made)
+
+    patch.setattr(Chain, "plan", trusting)
+
+
+def gap_applied(patch: Patch) -> None:
+    """A delta that begins beyond the head is laid on the chain."""
+    target = Lattice._target
+
+    def eager(self: Lattice, delta: Delta, held: dict[Epoch, Chain]) -> Chain | Rejected:
+        found = target(self, delta, held)
+        if isinstance(found, Rejected) and found.reason == "gap" and held:
+            return max(held.values(), key=lambda chain: chain.head)
+        return found
+
+    patch.setattr(Lattice, "_target", eager)
+
+
+def gap_applied_unchecked(patch: Patch) -> None:
+    gap_applied(patch)
+    roots_not_checked(patch)
+
+
+def live_list_ignored(patch: Patch) -> None:
+    """Deletes below the sender's floor are lost."""
+    patch.setattr(crdt.chain, "kept", lambda delta: None)
+
+
+def live_list_ignored_unchecked(patch: Patch) -> None:
+    live_list_ignored(patch)
+    roots_not_checked(patch)
+
+
+def no_anti_entropy(patch: Patch) -> None:
+    """Pushes are all there is: what a cut has stopped never comes."""
+
+    def start_sync(self: Replica, peer: bytes, state: Any, now_ns: int) -> None:
+        state.sync_at_ns = now_ns + 10**18
+
+    patch.setattr(Replica, "_start_sync", start_sync)
+
+
+def no_sync_on_reconnect_and_no_relay(patch: Patch) -> None:
+    """Only own writes are pushed, and nothing is asked for."""
+    no_anti_entropy(patch)
+    applied = Replica._applied
+
+    def silent(self: Replica, *args: Any) -> None:
+        applied(self, *args)
+        self._outbox = [(delta, to) for delta, to in self._outbox if to is None]
+
+    patch.setattr(Replica, "_applied", silent)
+
+
+def epoch_reused(patch: Patch) -> None:
+    """A start goes on in the stored epoch: after a restore, seqs are given twice."""
+
+    def opened(self: own.OwnChains, shard: str) -> own._Open:
+        if (known := self._open.get(shard)) is not None:
+            return known
+        id = ChainId(self.node, shard)
+        chain = self._lattice.latest(id) or Chain(id, Epoch(1, bytes(8)))
+        before = chain.epoch if chain.header else None
+        known = self._open[shard] = own._Open(chain, before, chain.covers, {}, {})
+        return known
+
+    patch.setattr(own.OwnChains, "_opened", opened)
+    patch.setattr(Replica, "_is_clone", lambda self, delta: False)
+
+
+def older_snapshot_accepted(patch: Patch) -> None:
+    """A delta from the beginning replaces what is held, whatever its head."""
+    apply = Lattice.apply
+
+    def credulous(self: Lattice, delta: Delta) -> Applied | Rejected:
+        held = self._branches.get(delta.header.chain, {})
+        if delta.lo or delta.header.epoch not in held:
+            return apply(self, delta)
+        target = Chain(delta.header.chain, delta.header.epoch)
+        return self._install(target, target.plan(delta), held, held[delta.header.epoch])
+
+    patch.setattr(Lattice, "apply", credulous)
+    patch.setattr(Replica, "_admissible", lambda self, *args: True)
+
+
+def deletes_not_stored(patch: Patch) -> None:
+    """The disk keeps what was deleted."""
+    drain = Replica.drain
+
+    def forgetful(self: Replica) -> list[Effect]:
+        effects = drain(self)
+        return [replace(e, deletes=()) if isinstance(e, Persist) else e for e in effects]
+
+    patch.setattr(Replica, "drain", forgetful)
+
+
+def tail_not_taken_up(patch: Patch) -> None:
+    """A restored owner covers its tail without taking over what is in it."""
+    take_up = own.OwnChains._take_up
+
+    def lazy(self: own.OwnChains, opened: own._Open, branch: Chain) -> None:
+        empty = Chain(branch.id, branch.epoch)
+        empty.head, empty.header = branch.head, branch.header
+        kept_live = dict(opened.chain.live)
+        take_up(self, opened, empty)
+        for key, entry in kept_live.items():
+            if key not in opened.chain.live:
+                opened.chain.put(key, entry[1])
+
+    patch.setattr(own.OwnChains, "_take_up", lazy)
+
+
+def older_epoch_dropped(patch: Patch) -> None:
+    """A later epoch drops the older ones, covered or not."""
+
+    def prune(held: dict[Epoch, Chain], changed: dict[bytes, None]) -> tuple[Epoch, ...]:
+        dropped = tuple(sorted(held)[:-1])
+        for epoch in dropped:
+            changed.update(dict.fromkeys(held.pop(epoch).live))
+        return dropped
+
+    patch.setattr(Lattice, "_prune", staticmethod(prune))
+
+
+def superseded_entries_read(patch: Patch) -> None:
+    """What a later epoch has deleted is read from an older one beside it."""
+    patch.setattr("crdt.lattice._superseded", lambda branches, chain, key, seq: False)
+
+
+def view_not_told_of_deletes(patch: Patch) -> None:
+    install = Lattice._install
+
+    def quiet(self: Lattice, *args: Any) -> Applied:
+        applied = install(self, *args)
+        return replace(applied, changed=tuple(key for key, _, _ in applied.planned.puts))
+
+    patch.setattr(Lattice, "_install", quiet)
+
+
+def rank_by_arrival(patch: Patch) -> None:
+    """Of equal claims the one that came first wins."""
+    arrived: dict[int, dict[tuple[bytes, bytes], int]] = {}
+    put = claims.ClaimTable.put
+    ranked = claims.ClaimTable.ranked
+
+    def noting(self: claims.ClaimTable, node: bytes, vpc: str, addr: bytes, record: Any) -> None:
+        known = arrived.setdefault(id(self), {})
+        known.setdefault((node, addr), len(known))
+        put(self, node, vpc, addr, record)
+
+    def by_arrival(self: claims.ClaimTable, vpc: str, addr: bytes) -> list[claims.Ranked]:
+        known = arrived.get(id(self), {})
+        order = ranked(self, vpc, addr)
+        return sorted(order, key=lambda claim: known.get((claim.node, addr), 0))
+
+    patch.setattr(claims.ClaimTable, "put", noting)
+    patch.setattr(claims.ClaimTable, "ranked", by_arrival)
+
+
+def sent_before_stored(patch: Patch) -> None:
+    """Effects are carried out as if the disk had them."""
+    drain = Replica.drain
+    patch.setattr(
+        Replica,
+        "drain",
+        lambda self: [e for e in drain(self) if not (isinstance(e, Persist) and e.epoch[0] > 1)],
+    )
+
+
+def housekeeping_never_ends(patch: Patch) -> None:
+    """It writes at every look, though nothing has changed."""
+    patch.setattr(Housekeeper, "next_deadline_ns", lambda self: 0)
+
+
+BUGS: dict[Callable[[Patch], None], set[str]] = {
+    gap_applied: {"no alarm among honest nodes"},
+    gap_applied_unchecked: {"one head, one set of entries"},
+    live_list_ignored: {"no alarm among honest nodes"},
+    live_list_ignored_unchecked: {"one head, one set of entries"},
+    no_anti_entropy: {"comes to rest in time"},
+    no_sync_on_reconnect_and_no_relay: {"comes to rest in time"},
+    epoch_reused: {"one head, one root", "one head, one set of entries"},
+    older_snapshot_accepted: {"heads do not go back"},
+    deletes_not_stored: {"no node fails", "disk and memory agree"},
+    tail_not_taken_up: {"nothing written is lost"},
+    older_epoch_dropped: {"only covered branches go", "nothing written is lost"},
+    superseded_entries_read: {"nothing deleted comes back"},
+    view_not_told_of_deletes: {"views are equal", "rows follow from the view"},
+    rank_by_arrival: {"views are equal", "the view does not depend on the order of arrival"},
+    sent_before_stored: {"disk and memory agree", "no node fails"},
+    housekeeping_never_ends: {"comes to rest in time"},
+}
+
+
+@pytest.mark.parametrize("bug", list(BUGS), ids=lambda bug: bug.__name__)
+def test_a_bug_is_found(
+    bug: Callable[[Patch], None],
+    churn: Scenario,
+    rough: Scenario,
+    lost_disks: Scenario,
+    tight_bounds: None,
+    monkeypatch: Patch,
+) -> None:
+    others: dict[object, Scenario] = {
+        older_snapshot_accepted: rough,
+        superseded_entries_read: lost_disks,
+    }
+    scenario = others.get(bug, churn)
+    bug(monkeypatch)
+    for seed in range(SEEDS_MAX):
+        result = run(scenario, seed, chance_of(seed))
+        if not result.ok:
+            assert {violation.check for violation in result.violations} & BUGS[bug]
+            return
+    raise AssertionError(f"not found in {SEEDS_MAX} seeds")
