@@ -174,9 +174,8 @@ def encode(record: Record) -> bytes:
         case VpcRecord() | SubnetRecord():
             _put_register(fields, record)
         case PeeringRecord():
-            fields |= {1: record.revision, 2: record.hlc}
-            if record.deleted:
-                fields[3] = True
+            gone = {3: True} if record.deleted else {}
+            fields |= {1: record.revision, 2: record.hlc, **gone}
         case Eviction():
             fields |= {1: record.mobility, 2: record.hlc}
         case Registration():
