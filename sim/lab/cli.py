@@ -179,15 +179,26 @@ def exec_(name: str, member: str, command: tuple[str, ...]) -> None:
     This process becomes the command, so its exit code and terminal are the command's. At a gateway
     WEFT_SOCKET is set: `weft lab exec a1 -- weft status`.
     """
-    # The parser stops at NAME, so the dashes that set CMD apart are still there.
-    words = command[1:] if command[0] == "--" else command
-    if not words:
-        raise click.UsageError("Missing argument 'COMMAND...'.")
+    name, words = _after_name(name, command)
     argv, environment = Lab.open(name).enter(member, words)
     try:
         os.execvpe(argv[0], argv, environment)  # noqa: S606 — no shell is what is wanted
     except OSError as error:
         raise NotReady(f"{argv[0]} cannot be run: {error.strerror}") from None
+
+
+def _after_name(name: str, words: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """The lab's name and the command in what follows NAME: the parser stops there, so `--name` and
+    the dashes that set the command apart may still be in it."""
+    if words[0].startswith("--name="):
+        name, words = words[0].removeprefix("--name="), words[1:]
+    elif words[0] == "--name" and len(words) > 1:
+        name, words = words[1], words[2:]
+    if words[:1] == ("--",):
+        words = words[1:]
+    if not words:
+        raise click.UsageError("Missing argument 'COMMAND...'.")
+    return name, words
 
 
 @lab.command()

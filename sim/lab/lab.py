@@ -12,6 +12,7 @@ import ipaddress
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -297,8 +298,13 @@ class Lab:
         return transfer(self.pod(source).netns, to.netns, to.ip, total_bytes)
 
     def enter(self, name: str, argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-        """The command line and environment that run `argv` at a pod or gateway. Raises NotFound."""
+        """The command line and environment that run `argv` at a pod or gateway. Raises NotFound.
+
+        `weft` is found there even if this one was called by its path.
+        """
         environment = dict(os.environ)
+        here = str(Path(sys.executable).parent)
+        environment["PATH"] = os.pathsep.join((here, environment.get("PATH", os.defpath)))
         with contextlib.suppress(NotFound):
             return netns.enter_command(self.pod(name).netns, argv), environment
         with contextlib.suppress(NotFound):

@@ -110,6 +110,8 @@ def test_errors_are_one_line_with_the_exit_code_of_their_kind(
         (["ping", "x", "y", "-c", "0"], 2),
         (["exec", "a1"], 2),
         (["exec", "a1", "--"], 2),
+        (["exec", "a1", "--name", "x"], 2),
+        (["exec", "a1", "--name", "not-there", "--", "true"], 1),
         (["status", "--name", "not-there"], 1),
         (["exec", "--name", "not-there", "a1", "true"], 1),
         (["down", "--name", "not-there"], 0),
@@ -147,6 +149,20 @@ def test_exec_tells_the_socket_of_a_gateway_and_takes_options_without_dashes(
         text=True,
     )
     assert done.stdout == f"{stand_in_lab.node('b1').socket}\0"
+
+
+@pytest.mark.parametrize("words", [["--name", "{}"], ["--name={}"]])
+def test_exec_takes_the_lab_s_name_after_the_pod_s_and_finds_weft(
+    stand_in_lab: Lab, words: list[str]
+) -> None:
+    named = [word.format(stand_in_lab.name) for word in words]
+    done = subprocess.run(
+        [*COMMAND, "exec", "b1", *named, "--", "weft", "--version"],
+        env={**os.environ, "PATH": os.defpath},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout.split()[0]) == (0, "weft")
 
 
 def test_exec_gives_an_interactive_command_the_terminal(stand_in_lab: Lab) -> None:
