@@ -43,7 +43,9 @@ if TYPE_CHECKING:
 
 SOCKET_MODE: Final = 0o600
 SOCKET_DIRECTORY_MODE: Final = 0o755
-CONNECTIONS_MAX: Final = 128  # of one user's own tools; each is a descriptor that links need, too
+CONNECTIONS_MAX: Final = 256  # of one user's own tools; each is a descriptor that links need, too
+IDLE_S: Final = 1  # how long a connection may wait for a request, also after its client has left
+READ_TIMEOUT_S: Final = 120  # for the next byte of a client, which may be waiting for its answer
 
 _logger = logging.getLogger("weft.api")
 
@@ -78,6 +80,8 @@ class _Connections:
         self._config.errorlog = None  # its lines are sentences; what matters is logged here
         self._config.accesslog = None
         self._config.include_server_header = False
+        self._config.keep_alive_timeout = IDLE_S
+        self._config.read_timeout = READ_TIMEOUT_S
         self._app = wrap_app(app, self._config.wsgi_max_body_size, "asgi")  # type: ignore[arg-type]
         self._log = LimitedLog(_logger, trio.current_time)
         self._open = 0

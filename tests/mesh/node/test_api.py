@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -335,7 +336,8 @@ def test_a_client_that_talks_nonsense_ends_nothing(first: Running, garbage: byte
     for _ in range(10):  # whether the server still sends when the client leaves is chance
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(first.socket))
-            client.sendall(garbage)
+            with contextlib.suppress(OSError):  # it has read enough
+                client.sendall(garbage)
     assert first.ask("GET", "/v1/status")[0] == 200
 
 
