@@ -218,12 +218,26 @@ class Ledger:
         self._taken.pop(node, None)
         self._leaving.pop(node, None)
 
-    def disk_lost(self, disks: Iterable[Disk]) -> None:
-        """A disk was replaced by an older copy: what no disk has now may be lost."""
-        held = _headers(disks)
-        for fact in self._facts.values():
-            found = held.get(fact.chain, ())
-            fact.certain = fact.certain and _includes(found, fact.epoch, fact.head)
+    def disk_lost(self, owner: NodeId, disk: Disk, disks: Sequence[Disk]) -> None:
+        """The owner's disk was replaced by `disk`, an older copy.
+
+        What no disk has now may be lost. So may be what belongs to another history than the copy:
+        the owner had gone on from a disk without the copy's, and neither covers the other.
+        """
+        held, restored = _headers(disks), _headers([disk])
+        for (node, _, _), fact in self._facts.items():
+            with_it = [
+                header
+                for header in held.get(fact.chain, ())
+                if _includes([header], fact.epoch, fact.head)
+            ]
+            if not with_it:
+                fact.certain = False
+            elif node == owner:
+                for copy in restored.get(fact.chain, ()):
+                    known = _includes([copy], fact.epoch, fact.head)
+                    if not known and not any(_shares(header, copy) for header in with_it):
+                        fact.certain = False
 
     def started(self, owner: NodeId, disk: Disk) -> None:
         """An owner starts. What it wrote over a tail that it has not met stands only as long as
@@ -279,6 +293,11 @@ def _includes(headers: Iterable[Header], epoch: Epoch, head: int) -> bool:
         (header.epoch == epoch and header.hi >= head) or header.covers_head(epoch, head)
         for header in headers
     )
+
+
+def _shares(header: Header, copy: Header) -> bool:
+    """Whether `copy` is an earlier state of what `header` signs."""
+    return header.epoch == copy.epoch or header.covers_head(copy.epoch, copy.hi)
 
 
 class RestChecks:

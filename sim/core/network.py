@@ -155,6 +155,10 @@ class Network:
             and not self._cut(node, peer)
         )
 
+    def passes(self, sender: int, receiver: int) -> bool:
+        """Whether a packet gets through, whatever the nodes' processes do."""
+        return sender == receiver or not self._directions[sender, receiver].cuts
+
     # ---- faults ----
 
     def cut(self, pairs: Iterable[Pair]) -> None:

@@ -172,7 +172,9 @@ class Simulation:
 
     def _disk_lost(self, node: int) -> None:
         self._steps.restored.add(node)
-        self.ledger.disk_lost(machine.disk for machine in self.machines)
+        restored = self.machines[node]
+        disks = [machine.disk for machine in self.machines]
+        self.ledger.disk_lost(restored.identity.node, restored.disk, disks)
 
     # ---- the run ----
 
