@@ -139,7 +139,9 @@ class Peer:
     def idle(self) -> bool:
         """No connection but those of the links."""
         transport = self.transport
-        return not transport._attempts and len(transport._pulse.watches) == len(transport._links)
+        if transport._attempts or transport._strangers or transport._pending:
+            return False
+        return len(transport._pulse.watches) == len(transport._links)
 
     async def until(self, condition: Callable[[], bool], within_s: float = DEADLINE_S) -> float:
         """Wait for events until the condition holds; returns when it did, by trio's clock."""
@@ -269,6 +271,7 @@ class MemoryNet:
         self._listeners: dict[int, _MemoryListener] = {}
         self.cut: set[frozenset[int]] = set()
         self._ports = 0
+        self.conduits: list[MemoryConduit] = []
 
     def view(self, number: int) -> Net:
         """The network as node `number` sees it: it can be cut off from others."""
@@ -285,6 +288,12 @@ class MemoryNet:
 
     def heal(self) -> None:
         self.cut = set()
+
+    def tear(self) -> None:
+        """Let what is connected go silent for ever; new connections are as good as any."""
+        for conduit in self.conduits:
+            conduit.torn = True
+        self.conduits.clear()
 
 
 class _MemoryView:
@@ -309,6 +318,7 @@ class _MemoryView:
         there, back = (trio.open_memory_channel[tuple[float, bytes]](math.inf) for _ in range(2))
         ours = MemoryConduit(there[0], back[1], self._net, link, listener.addr)
         theirs = MemoryConduit(back[0], there[1], self._net, link, "/ip4/127.0.0.1/tcp/9")
+        self._net.conduits += [ours, theirs]
         await listener.incoming.send(theirs)
         return ours
 
@@ -340,7 +350,7 @@ class MemoryConduit:
         self._outgoing, self._incoming = outgoing, incoming
         self._net = net
         self._link = link
-        self._torn = False
+        self.torn = False
         self._arriving: tuple[float, bytes] | None = None
         self.remote = remote
         self.rx_bytes = 0
@@ -348,8 +358,8 @@ class MemoryConduit:
     async def send_all(self, data: bytes) -> None:
         await trio.lowlevel.checkpoint()
         # A byte that is lost is never made good here, so the stream is over: TCP would stall too.
-        self._torn = self._torn or self._link in self._net.cut
-        if not self._torn:
+        self.torn = self.torn or self._link in self._net.cut
+        if not self.torn:
             try:
                 self._outgoing.send_nowait((trio.current_time() + self._net.latency_s, data))
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
@@ -368,7 +378,7 @@ class MemoryConduit:
         return data[:bytes_max]
 
     def close(self) -> None:
-        if not self._torn and self._link not in self._net.cut:
+        if not self.torn and self._link not in self._net.cut:
             self._outgoing.close()
         self._incoming.close()
 

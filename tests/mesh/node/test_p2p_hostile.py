@@ -288,6 +288,7 @@ async def test_breaking_the_protocol_costs_the_link_and_nothing_else(
         await link_up(c, a)
         await misbehave(a, b, misdeed)
         assert a.linked(c) and not a.downs(c)
+        assert a.downs(b) != ["silent"]
         assert "internal" not in a.downs(b)[0] and "internal_error" not in caplog.text
         await still_links(a, b)
 

@@ -105,6 +105,29 @@ async def test_ends_that_notice_at_different_times_find_together(
         assert len(a.downs(b)) == 1
 
 
+async def test_a_link_that_does_not_answer_makes_way_for_a_new_one(
+    autojump_clock: MockClock,
+) -> None:
+    """The other machine has restarted and says nothing on the old connection, not even its end."""
+    net = MemoryNet()
+    a, b = mesh_of(2, net)
+    async with running(a, b):
+        await link_up(a, b)
+        net.tear()
+        b.transport.drop(a.id, "test", 0)
+        await b.until_downs(a)
+        a.pause_reading()  # the old link is told to be over before the new one is told of
+        b.target(a)
+        await trio.sleep(0.5)
+        a.resume_reading()
+        began_s = trio.current_time()
+        await b.until_ups(a, 2)
+        await a.until_ups(b, 2)
+        assert trio.current_time() - began_s < 2
+        assert a.downs(b) == ["replaced"]
+        assert [type(event) for event in a.log] == [PeerUp, PeerDown, PeerUp]
+
+
 async def test_a_mesh_of_ten_keeps_few_links_and_heals(autojump_clock: MockClock) -> None:
     net = MemoryNet()
     peers = mesh_of(10, net)
