@@ -130,9 +130,14 @@ class ClaimTable:
             if any(len(first) == size and first <= addr <= last for first, last in bounds):
                 yield addr
 
-    def contested(self) -> list[tuple[str, bytes]]:
-        """(VPC, address) of every conflict, sorted."""
-        return sorted((vpc, addr) for vpc, addrs in self._contested.items() for addr in addrs)
+    def contests(self) -> list[tuple[str, bytes, Contest]]:
+        """(VPC, address, conflict) of every conflict, by VPC and address."""
+        found: list[tuple[str, bytes, Contest]] = []
+        for vpc, addr in sorted((vpc, a) for vpc, addrs in self._contested.items() for a in addrs):
+            contest = self.contest(vpc, addr)
+            assert contest is not None, "judged contested since anything about it changed"
+            found.append((vpc, addr, contest))
+        return found
 
     def ranked(self, vpc: str, addr: bytes) -> list[Ranked]:
         """The claims that count, best first. This is where authority is judged."""

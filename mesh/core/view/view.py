@@ -258,13 +258,11 @@ class View:
 
     def conflicts(self) -> list[Conflict]:
         """Everything contested, by key text."""
-        contests = (
-            (vpc, addr, contest)
-            for vpc, addr in self.table.contested()
-            if (contest := self.table.contest(vpc, addr)) is not None
-        )
         return sorted(
-            [*self.names.endpoint_conflicts(contests), *self.names.catalog_conflicts()],
+            [
+                *self.names.endpoint_conflicts(self.table.contests()),
+                *self.names.catalog_conflicts(),
+            ],
             key=lambda c: (c.key, c.kind),
         )
 

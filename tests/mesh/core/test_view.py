@@ -280,6 +280,18 @@ def test_concurrent_equal_values_are_no_conflict() -> None:
     assert world.view().conflicts() == []
 
 
+def test_a_removal_beside_an_edit_is_no_conflict_it_wins() -> None:
+    world = World("a1", "a2", "b1")
+    red = world.red()
+    world.do("a1", "remove_vpc", "red")
+    world.now_ns += SECOND_NS
+    world.do("a2", "set_vpc", "red", tenant="two")
+    world.sync()
+    records = world.view().catalog.vpc_records(red)
+    assert {record.revision for record in records.values()} == {2}
+    assert red not in world.view().vpcs and world.view().conflicts() == []
+
+
 def test_a_disputed_subnet_is_listed_while_its_vpc_lives() -> None:
     world = World("a1", "a2", "b1")
     red = world.red()
@@ -394,6 +406,28 @@ def test_of_two_subnets_that_overlap_the_earlier_is_installed() -> None:
     world.everywhere("a1", "remove_subnet", "first", "red")
     assert world.view().subnet("red", "second").state == "active"
     assert world.view().conflicts() == []
+
+
+def test_of_two_subnets_made_at_one_stamp_the_lower_id_is_installed() -> None:
+    world = World("a1", "a2", "b1")
+    red = world.red()
+    changes = []
+    for name in ("a1", "a2"):
+        nonce = b"0" * 16
+        subnet = model.subnet_id(red, node_id(name), nonce)
+        record = model.SubnetRecord(
+            1, 1, False, node_id(name), nonce, name, "10.0.8.0/24", ("a",), since=1
+        )
+        key = keys.pack(keys.SubnetKey(red, subnet))
+        changes.append(Change(node_id(name), MESH_SHARD, key, model.encode(record)))
+    for name, order in (("a1", 1), ("a2", -1)):
+        for change in changes[::order]:
+            world.views[name].apply([change])
+    view = world.views["a1"]
+    states = [(s.state, s.id) for s in view.subnets(red) if s.cidr == "10.0.8.0/24"]
+    assert sorted(states) == sorted(states, key=lambda found: found[1])
+    assert view.conflicts()[0].rule == "lower id"
+    assert view.conflicts() == world.views["a2"].conflicts()
 
 
 def test_a_subnet_outside_its_vpc_is_not_installed() -> None:

@@ -410,6 +410,26 @@ def test_a_loser_of_a_conflict_withdraws_its_own_claim() -> None:
     assert winner(world, red).site == "a" and world.view().conflicts() == []
 
 
+def evict(world: World, vpc: str, name: str, mobility: int) -> None:
+    """The owner's a1 evicts the node at `IP`, whatever is claimed there."""
+    key = keys.pack(keys.EvictionKey(vpc, node_id(name), keys.addr_of(IP)))
+    world.carry_out("a1", [Put(MESH_SHARD, key, model.encode(model.Eviction(mobility, 1)))])
+    world.sync()
+
+
+def test_an_evicted_gateway_claims_above_its_eviction_or_not_at_all() -> None:
+    world = World("a1", "a2", "b1")
+    red = world.red()
+    for name in ("a1", "a2"):
+        world.everywhere(name, "add_endpoint", "red", IP)
+    evict(world, red, "a2", 0)
+    # beside a1's claim it could only be hidden again
+    refused(world, Refused, "lives at site a on gateway a1", "a2", "add_endpoint", "red", IP)
+    evict(world, red, "b1", 5)
+    world.everywhere("b1", "move_endpoint", "red", IP)
+    assert (winner(world, red).site, winner(world, red).mobility) == ("b", 6)
+
+
 def test_the_owner_resolves_a_conflict() -> None:
     world = World("a1", "a2", "b1", "c1")
     red = contested(world)
