@@ -127,10 +127,10 @@ def _seeds(text: str) -> range:
     first, dash, last = text.partition("-")
     if not first.isdecimal() or (dash and not last.isdecimal()):
         raise BadInput(f"--seeds: {text!r}: write A-B, such as 1-1000")
-    seeds = range(int(first), int(last or first) + 1)
-    if not 0 < len(seeds) <= SEEDS_MAX or seeds[-1] > SEED_MAX:
+    low, high = int(first), int(last or first)
+    if not low <= high <= SEED_MAX or high - low >= SEEDS_MAX:
         raise BadInput(f"--seeds: {text!r}: give 1 to {SEEDS_MAX} seeds, the lower one first")
-    return seeds
+    return range(low, high + 1)
 
 
 def _run(scenario: Scenario, seed: int) -> Result:

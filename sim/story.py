@@ -197,8 +197,9 @@ class Story:
         return f"{SHARED_IP} belongs to {conflict.winner} ({conflict.rule})"
 
     def _winner_receives(self) -> str:
-        (conflict,) = self._process("a").view.conflicts()
-        winner = f"{conflict.winner[0]}-v1-9"
+        conflicts = self._process("a").view.conflicts()
+        expect(len(conflicts) == 1, f"{len(conflicts)} conflicts")
+        winner = f"{conflicts[0].winner[0]}-v1-9"
         for sender in ("a-v1-1", "b-v1-1", "c-v1-1"):
             got = self._arrival(sender, SHARED_IP)
             expect(got == winner, f"from {sender} it arrives at {got}")

@@ -1,0 +1,175 @@
+"""The modelled network against what TCP and the node's transport do."""
+
+from __future__ import annotations
+
+import pytest
+
+from sim.core.clock import MS_NS, SECOND_NS, Clock
+from sim.core.network import Network, Weather
+from sim.seeding import chance_of
+
+Log = list[tuple[float, str, object]]
+
+
+class Port:
+    def __init__(self, clock: Clock) -> None:
+        self.log: Log = []
+        self._clock = clock
+
+    def _note(self, what: str, value: object) -> None:
+        self.log.append((self._clock.now_ns / SECOND_NS, what, value))
+
+    def link_up(self, peer: int) -> None:
+        self._note("up", peer)
+
+    def link_down(self, peer: int) -> None:
+        self._note("down", peer)
+
+    def link_lagging(self, peer: int) -> None:
+        self._note("lagging", peer)
+
+    def frame_in(self, peer: int, frame: bytes) -> None:
+        self._note("frame", frame)
+
+    def frames(self) -> list[bytes]:
+        return [value for _, what, value in self.log if what == "frame" and type(value) is bytes]
+
+    def changes(self) -> list[str]:
+        return [what for _, what, _ in self.log if what in ("up", "down")]
+
+
+class Two:
+    """Two nodes and the link between them."""
+
+    def __init__(self, weather: Weather | None = None, seed: int = 1) -> None:
+        self.clock = Clock()
+        latency_ns = {(0, 1): 10 * MS_NS, (1, 0): 10 * MS_NS}
+        chance = chance_of(seed)("network")
+        self.network = Network(self.clock, chance, weather or Weather(), latency_ns, self)
+        self.ports = [Port(self.clock), Port(self.clock)]
+        for node, port in enumerate(self.ports):
+            self.network.start(node, port)
+        self.run(1.0)
+
+    def frame_sent(self, sender: int, receiver: int, frame: bytes) -> None:
+        pass
+
+    def run(self, seconds: float) -> None:
+        self.clock.run(self.clock.now_ns + int(seconds * SECOND_NS))
+
+    def cut(self) -> None:
+        self.network.cut([(0, 1), (1, 0)])
+
+    def heal(self) -> None:
+        self.network.heal([(0, 1), (1, 0)])
+
+    def send(self, count: int, push: bool = True) -> list[bytes]:
+        frames = [b"%d" % i for i in range(count)]
+        for frame in frames:
+            self.network.send(0, 1, frame, push)
+        return frames
+
+
+def test_frames_arrive_in_order_after_the_latency() -> None:
+    two = Two()
+    began_s = two.clock.now_ns / SECOND_NS
+    sent = two.send(100)
+    two.run(1.0)
+    assert two.ports[1].frames() == sent
+    arrived = [at_s for at_s, what, _ in two.ports[1].log if what == "frame"]
+    assert 0.010 <= min(arrived) - began_s <= max(arrived) - began_s <= 0.012
+
+
+def test_loss_delays_a_stream_and_loses_nothing() -> None:
+    two = Two(Weather(loss=0.2))
+    sent = two.send(200)
+    two.run(60.0)
+    assert two.ports[1].frames() == sent
+    assert two.ports[1].log[-1][0] > 1.2
+
+
+def test_a_short_cut_holds_frames_and_keeps_the_session() -> None:
+    two = Two()
+    two.cut()
+    sent = two.send(5)
+    two.run(2.0)
+    assert two.ports[1].frames() == []
+    two.heal()
+    two.run(5.0)
+    assert two.ports[1].frames() == sent
+    assert two.ports[0].changes() == two.ports[1].changes() == ["up"]
+
+
+def test_a_long_cut_is_noticed_after_the_heartbeat_and_loses_what_was_under_way() -> None:
+    two = Two()
+    two.cut()
+    two.send(5)
+    two.run(10.0)
+    for port in two.ports:
+        (down_s,) = [at_s for at_s, what, _ in port.log if what == "down"]
+        assert 4.0 <= down_s <= 5.0
+    two.heal()
+    two.run(5.0)
+    assert two.ports[1].frames() == []
+    assert [port.changes() for port in two.ports] == [["up", "down", "up"]] * 2
+    two.send(1)
+    two.run(1.0)
+    assert two.ports[1].frames() == [b"0"]
+
+
+def test_a_cut_of_one_direction_ends_the_session_at_both_ends() -> None:
+    two = Two()
+    two.network.cut([(0, 1)])
+    two.run(10.0)
+    assert [port.changes() for port in two.ports] == [["up", "down"]] * 2
+
+
+def test_cuts_add_up() -> None:
+    two = Two()
+    two.cut()
+    two.cut()
+    two.heal()
+    assert not two.network.whole
+    assert not two.network.passes(0, 1)
+    two.heal()
+    assert two.network.whole
+    assert two.network.passes(0, 1)
+
+
+def test_a_crash_resets_the_session_and_a_start_makes_a_new_one() -> None:
+    two = Two()
+    two.network.stop(1)
+    two.run(0.5)
+    assert two.ports[0].changes() == ["up", "down"]
+    two.network.start(1, two.ports[1])
+    two.run(1.0)
+    assert two.ports[0].changes() == ["up", "down", "up"]
+    assert two.network.linked(0, 1)
+
+
+def test_datagrams_are_lost_doubled_and_overtake() -> None:
+    two = Two(Weather(mode="datagram", loss=0.2, duplicate=0.2, reorder=0.2))
+    sent = two.send(300)
+    two.run(10.0)
+    got = two.ports[1].frames()
+    assert set(got) < set(sent)
+    assert len(got) > len(set(got))
+    assert got != sorted(got, key=lambda frame: int(frame))
+
+
+def test_a_queue_that_is_full_drops_and_says_so() -> None:
+    two = Two(Weather(bits_per_s=8_000, queue_bytes_max=1000))
+    for _ in range(30):
+        two.network.send(0, 1, bytes(100), True)
+    two.run(60.0)
+    assert len(two.ports[1].frames()) == 10
+    assert [what for _, what, _ in two.ports[0].log].count("lagging") == 20
+    assert two.ports[1].log[-1][0] == pytest.approx(2.0, abs=0.05)  # 1000 bytes at 1 kB/s
+
+
+def test_a_reset_loses_the_frame_and_the_link_comes_back() -> None:
+    two = Two(Weather(reset=0.5))
+    two.send(10)
+    two.run(10.0)
+    for port in two.ports:
+        assert port.changes() == ["up", "down", "up"]

@@ -1,0 +1,114 @@
+"""Whole runs: schedules of faults under which everything holds, and the same run twice."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mesh.core.replica import Replica
+from sim.cli import load
+from sim.core.scenario import Scenario, parse
+from sim.core.simulation import Result, run
+from sim.seeding import chance_of
+
+SCENARIOS = Path(__file__).parents[3] / "sim" / "scenarios"
+SEEDS = 15
+"""Of each family. `weft sim soak` runs as many as there is time for."""
+
+
+def hold(scenario: Scenario, seeds: int = SEEDS) -> list[Result]:
+    results = []
+    for seed in range(seeds):
+        result = run(scenario, seed, chance_of(seed))
+        assert result.ok, (seed, result.violations)
+        results.append(result)
+    return results
+
+
+@pytest.mark.parametrize("family", ["churn", "rough", "lost_disks"])
+def test_everything_holds(family: str, request: pytest.FixtureRequest) -> None:
+    results = hold(request.getfixturevalue(family))
+    assert sum(result.faults for result in results) > 3 * SEEDS
+    assert sum(result.writes for result in results) > 15 * SEEDS
+    assert all(result.heal_s is not None for result in results)
+
+
+@pytest.mark.parametrize("family", ["churn", "rough", "lost_disks"])
+def test_everything_holds_beyond_every_bound(
+    family: str, tight_bounds: None, request: pytest.FixtureRequest
+) -> None:
+    hold(request.getfixturevalue(family))
+
+
+def test_all_kinds_of_requests_among_five_sites_of_two_gateways() -> None:
+    scenario = parse(
+        {
+            "duration_s": 30,
+            "quiet_s": 120,
+            "site": [
+                {"name": "a", "gateways": 2, "clock_skew_s": 400.0},
+                {"name": "b", "gateways": 2, "clock_skew_s": -86400.0},
+                {"name": "c"},
+            ],
+            "network": {"latency_ms": 40, "loss": 0.05, "reset": 0.01, "bandwidth_mbps": 2.0},
+            "workload": {"rate_per_s": 5, "endpoints": 1},
+            "faults": {"cuts": 3, "oneway_cuts": 2, "crashes": 2, "restores": 1},
+        }
+    )
+    hold(scenario, 5)
+
+
+@pytest.mark.parametrize("name", ["three-sites", "flapping-links"])
+def test_scenarios_that_come_with_weft(name: str) -> None:
+    (result,) = hold(load(SCENARIOS / f"{name}.toml"), 1)
+    assert result.push_p50_s is not None
+    assert result.push_p50_s < 0.1
+
+
+@pytest.mark.parametrize("path", sorted(SCENARIOS.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_scenario_is_well_formed(path: Path) -> None:
+    assert load(path).sites
+
+
+def test_a_seed_is_a_run_and_another_seed_another(churn: Scenario) -> None:
+    first, again, other = (run(churn, seed, chance_of(seed)) for seed in (7, 7, 8))
+    assert first == again
+    assert first.fingerprint != other.fingerprint
+
+
+RUN = """
+from sim.cli import load
+from sim.core.simulation import run
+from sim.seeding import chance_of
+import sys
+result = run(load(__import__("pathlib").Path(sys.argv[1])), 5, chance_of(5))
+print(result.fingerprint, result.json())
+"""
+
+
+def test_a_run_does_not_hang_on_the_hash_seed() -> None:
+    """Every frame, in order, in two processes whose sets and dicts of strings differ in order."""
+    said = set()
+    for hash_seed in ("1", "2"):
+        env = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        command = [sys.executable, "-c", RUN, str(SCENARIOS / "flapping-links.toml")]
+        root = SCENARIOS.parents[1]
+        done = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        said.add(done.stdout)
+    assert len(said) == 1
+
+
+def test_a_node_that_fails_is_a_violation(churn: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
+    def receive(self: Replica, peer: bytes, data: bytes, now_ns: int) -> None:
+        raise KeyError("lost")
+
+    monkeypatch.setattr(Replica, "receive", receive)
+    result = run(churn, 1, chance_of(1))
+    assert not result.ok
+    assert [violation.check for violation in result.violations] == ["no node fails"]
+    assert "KeyError" in result.violations[0].detail

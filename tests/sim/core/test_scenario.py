@@ -1,0 +1,81 @@
+"""Scenario files: what is read, and what is said about a mistake."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mesh.core.errors import BadInput
+from sim.core.clock import SECOND_NS
+from sim.core.scenario import Crash, Cut, Flap, parse
+
+
+def test_nothing_said_is_three_sites_without_faults() -> None:
+    scenario = parse({})
+    assert scenario.node_names == ("a-1", "b-1", "c-1")
+    assert scenario.events == ()
+    assert scenario.weather.mode == "stream"
+
+
+def test_events_are_read_and_ordered() -> None:
+    scenario = parse(
+        {
+            "site": [{"name": "x", "gateways": 2}, {"name": "y"}, {"name": "z"}],
+            "network": {"link": [["x", "y", 80]]},
+            "event": [
+                {"at_s": 20, "restore": "x-2", "from_s": 5, "for_s": 1},
+                {"at_s": 10, "cut": [["x"]], "for_s": 3},
+                {"at_s": 15, "flap": ["x", "y"], "period_s": 2, "for_s": 9},
+                {"at_s": 12, "crash": "y"},
+            ],
+        }
+    )
+    second = SECOND_NS
+    assert scenario.events == (
+        Cut(10 * second, (("x",), ("y", "z")), 3 * second),
+        Crash(12 * second, "y-1", 0),
+        Flap(15 * second, "x", "y", 2 * second, 9 * second),
+        Crash(20 * second, "x-2", second, 5 * second),
+    )
+    assert scenario.links == {("x", "y"): 80_000_000, ("y", "x"): 80_000_000}
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ({"duration": 5}, "duration: is not known here: did you mean duration_s"),
+        ({"sites": 0}, "sites: 0 is out of bounds: use 1 to 1000"),
+        ({"sites": "3"}, "sites: '3' is not a whole number"),
+        ({"sites": 2, "site": [{"name": "a"}]}, "sites: there is a [[site]]"),
+        ({"site": [{"name": "A"}]}, "[[site]] 1 name: 'A' is no name"),
+        ({"site": [{"name": "a"}, {"name": "a"}]}, "site: there are two of name a"),
+        ({"network": 5}, "[network]: is not a table"),
+        ({"network": {"los": 0.1}}, "[network] los: is not known here: did you mean loss"),
+        ({"network": {"loss": 2}}, "[network] loss: 2 is out of bounds"),
+        ({"network": {"loss": True}}, "[network] loss: True is not a number"),
+        ({"network": {"mode": "tcp"}}, "[network] mode: 'tcp' is none of stream, datagram"),
+        ({"network": {"duplicate": 0.1}}, 'duplicate and reorder need "datagram"'),
+        ({"network": {"mode": "datagram", "reset": 0.1}}, 'reset needs "stream"'),
+        ({"network": {"link": [["a", "q", 5]]}}, "[network] link[0]: no site 'q'"),
+        ({"network": {"link": [["a", 5]]}}, "[network] link[0]: write"),
+        ({"workload": {"mix": {"creat": 1}}}, "[workload.mix] creat: is not known here"),
+        ({"workload": {"mix": {"create": 0}}}, "[workload] mix: all weights are 0"),
+        ({"event": [{"cut": [["a"]]}]}, "[[event]] 1 at_s: is missing"),
+        ({"event": [{"at_s": 5}]}, "[[event]] 1: give exactly one of cut, crash"),
+        ({"event": [{"at_s": 5, "cut": [["a", "b", "c"]]}]}, "one group of all sites"),
+        ({"event": [{"at_s": 5, "cut": [["a"], ["a"]]}]}, "site a is in two groups"),
+        ({"event": [{"at_s": 5, "cut": ["a"]}]}, "write groups of sites"),
+        ({"event": [{"at_s": 5, "crash": "d"}]}, "[[event]] 1 crash: no node 'd'"),
+        ({"event": [{"at_s": 5, "flap": ["a"]}]}, "write the two sites"),
+        ({"event": [{"at_s": 99, "crash": "a"}]}, "[[event]] 1 at_s: 99 is out of bounds"),
+        ({"event": [{"at_s": 5, "restore": "a", "from_s": 6}]}, "from_s: 6 is out of bounds"),
+        ({"event": {}}, "event: write at most"),
+        ({"site": [{"name": f"s{i}", "gateways": 16} for i in range(63)]}, "1008 gateways"),
+    ],
+)
+def test_mistakes_are_told_with_their_place(raw: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadInput) as error:
+        parse(raw)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
