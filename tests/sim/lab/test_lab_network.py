@@ -43,8 +43,9 @@ def _ping_all(topology: Topology) -> dict[tuple[str, str], PingResult]:
 
 
 def _expect_reachable(topology: Topology, expected: Pairs) -> None:
-    """Exactly these pairs get answers. None of the others ever does; for these there is time for
-    the kernel's address resolution, which asks again a second after it was cut."""
+    """Exactly these pairs get answers. None of the others ever does; for these there is time: a
+    new bridge port takes a moment to forward, and the kernel's address resolution asks again only
+    a second after it was cut."""
     deadline_s = time.monotonic() + DEADLINE_S
     while True:
         reached = {pair for pair, result in _ping_all(topology).items() if result.received}
@@ -195,6 +196,7 @@ def test_a_transfer_into_nowhere_is_an_error(built: Build, nft: None) -> None:
 def test_pings_are_counted_one_by_one(built: Build) -> None:
     topology = built(sites=2, vpcs=0)
     a, b = topology.gateways
+    _expect_reachable(topology, _pairs(topology))
     with Pinger([Flow("ab", a.netns, b.underlay_ip), Flow("ba", b.netns, a.underlay_ip)]) as pinger:
         results = pinger.run(rounds=50, interval_s=0.001, timeout_s=DEADLINE_S)
     for result in results:
@@ -209,6 +211,7 @@ def test_pings_of_two_programs_are_told_apart(
     topology = built(sites=2, vpcs=0)
     a, b = topology.gateways
     flows = [Flow("ab", a.netns, b.underlay_ip)]
+    _expect_reachable(topology, _pairs(topology))
     checksum = probes._internet_checksum
     with Pinger(flows) as good, Pinger(flows) as damaged:
 
@@ -226,7 +229,6 @@ def test_pings_of_two_programs_are_told_apart(
 def test_datagrams_are_seen_where_they_arrive(built: Build) -> None:
     topology = built(sites=2, vpcs=0)
     a, b = topology.gateways
-    # A bridge port takes a moment to forward, and a datagram is sent only once.
     _expect_reachable(topology, _pairs(topology))
     flows = [("a", b.underlay_ip), ("b", b.underlay_ip), ("b", "198.18.9.9")]
     got = receivers({"a": a.netns, "b": b.netns}, flows, timeout_s=0.3)
