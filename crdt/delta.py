@@ -16,8 +16,9 @@ from crdt import liveseq
 from crdt.header import NONCE_BYTES, Epoch, Header
 
 KEY_BYTES_MAX = 255
-RECORD_BYTES_MAX = 4096
-"""An endpoint's record is about 40 bytes, a VPC's a few hundred; labels are what grows."""
+RECORD_BYTES_MAX = 16_384
+"""An endpoint's record is about 40 bytes, a VPC's a few hundred, and 10 kB with all its sites. A
+chain with a longer one is refused by everybody: its writer must not get that far."""
 
 Puts = tuple[tuple[bytes, int, bytes], ...]
 """(key, seq, record), ascending by seq"""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from crdt.chain import RootMismatch
-from crdt.delta import BadDelta, Delta
+from crdt.delta import RECORD_BYTES_MAX, BadDelta, Delta
 from crdt.header import ChainId, Sign
 from crdt.lattice import Applied, Lattice
 from mesh.core import ed25519, sync, wire
@@ -158,6 +158,9 @@ class Replica:
             raise NotReady("still asking peers for what this node wrote before: try again in 2 s")
         puts: dict[str, int] = {}
         for op in ops:
+            if isinstance(op, Put) and len(op.record) > RECORD_BYTES_MAX:
+                size = f"{len(op.record)} bytes, and {RECORD_BYTES_MAX} is the limit"
+                raise Refused(f"the record would have {size}: use fewer or shorter fields")
             if isinstance(op, Put) and self._own.record(op.shard, op.key) is None:
                 puts[op.shard] = puts.get(op.shard, 0) + 1
         for shard, count in puts.items():

@@ -9,11 +9,12 @@ from hashlib import sha256
 
 import pytest
 
+from crdt.delta import RECORD_BYTES_MAX
 from crdt.header import ChainId
 from crdt.lattice import Lattice
-from mesh.core import ed25519, wire
+from mesh.core import ed25519, model, wire
 from mesh.core.effects import Alarm, DropPeer, Effect, Persist, Send
-from mesh.core.errors import NotReady
+from mesh.core.errors import NotReady, Refused
 from mesh.core.ops import Change, Delete, Put
 from mesh.core.replica import OPENING_NS, SECOND_NS, Replica
 from mesh.core.roster import Roster, found_mesh
@@ -293,4 +294,18 @@ def test_a_piece_of_an_answer_that_is_lost_or_doubled_is_nobodys_lie(fault: str)
     mesh.tick()
     assert hit
     assert len(mesh.digests(SHARD)) == 1
+    assert not any(isinstance(effect, DropPeer | Alarm) for _, effect in mesh.effects)
+
+
+def test_a_record_is_taken_here_exactly_if_peers_take_it() -> None:
+    mesh = Wire(2)
+    mesh.link(0, 1)
+    mesh.run()
+    put(mesh.replicas[0], b"k", bytes(RECORD_BYTES_MAX))
+    with pytest.raises(Refused):
+        put(mesh.replicas[0], b"longer", bytes(RECORD_BYTES_MAX + 1))
+    mesh.run()
+    held = mesh.replicas[1].lattice.entries(ChainId(mesh.nodes[0], "mesh"))
+    assert [key for key, _, _ in held] == [b"k"]
+    assert RECORD_BYTES_MAX >= model.RECORD_BYTES_MAX
     assert not any(isinstance(effect, DropPeer | Alarm) for _, effect in mesh.effects)
