@@ -72,9 +72,12 @@ def test_a_site_that_is_not_reached_keeps_its_rows_and_a_gateway_that_is_up_is_p
     it.world.everywhere("b1", "add_endpoint", "red", IP, host="192.0.2.77")
     forwarding = it.forwardings["a1"]
     forwarding.update()
-    forwarding.set_live(node_id("b1"), False)
+    forwarding.set_live(node_id("b1"), True)
+    assert not forwarding.update()
     forwarding.set_live(node_id("b1"), False)
     assert forwarding.update()
+    forwarding.set_live(node_id("b1"), False)
+    assert not forwarding.update()
     assert it.group("a1") == ("site/b", {"b2"})
     forwarding.set_live(node_id("b2"), False)
     assert it.group("a1") == ("site/b", {"b1", "b2"})
@@ -148,17 +151,30 @@ def test_the_vpc_that_lost_its_vni_has_rows_for_what_is_attached_here_only() -> 
     assert it.forwardings["a1"].domain(it.red) is None
     it.rows("a1")
     assert it.forwardings["a1"].domain(it.red) == 7
-    (creator,) = [change for change in laws.founding() if change.key[:1] == b"v"][:1]
     view = it.world.views["a1"]
-    view.set_members({**it.world.members, creator.node: laws.FULL[creator.node]})
-    assert creator.record is not None
-    earlier = creator.record.replace(b"\x07\x01\x08", b"\x07\x07\x08")
-    view.apply([creator._replace(record=earlier)])
+    b1 = node_id("b1")
+    # earlier by its stamp, though its id is the greater
+    nonce = next(n for i in range(64) if model.vpc_id(b1, n := bytes([i]) * 16) > it.red)
+    key = keys.pack(keys.VpcKey(model.vpc_id(b1, nonce)))
+    record = model.VpcRecord(1, 1, False, b1, nonce, "blue", 7, ("10.0.0.0/16",), since=1)
+    view.apply([Change(b1, "mesh", key, model.encode(record))])
     assert view.vpcs[it.red].state == "vni-conflict"
     assert it.row("a1") is None
     domain = it.forwardings["a1"].domain(it.red)
     assert domain is not None and domain > 0xFFFFFF
     assert it.row("a1", vni=domain) is not None
+
+
+def test_a_subnet_that_lost_against_another_has_no_row() -> None:
+    it = Gateways("a1", "a2", "b1")
+    it.world.do("a1", "add_subnet", "first", "red", "10.0.8.0/23")
+    it.world.now_ns += SECOND_NS
+    it.world.do("a2", "add_subnet", "second", "red", "10.0.9.0/24")
+    assert len(it.rows("a2").subnets) == 4
+    it.world.sync()
+    lengths = {key.prefix_bits for key in it.rows("a2").subnets}
+    assert lengths == {23, 24} and len(it.rows("a2").subnets) == 4
+    assert it.rows("a2").subnets == it.rows("a1").subnets
 
 
 def test_a_removed_subnet_vpc_or_gateway_takes_its_rows_along() -> None:

@@ -48,6 +48,17 @@ def test_a_claim_is_withdrawn_30_s_after_it_is_seen_outranked() -> None:
     assert [claim.site for claim in world.view().claims(red, IP)] == ["b"]
 
 
+def test_another_move_does_not_put_the_withdrawal_off() -> None:
+    world = World("a1", "b1")
+    red = moved(world)
+    quiet(world)
+    world.now_ns += WITHDRAW_AFTER_NS - SECOND_NS
+    world.everywhere("b1", "move_endpoint", "red", IP, "02:00:00:00:00:09")
+    quiet(world)
+    world.now_ns += SECOND_NS
+    assert world.tend("a1") == [Delete(red, CLAIM)]
+
+
 def test_a_claim_that_counts_again_is_kept() -> None:
     world = World("a1", "b1")
     red = moved(world)
@@ -344,6 +355,7 @@ def test_a_strangers_deletion_sweeps_nothing() -> None:
     assert record is not None
     forged = model.VpcRecord(9, 9, True, record.creator, record.nonce)
     world.carry_out("b1", [Put(MESH_SHARD, keys.pack(keys.VpcKey(red)), model.encode(forged))])
+    world.sync()
     before = own_keys(world, "a1"), own_keys(world, "a2")
     world.now_ns += SWEEP_INTERVAL_NS
     quiet(world)

@@ -403,6 +403,13 @@ def test_removing_where_it_was_moved_away_from_is_removing_a_foreign_one() -> No
     assert world.view().claims(red, IP) == ()
 
 
+def test_removing_the_winner_of_a_conflict_leaves_the_address_to_the_other() -> None:
+    world = World("a1", "b1")
+    red = contested(world)
+    assert len(world.everywhere("a1", "remove_endpoint", "red", IP)) == 1
+    assert winner(world, red).site == "b" and world.view().conflicts() == []
+
+
 def test_a_loser_of_a_conflict_withdraws_its_own_claim() -> None:
     world = World("a1", "b1")
     red = contested(world)
@@ -445,6 +452,15 @@ def test_the_owner_resolves_a_conflict() -> None:
     world.everywhere("a2", resolve, key, node_id("b1").hex())
     assert winner(world, red).site == "b" and world.view().conflicts() == []
     refused(world, NotFound, "no conflict", "a1", resolve, key, "b1")
+
+
+def test_all_gateways_of_the_site_that_is_kept_are_kept() -> None:
+    world = World("a1", "a2", "b1")
+    red = contested(world)
+    world.everywhere("a2", "add_endpoint", "red", IP)
+    world.everywhere("a2", "resolve_conflict", f"endpoint/red/{IP}", "a2")
+    claims = world.view().claims(red, IP)
+    assert [claim.node for claim in claims] == [node_id("a1"), node_id("a2")]
 
 
 def test_many_endpoints_at_once_tell_which_are_bad() -> None:
