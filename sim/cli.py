@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import sys
@@ -78,9 +79,8 @@ def soak(out: Output, file: Path, seeds: str, jobs: int) -> None:
     failed: Result | None = None
     interrupted = False
     try:
-        with click.progressbar(
-            length=len(wanted), label="seeds", file=sys.stderr, show_pos=True
-        ) as bar:
+        shown = sys.stderr if sys.stderr.isatty() else io.StringIO()
+        with click.progressbar(length=len(wanted), label="seeds", file=shown, show_pos=True) as bar:
             for result in _results(scenario, wanted, jobs):
                 done += 1
                 bar.update(1)
