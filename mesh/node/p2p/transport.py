@@ -191,7 +191,8 @@ class Transport:
         self._targets = {
             node: self._parse(node, addrs) for node, addrs in targets.items() if node != self._node
         }
-        self._overlay.set_targets(self._targets, now_ns())
+        # Only who can be dialled is a choice: a joiner knows one address, of many members.
+        self._overlay.set_targets((n for n, a in self._targets.items() if a), now_ns())
         for node in self._dialled.keys() - self._targets.keys():
             del self._dialled[node]
         for node, lock in list(self._claims.items()):

@@ -147,6 +147,21 @@ async def test_a_mesh_of_ten_keeps_few_links_and_heals(autojump_clock: MockClock
         assert connected(peers)
 
 
+async def test_whoever_knows_one_address_of_many_members_dials_that_one(
+    autojump_clock: MockClock,
+) -> None:
+    """As after a join: the roster names everybody, and only the inviter can be dialled."""
+    net = MemoryNet()
+    first, *others = peers = mesh_of(12, net)
+    async with running(*peers):
+        for peer in others:
+            peer.transport.set_targets(
+                {p.id: first.transport.listen_addrs() if p is first else () for p in peers}
+            )
+        await trio.sleep(5)
+        assert all(peer.linked(first) for peer in others)
+
+
 def connected(peers: Sequence[Peer]) -> bool:
     by_id = {peer.id: peer for peer in peers}
     reached, border = set(), [peers[0]]
