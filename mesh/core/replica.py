@@ -68,6 +68,8 @@ class _Peer:
     """What is known of a linked peer."""
 
     sync_at_ns: int
+    period_ns: int = SYNC_AGAIN_NS
+    """doubles up to SYNC_PERIOD_NS: a new link is found equal, or not, soon"""
     fetch: sync.Fetch = field(default_factory=sync.Fetch)
     serving: sync.Serving | None = None
     told: bool = False
@@ -296,7 +298,8 @@ class Replica:
                 self._take_statements(frame.blobs, peer)
 
     def _start_sync(self, peer: NodeId, state: _Peer, now_ns: int) -> None:
-        state.sync_at_ns = now_ns + SYNC_PERIOD_NS // 2 + self._spread(SYNC_PERIOD_NS)
+        state.sync_at_ns = now_ns + state.period_ns // 2 + self._spread(state.period_ns)
+        state.period_ns = min(2 * state.period_ns, SYNC_PERIOD_NS)
         digests = {shard: self.lattice.digest(shard) for shard in self.lattice.shards()}
         self._send(peer, wire.Sync(self.roster.mesh_id, self.roster.digest(), digests))
 

@@ -20,6 +20,8 @@ from mesh.node.store import Store
 INVITATIONS_MAX = 1000
 """Open at once: more than a roll-out of a whole mesh needs."""
 TTL_S_MAX = 30 * 86_400
+TELL_EXPIRED_S = 3600
+"""For so long after a token's expiry strangers are let in to be told so, and no longer."""
 KEEP_EXPIRED_S = 7 * 86_400
 """For so long a late joiner is told that its token has expired, afterwards that it is unknown."""
 
@@ -83,8 +85,10 @@ class Joining:
         self._store.add_invitation(made.hash, made.secret, made.expires_s, made.site)
 
     async def is_open(self) -> bool:
-        """Whether any token is still good for somebody."""
-        count = await trio.to_thread.run_sync(self._store.open_invitations, int(time.time()))
+        """Whether anybody who comes with a token of this node is to be heard: to be admitted, or
+        told that the token was used or has expired a little while ago."""
+        since_s = int(time.time()) - TELL_EXPIRED_S
+        count = await trio.to_thread.run_sync(self._store.invitations_after, since_s)
         return count > 0
 
     async def handle(self, joiner_key: bytes, raw: bytes) -> bytes:

@@ -45,9 +45,10 @@ from mesh.node import addresses
 from mesh.node.boot import boot
 from mesh.node.config import Config
 from mesh.node.forwarder import Forwarder
+from mesh.node.inquiry import Inquiries
 from mesh.node.joining import Joining
 from mesh.node.log import LimitedLog, event
-from mesh.node.p2p.events import FrameIn, Overflow, PeerDown, PeerUp
+from mesh.node.p2p.events import Channel, FrameIn, Overflow, PeerDown, PeerUp
 from mesh.node.p2p.transport import Transport
 from mesh.node.store import Store, StoreError
 from mesh.version import VERSION
@@ -92,6 +93,7 @@ class Node:
             now_ns=time.monotonic_ns(),
         )
         self.writer = Writer(self.id, self.member.site, self.view, self.clock, secrets.token_bytes)
+        self._gateways_seen = self.view.reader()
         self.forwarding = Forwarding(self.id, self.member.site, self.view)
         self.forwarder = Forwarder(config, self.forwarding)
         self.joining = Joining(
@@ -104,6 +106,9 @@ class Node:
             self._identify,
             self.joining.handle,
             rng=random.Random(secrets.randbits(64)),  # noqa: S311  # spreads load, hides nothing
+        )
+        self.inquiries = Inquiries(
+            self.replica, lambda node, frame: self.transport.send(node, frame, "sync")
         )
         self.started_ns = time.time_ns()
         self.alarms: dict[str, str] = {}
@@ -230,6 +235,7 @@ class Node:
                     self.replica.peer_down(happened.node, now_ns)
                     self.forwarding.set_live(happened.node, False)
                 case FrameIn():
+                    self.inquiries.note(happened.node, happened.frame)
                     self.replica.receive(happened.node, happened.frame, now_ns)
                 case Overflow():
                     self.replica.peer_lagging(happened.node, now_ns)
@@ -268,8 +274,8 @@ class Node:
         for effect in effects:
             match effect:
                 case Send():
-                    channel = "push" if effect.push else "sync"
-                    self.transport.send(effect.peer, effect.frame, channel)  # type: ignore[arg-type]
+                    channel: Channel = "push" if effect.push else "sync"
+                    self.transport.send(effect.peer, effect.frame, channel)
                 case MembersChanged():
                     self._members_changed()
                 case DropPeer():
@@ -310,7 +316,8 @@ class Node:
                 except RequestError as error:
                     self._log.event("node.housekeeping_refused", reason=error)
             self.transport.open_joining(await self.joining.is_open())
-            self._dial_members()
+            if self._gateways_seen.take().gateways:
+                self._dial_members()
             await trio.sleep(HOUSEKEEPING_S)
 
     def _house_ops(self) -> list[Op]:

@@ -348,6 +348,11 @@ class Store:
         )
         return int(rows[0][0])
 
+    def invitations_after(self, expiry_s: int) -> int:
+        """How many tokens, used or not, expire after a time."""
+        rows = self._all("SELECT count(*) FROM invitation WHERE expires_s > ?", (expiry_s,))
+        return int(rows[0][0])
+
     def use_invitation(self, token_hash: bytes, node: bytes) -> bool:
         """Mark a token as used by `node`, durably; False when it is another node's or unknown.
 

@@ -221,6 +221,10 @@ def test_state(weft: Weft, second: Running) -> None:
     assert "vpc/red" in chain[1] and "b1" not in chain[1].split()
     no(weft("state", "dump", "--chain", "nobody"), 1)
     no(weft("state", "digest", "--shard", "nothing"), 1)
+    until(lambda: document(weft("state", "diff", "b1", "-o", "json")) == [], "b1 holds the same")
+    assert weft("state", "diff", "b1")[1].split() == [
+        "NODE", "SHARD", "CHAIN", "DIFFERENCE", "HERE", "THERE",
+    ]  # fmt: skip
     no(weft("state", "diff", "nobody"), 1)
     no(weft("state", "diff", "a1"), 2)
 

@@ -130,6 +130,7 @@ async def test_a_damaged_branch_is_left_out_and_fetched_from_peers(tmp_path: Pat
         async with running(second.config) as b:
             await write_vpc(a)
             await until(lambda: equal(a, b) and len(b.view.vpcs) == 1)
+            await b.durable()
         store = Node(read_config(second.config)).store
         store._db.execute("UPDATE record SET record = CAST(record || 'x' AS BLOB)")
         store.close()
