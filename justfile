@@ -10,7 +10,7 @@ default:
 
 # Three sites on this machine, through a partition and a heal, told line by line.
 demo:
-    {{ bin }}/python -m sim.demo
+    @{{ bin }}/python -m sim.demo
 
 # Lint, types and import rules, then all tests; arguments go to pytest.
 test *ARGS: check
