@@ -20,6 +20,7 @@ from crdt.delta import RECORD_BYTES_MAX, BadDelta, Delta
 from crdt.header import ChainId, Sign
 from crdt.lattice import Applied, Lattice
 from mesh.core import ed25519, sync, wire
+from mesh.core.bounds import CHAINS_PER_NODE_MAX, quota, shard_is_known
 from mesh.core.effects import (
     Alarm,
     DropPeer,
@@ -30,7 +31,7 @@ from mesh.core.effects import (
     Send,
 )
 from mesh.core.errors import NotReady, PeerError, Refused
-from mesh.core.ops import MESH_SHARD, Change, NodeId, Op, Put
+from mesh.core.ops import Change, NodeId, Op, Put
 from mesh.core.own import OwnChains
 from mesh.core.persisting import stored_header
 from mesh.core.roster import Roster
@@ -41,26 +42,10 @@ SYNC_AGAIN_NS = SECOND_NS
 """After an answer brought news, the other peers are asked this soon: it may be news to them."""
 OPENING_NS = 2 * SECOND_NS
 """How long a starting node waits for peers to tell what they hold of its own chains."""
-MESH_RECORDS_MAX = 10_000
-VPC_RECORDS_MAX = 150_000
-"""Quotas a chain: a site's endpoints in one VPC fit many times over."""
-CHAINS_PER_NODE_MAX = 4096
 PEERS_MAX = 1024
 
 Verify = Callable[[bytes, bytes, bytes], bool]
 """(public key, message, signature) -> whether it holds"""
-
-
-def quota(shard: str) -> int:
-    """Records that a chain of `shard` may hold."""
-    return MESH_RECORDS_MAX if shard == MESH_SHARD else VPC_RECORDS_MAX
-
-
-def shard_is_known(shard: str) -> bool:
-    """Whether `shard` is of a form this version knows: the mesh's or a VPC id."""
-    return shard == MESH_SHARD or (
-        len(shard) == 32 and all(digit in "0123456789abcdef" for digit in shard)
-    )
 
 
 @dataclass(slots=True)

@@ -442,6 +442,7 @@ def _remove_all(name: str) -> bool:
         raise NotReady(f"processes {pids} of lab {name} cannot be ended; take it down again later")
     for path in _pins(name):
         pins.remove(path)
+    pins.prune()
     netns.remove_namespaces(namespaces)
     state.remove_directory(name)
     return there

@@ -4,7 +4,7 @@ Rules
 - In a mesh of at most FULL_MESH_MAX others everybody is wanted.
 - In a larger one LINKS_MIN links to members picked at random are, and whoever was a neighbour or
   was picked and has not been reached: a mesh that fell apart must find together again, however
-  content each part is with itself (memberlist issue 222).
+  content each part is with itself (memberlist#222).
 - Whoever is newly wanted, or was just lost, is dialled once a second for a minute; after that all
   who are wanted share SLOW_DIALS_PER_S, at random, for ever.
 - Who is blocked is not dialled until the block ends.
