@@ -11,10 +11,13 @@ from dataclasses import dataclass, field, replace
 
 from mesh.core import keys, model, validate
 from mesh.core.author import Author
+from mesh.core.damping import MOVES_MAX, WINDOW_NS, MoveDamper
 from mesh.core.errors import BadInput, NotFound, Refused, RequestError
 from mesh.core.model import Claim
 from mesh.core.ops import Delete, Op, Put
 from mesh.core.view import Endpoint, Vpc
+
+_S = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +44,10 @@ class _Place:
 class EndpointWriter:
     """The endpoint part of a `Writer`."""
 
-    def __init__(self, author: Author) -> None:
+    def __init__(self, author: Author, damper: MoveDamper) -> None:
         self._author = author
         self._view = author.view
+        self._damper = damper
 
     # --- add ---------------------------------------------------------------------------------
 
@@ -109,7 +113,7 @@ class EndpointWriter:
     def move(self, spec: EndpointSpec, now_ns: int) -> list[Op]:
         """Claim here, above every claim seen, what lives elsewhere or is contested. What `spec`
         does not say stays as it was, except the host: it is attached here. Nothing if it lives
-        here undisputed and as said."""
+        here undisputed and as said. Refused while it moves too often: see `mesh.core.damping`."""
         place = self._place(spec)
         claims = self._view.claims(place.vpc.id, place.ip)
         if not claims:
@@ -128,7 +132,20 @@ class EndpointWriter:
         here = best.node == self._author.node and own is not None and _same(own, wanted)
         if here and all(claim.state != "conflict" for claim in claims):
             return []
+        self._require_calm(place, best, now_ns)
         return [self._put(place, wanted, claims, now_ns)]
+
+    def _require_calm(self, place: _Place, best: Endpoint, now_ns: int) -> None:
+        """Raises Refused while the endpoint has moved too often to be moved once more."""
+        key = place.vpc.id, place.ip
+        self._damper.note(key, best, now_ns)
+        until_ns = self._damper.held_until_ns(key, now_ns)
+        if until_ns is not None:
+            raise Refused(
+                f"{place.ip} of VPC {place.vpc.name} has moved more than {MOVES_MAX} times within "
+                f"{WINDOW_NS // _S} s, last {self._where(best)}: two sites may hold it for theirs; "
+                f"moves from here are held for {-(-(until_ns - now_ns) // _S)} s more"
+            )
 
     def remove(self, vpc_name: str, ip: str, now_ns: int) -> list[Op]:
         """Give up the own claim; evict the claims of others that stand in for it.

@@ -3,6 +3,7 @@
 - It withdraws an own claim 30 s after it has seen it outranked by a move: not at once, so that no
   reader sees neither claim.
 - It drops an own claim that an eviction hides.
+- It counts moves of endpoints, of which it makes no more itself when they are too many.
 - It binds the VNI of a VPC in which it has endpoints, and never binds one VNI to two live VPCs:
   a newcomer cannot take the VNI of an established VPC.
 - It keeps its registration as the node has set it.
@@ -22,6 +23,7 @@ from typing import Final
 from mesh.core import keys, model
 from mesh.core.author import Author
 from mesh.core.clock import ns_of_hlc
+from mesh.core.damping import MoveDamper
 from mesh.core.ops import MESH_SHARD, Delete, NodeId, Op
 from mesh.core.view import ViewDelta
 
@@ -37,8 +39,9 @@ SWEEP_INTERVAL_NS: Final = 3600 * _S
 class Housekeeper:
     """Follows the view for one author. See the module."""
 
-    def __init__(self, author: Author) -> None:
+    def __init__(self, author: Author, damper: MoveDamper) -> None:
         self._author = author
+        self._damper = damper
         self._view = author.view
         self._reader = author.view.reader()
         self._registration: model.Registration | None = None
@@ -81,7 +84,9 @@ class Housekeeper:
         author, view = self._author, self._view
         for vpc, ip in sorted(delta.endpoints):
             hosted = self._hosted.get(vpc, set())
-            own = next((c for c in view.claims(vpc, ip) if c.node == author.node), None)
+            claims = view.claims(vpc, ip)
+            self._damper.note((vpc, ip), claims[0] if claims else None, now_ns)
+            own = next((c for c in claims if c.node == author.node), None)
             if own is None:
                 hosted.discard(ip)
                 self._outranked.pop((vpc, ip), None)

@@ -20,6 +20,7 @@ from mesh.core import keys, model, validate
 from mesh.core.author import Author, next_revision
 from mesh.core.claiming import EndpointSpec, EndpointWriter
 from mesh.core.clock import HybridClock
+from mesh.core.damping import HeldMove, MoveDamper
 from mesh.core.errors import BadInput, NotFound, Refused, RequestError
 from mesh.core.housekeeping import Housekeeper
 from mesh.core.keytext import parse_key
@@ -42,8 +43,9 @@ class Writer:
     ) -> None:
         self._author = Author(node, site, view, clock, nonce)
         self._view = view
-        self._endpoints = EndpointWriter(self._author)
-        self._housekeeper = Housekeeper(self._author)
+        self._damper = MoveDamper()
+        self._endpoints = EndpointWriter(self._author, self._damper)
+        self._housekeeper = Housekeeper(self._author, self._damper)
 
     # --- the gateway itself ------------------------------------------------------------------
 
@@ -359,6 +361,10 @@ class Writer:
     def next_deadline_ns(self) -> int | None:
         """When `housekeeping` has something to do next; 0: at once; None: when the view changes."""
         return self._housekeeper.next_deadline_ns()
+
+    def held(self, now_ns: int) -> list[HeldMove]:
+        """Endpoints that are not moved from here now because they move too often: an alarm each."""
+        return self._damper.held(now_ns)
 
 
 def _covers(cidrs: Iterable[str], inner: str) -> bool:
