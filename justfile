@@ -16,6 +16,10 @@ demo:
 test *ARGS: check
     {{ bin }}/pytest "$@"
 
+# Measure a part (core): a table, and build/bench/PART.json.
+bench PART:
+    @{{ bin }}/python -m tests.bench "$1"
+
 # Lint, types and import rules.
 check:
     {{ bin }}/ruff check .

@@ -1,0 +1,159 @@
+"""A mesh to measure on: real members, signed chains of real endpoint claims, real frames.
+
+50 nodes of 10 sites write into 20 VPCs: 1,000 chains. The VPCs, their subnets and the gateways are
+given to the view directly; every endpoint claim goes through frames and the replica.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+from typing import NamedTuple
+
+from crdt.chain import Chain
+from crdt.header import ChainId, Epoch
+from crdt.lattice import Lattice
+from mesh.core import ed25519, keys, model, wire
+from mesh.core.effects import Effect, Send
+from mesh.core.forwarding import Forwarding
+from mesh.core.ops import MESH_SHARD, Change, NodeId
+from mesh.core.replica import Replica
+from mesh.core.roster import Roster, found_mesh
+from mesh.core.view import View
+
+NODES, SITES, VPCS = 50, 10, 20
+CHAINS = NODES * VPCS
+BATCH = 256
+HLC = 1_700_000_000_000 << 16
+RECORD_BYTES = 40
+
+Item = tuple[bytes, bytes | None]
+"""(key, record), the record None for a delete"""
+
+
+class Writer(NamedTuple):
+    seed: bytes
+    node: NodeId
+    site: str
+
+
+class MeshWorld:
+    """The roster, the writers and the VPCs; `receiver` makes a node that knows them."""
+
+    def __init__(self) -> None:
+        self.writers: list[Writer] = []
+        for i in range(NODES + 1):
+            seed = sha256(b"bench %d" % i).digest()
+            node = ed25519.node_id(ed25519.public_key(seed))
+            self.writers.append(Writer(seed, node, f"s{i % SITES}"))
+        self.me = self.writers.pop()
+        founding = found_mesh("bench", b"r" * 32, self.me.seed, "me", self.me.site)
+        self.roster = Roster.founded_by(founding)
+        for i, writer in enumerate(self.writers):
+            key = ed25519.public_key(writer.seed)
+            self.roster.add([self.roster.admit(self.me.seed, key, f"n{i}", writer.site)])
+        self._nonces = [sha256(b"vpc %d" % i).digest()[:16] for i in range(VPCS)]
+        self.vpcs = [model.vpc_id(self.me.node, nonce) for nonce in self._nonces]
+
+    def chain_id(self, number: int) -> ChainId:
+        return ChainId(self.writers[number % NODES].node, self.vpcs[number // NODES])
+
+    def frames(self, chain: Chain, items: Iterable[Item], batch: int) -> Iterator[bytes]:
+        """Write the items into a chain, a signed flush and its frame for each `batch` of them."""
+        writer = next(w for w in self.writers if w.node == chain.id.node)
+        pending = list(items)
+        for first in range(0, len(pending), batch):
+            base = chain.head
+            for key, record in pending[first : first + batch]:
+                if record is None:
+                    chain.delete(key)
+                else:
+                    chain.put(key, record)
+            chain.seal(self.roster.mesh_id, lambda text: ed25519.sign(writer.seed, text), ())
+            yield wire.encode(wire.Deltas((chain.since(chain.epoch, base),)))
+
+    def new_chain(self, number: int) -> Chain:
+        return Chain(self.chain_id(number), Epoch(1, b"benchmrk"))
+
+    def facts(self) -> list[Change]:
+        """The VPCs, a subnet of all sites in each, and the gateways."""
+        me, sites = self.me.node, tuple(sorted({writer.site for writer in self.writers}))
+        found: list[Change] = []
+
+        def add(node: NodeId, key: keys.Key, record: model.Record) -> None:
+            found.append(Change(node, MESH_SHARD, keys.pack(key), model.encode(record)))
+
+        for vni, (vpc, nonce) in enumerate(zip(self.vpcs, self._nonces, strict=True), 1):
+            vpc_record = model.VpcRecord(
+                1, HLC, False, me, nonce, f"v{vni}", vni, ("10.0.0.0/8",), sites=sites, since=HLC
+            )
+            subnet_record = model.SubnetRecord(
+                1, HLC, False, me, nonce, "all", "10.0.0.0/8", sites, since=HLC
+            )
+            add(me, keys.VpcKey(vpc), vpc_record)
+            add(me, keys.SubnetKey(vpc, model.subnet_id(vpc, me, nonce)), subnet_record)
+        for i, writer in enumerate(self.writers):
+            registration = model.Registration(HLC, f"192.0.2.{i + 1}", (), "1")
+            add(writer.node, keys.GatewayKey(writer.node), registration)
+        return found
+
+    def receiver(self) -> Receiver:
+        return Receiver(self)
+
+    def replica(self, me: Writer) -> Replica:
+        return Replica(
+            me.node,
+            self.roster,
+            Lattice(),
+            sign=lambda text: ed25519.sign(me.seed, text),
+            nonce=bytes,
+            jitter=lambda: 0.5,
+            now_ns=0,
+        )
+
+
+class Receiver:
+    """A node that takes frames of a peer up to its view, and to its rows once asked to."""
+
+    def __init__(self, world: MeshWorld) -> None:
+        self.node = world.me.node
+        self.site = world.me.site
+        self.peer = world.writers[0].node
+        self.replica = world.replica(world.me)
+        self.replica.peer_up(self.peer, 0)
+        self.replica.drain()
+        self.view = View()
+        self.view.set_members(world.roster.members())
+        self.view.apply(world.facts())
+
+    def join(self, frame: bytes) -> tuple[Change, ...]:
+        """From the wire into the lattice; what is to be shown."""
+        self.replica.receive(self.peer, frame, 1)
+        changes = self.replica.take_changes()
+        assert changes, "a frame brought nothing"
+        self.replica.drain()
+        return changes
+
+    def take(self, frame: bytes) -> None:
+        """From the wire into the view."""
+        self.view.apply(self.join(frame))
+
+    def forwarding(self) -> Forwarding:
+        return Forwarding(self.node, self.site, self.view)
+
+
+def claim(number: int, index: int, hlc: int = 0) -> tuple[bytes, bytes]:
+    """Key and record, of 40 bytes, of the claim `index` of the chain `number`."""
+    addr = bytes((10, number % NODES + 1, index >> 8 & 0xFF, index & 0xFF))
+    mac = "02:" + ":".join(f"{part:02x}" for part in (number & 0xFF, *addr))
+    record = model.encode(model.Claim(0, HLC + hlc, mac, f"w-{number % NODES:02}-{index:011}"))
+    assert len(record) == RECORD_BYTES
+    return keys.pack(keys.EndpointKey(addr)), record
+
+
+def claims(number: int, count: int, hlc: int = 0) -> list[Item]:
+    return [claim(number, index, hlc) for index in range(count)]
+
+
+def sent(effects: Iterable[Effect]) -> list[bytes]:
+    return [effect.frame for effect in effects if isinstance(effect, Send)]
