@@ -100,8 +100,7 @@ class EndpointWriter:
 
     def _beside(self, place: _Place, best: Endpoint, wanted: Claim, hidden: int) -> int:
         """The mobility of a claim beside one of another gateway of this site."""
-        member = self._view.members[best.node]
-        if member.state == "retired":
+        if self._is_retired(best):
             return _higher(place, max(best.mobility, hidden))
         held = Claim(best.mobility, best.hlc, best.mac, best.name, best.host, best.labels)
         if best.mobility <= hidden or not _same(held, wanted):
@@ -150,9 +149,10 @@ class EndpointWriter:
     def remove(self, vpc_name: str, ip: str, now_ns: int) -> list[Op]:
         """Give up the own claim; evict the claims of others that stand in for it.
 
-        The own winning claim: it goes, and with the VPC's authority what it outranked, so that no
-        stale claim comes back. The own losing claim of a conflict: it goes, the others stay. No
-        own claim that counts: eviction of all, which needs the VPC's authority.
+        The own winning claim: it goes, and what may be evicted of what it outranked and of retired
+        co-writers, so that no stale claim comes back. The own losing claim of a conflict: it goes,
+        the others stay. No own claim that counts: eviction of all, which needs the VPC's authority
+        or that they are of retired gateways of this site.
         """
         vpc = self._view.vpc(vpc_name)
         ip = validate.ipv4("ip", ip)
@@ -166,15 +166,14 @@ class EndpointWriter:
         if own is not None and own.state == "conflict":
             return withdrawal
         if own is not None and own.state == "active":
-            others = [claim for claim in others if claim.state == "shadowed"]
-            if not author.view.catalog.may_write(vpc.id, author.node):
-                return withdrawal
+            others = [c for c in others if c.state == "shadowed" or self._is_retired(c)]
+            others = [c for c in others if self._may_evict(c)]
         elif not others:
             if stored:
                 return withdrawal
             raise NotFound(f"no endpoint {ip} in VPC {vpc.name}; see weft endpoint ls")
-        elif not author.view.catalog.may_write(vpc.id, author.node):
-            where = self._where(others[0])
+        elif foreign := [claim for claim in others if not self._may_evict(claim)]:
+            where = self._where(foreign[0])
             raise Refused(
                 f"{ip} of VPC {vpc.name} lives {where}; remove it there, or on a gateway of the "
                 f"VPC's owner, site {vpc.site or 'unknown'}"
@@ -239,6 +238,12 @@ class EndpointWriter:
         return [
             self._author.evict(vpc, addr, claim.node, claim.mobility, now_ns) for claim in claims
         ]
+
+    def _may_evict(self, claim: Endpoint) -> bool:
+        return self._view.catalog.may_evict(claim.vpc, self._author.node, claim.node)
+
+    def _is_retired(self, claim: Endpoint) -> bool:
+        return self._view.members[claim.node].state == "retired"
 
     def _where(self, claim: Endpoint) -> str:
         return f"at site {claim.site} on gateway {self._view.names.node_text(claim.node)}"

@@ -106,7 +106,7 @@ def _evictions(view: View, vpc: str, addr: bytes) -> list[dict[str, Any]]:
             "mobility": eviction.mobility,
             "by": view.names.node_text(writer),
             "hlc": eviction.hlc,
-            "counts": view.catalog.may_write(vpc, writer),
+            "counts": view.catalog.may_evict(vpc, writer, node),
         }
         for node, by_writer in sorted(view.catalog.evictions(vpc, addr).items())
         for writer, eviction in sorted(by_writer.items())

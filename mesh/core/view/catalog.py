@@ -121,11 +121,21 @@ class Catalog:
         return self._owners.get(vpc)
 
     def may_write(self, vpc: str, node: NodeId) -> bool:
-        """Whether the node may write the VPC's registers and evictions."""
+        """Whether the node may write the VPC's registers and evict from it."""
         member = self.members.get(node)
         if member is None or member.state == "forgotten":
             return False
         return member.admin or member.site == self._owners.get(vpc)
+
+    def may_evict(self, vpc: str, writer: NodeId, node: NodeId) -> bool:
+        """Whether `writer` may evict claims of `node`: with the VPC's authority, or for a retired
+        node of its own site, which withdraws nothing itself any more."""
+        if self.may_write(vpc, writer):
+            return True
+        member, evicted = self.members.get(writer), self.members.get(node)
+        if member is None or member.state == "forgotten" or evicted is None:
+            return False
+        return evicted.state == "retired" and evicted.site == member.site
 
     # --- storing -----------------------------------------------------------------------------
 
@@ -175,6 +185,8 @@ class Catalog:
             if old == new:
                 continue
             self._marks.gateways.add(node)
+            if _is_retired(old) != _is_retired(new):
+                self._marks.addrs.update(at for at, of in self._evictions.items() if node in of)
             if _rights(old) != _rights(new) and (node in self._writers or node in creators):
                 whole = True
         if whole:
@@ -392,7 +404,7 @@ class Catalog:
         if (vpc, addr) not in self._evictions:
             return -1
         by_writer = self._evictions[vpc, addr].get(node, {})
-        allowed = (e.mobility for w, e in by_writer.items() if self.may_write(vpc, w))
+        allowed = (e.mobility for w, e in by_writer.items() if self.may_evict(vpc, w, node))
         return max(allowed, default=-1)
 
     def evictions(self, vpc: str, addr: bytes) -> dict[NodeId, dict[NodeId, Eviction]]:
@@ -482,6 +494,10 @@ def _rights(member: Member | None) -> tuple[str, bool, bool] | None:
     if member is None:
         return None
     return member.site, member.admin, member.state == "forgotten"
+
+
+def _is_retired(member: Member | None) -> bool:
+    return member is not None and member.state == "retired"
 
 
 def _store(held: dict[NodeId, T], node: NodeId, record: object, kind: type[T]) -> None:

@@ -4,10 +4,10 @@ A pure, incremental function of the records and the roster: two views with the s
 the same `fingerprint`, whatever the order of arrival and however it was cut into batches.
 
 - **Authority first.** A VPC's registers, its subnets, its halves of peerings and its evictions are
-  read from nodes of its owner site (its creator's) and from admins; endpoint claims from nodes of
-  a site that the VPC and a restricted subnet admit; registrations and VNI bindings from the node
-  itself. Nothing is read from nodes that are not in the roster or forgotten; retired ones are read
-  as before.
+  read from nodes of its owner site (its creator's) and from admins, evictions of a retired node's
+  claims from nodes of that node's site, too; endpoint claims from nodes of a site that the VPC and
+  a restricted subnet admit; registrations and VNI bindings from the node itself. Nothing is read
+  from nodes that are not in the roster or forgotten; retired ones are read as before.
 - **Then removals.** What is deleted stays deleted; what belongs to a removed VPC is hidden at once.
 - **Then rank.** See `claims` for endpoints, `registers` for registers, `layout` for subnets that
   overlap, `Catalog.votes` for a VNI that two VPCs have.

@@ -125,6 +125,22 @@ def test_an_eviction_by_a_stranger_hides_nothing() -> None:
     assert len(world.views["a1"].claims(red, "10.0.200.5")) == 2
 
 
+def test_an_eviction_by_a_gateway_of_its_site_hides_what_a_retired_one_claims() -> None:
+    world = World("a1", "b1", "b2", "c1")
+    red = both_claim(world)
+    key = keys.pack(keys.EvictionKey(red, node_id("b1"), keys.addr_of("10.0.200.5")))
+    record = model.encode(model.Eviction(9, 1))
+    view = world.views["a1"]
+    for name in ("b2", "c1"):
+        view.apply([Change(node_id(name), MESH_SHARD, key, record)])
+    assert len(view.claims(red, "10.0.200.5")) == 2
+    world.change_member("b1", state="retired")
+    assert [claim.site for claim in view.claims(red, "10.0.200.5")] == ["a"]
+    assert view.conflicts() == []
+    world.change_member("b2", state="forgotten")
+    assert len(view.claims(red, "10.0.200.5")) == 2  # the other eviction is a stranger's
+
+
 # --- where a claim counts --------------------------------------------------------------------
 
 

@@ -309,6 +309,80 @@ def test_an_endpoint_of_a_retired_gateway_is_taken_over_by_its_site() -> None:
     assert (endpoint.node, endpoint.mobility) == (node_id("a2"), 1)
 
 
+@pytest.mark.parametrize("name", ["b2", "a1", "c1"])
+def test_an_endpoint_of_a_retired_gateway_moves_to_its_site_or_any_other(name: str) -> None:
+    world = World("a1", "b1", "b2", "c1", admins=["c1"])
+    red = world.red()
+    world.everywhere("b1", "add_endpoint", "red", IP, name="web")
+    world.change_member("b1", state="retired")
+    world.everywhere(name, "move_endpoint", "red", IP)
+    endpoint = winner(world, red)
+    assert (endpoint.node, endpoint.mobility, endpoint.name) == (node_id(name), 1, "web")
+    assert world.view().conflicts() == []
+
+
+def test_an_endpoint_of_a_retired_gateway_is_removed_by_its_site_and_stays_removed() -> None:
+    world = World("a1", "b1", "b2", "c1")
+    red = world.red()
+    world.everywhere("b1", "add_endpoint", "red", IP)
+    refused(world, Refused, "on gateway b1; remove it there", "b2", "remove_endpoint", "red", IP)
+    world.change_member("b1", state="retired")
+    refused(world, Refused, "on gateway b1; remove it there", "c1", "remove_endpoint", "red", IP)
+    world.everywhere("b2", "remove_endpoint", "red", IP)
+    assert world.view().claims(red, IP) == ()
+    # taken over and removed there: what it was taken over from does not come back
+    world.everywhere("b1", "add_endpoint", "red", "10.0.200.6")
+    world.everywhere("b2", "add_endpoint", "red", "10.0.200.6")
+    world.everywhere("b2", "remove_endpoint", "red", "10.0.200.6")
+    assert world.view().claims(red, "10.0.200.6") == ()
+
+
+def test_a_retired_co_writer_does_not_outlive_the_endpoint() -> None:
+    world = World("a1", "b1", "b2", "b3")
+    red = world.red()
+    for name in ("b1", "b2", "b3"):
+        world.everywhere(name, "add_endpoint", "red", IP)
+    world.change_member("b1", state="retired")
+    world.everywhere("b2", "remove_endpoint", "red", IP)
+    assert [claim.node for claim in world.view().claims(red, IP)] == [node_id("b3")]
+    world.everywhere("b3", "remove_endpoint", "red", IP)
+    assert world.view().claims(red, IP) == ()
+
+
+def test_what_is_retired_is_not_removed_while_a_claim_that_is_not_ones_own_would_take_over() -> (
+    None
+):
+    world = World("a1", "b1", "b2", "c1")
+    world.red()
+    world.everywhere("c1", "add_endpoint", "red", IP)
+    world.everywhere("b1", "move_endpoint", "red", IP)
+    world.change_member("b1", state="retired")
+    refused(world, Refused, "at site c on gateway c1", "b2", "remove_endpoint", "red", IP)
+
+
+@pytest.mark.parametrize("name", ["a2", "c1"])
+def test_the_registers_of_a_retired_node_are_written_by_its_site_and_admins(name: str) -> None:
+    world = World("a1", "a2", "b1", "c1", admins=["c1"])
+    red = world.red()
+    world.everywhere("a1", "add_vpc", "blue", 8, ["10.8.0.0/16"])
+    blue = world.view().vpc("blue").id
+    world.everywhere("a1", "add_peering", "red", "blue")
+    world.everywhere("a1", "add_peering", "blue", "red")
+    world.change_member("a1", state="retired")
+    assert world.view().vpcs[red].site == "a" and len(world.view().peerings()) == 1
+    refused(world, Refused, "belongs to site a", "b1", "set_vpc", "red", vni=9)
+    refused(world, Refused, "belongs to site a", "b1", "remove_subnet", "s-b", "red")
+    world.everywhere(name, "set_vpc", "red", vni=9)
+    assert (world.view().vpcs[red].vni, world.view().vpcs[red].revision) == (9, 2)
+    world.everywhere(name, "remove_subnet", "s-b", "red")
+    world.everywhere(name, "add_subnet", "new", "red", "10.0.2.0/24", ["b"])
+    assert {s.name for s in world.view().subnets(red)} == {"s-a", "wide", "new"}
+    world.everywhere(name, "remove_peering", "red", "blue")
+    assert [p.state for p in world.view().peerings()] == ["half"]
+    world.everywhere(name, "remove_vpc", "blue")
+    assert blue not in world.view().vpcs and world.view().conflicts() == []
+
+
 def test_a_move_claims_above_all_that_is_seen_and_keeps_what_is_not_said() -> None:
     world = World("a1", "b1")
     red = world.red()
@@ -387,7 +461,8 @@ def test_removing_the_winner_removes_with_authority_what_it_outranked() -> None:
         here, there = ("a1", "b1") if owner_moves else ("b1", "a1")
         world.everywhere(there, "add_endpoint", "red", IP)
         world.everywhere(here, "move_endpoint", "red", IP)
-        world.everywhere(here, "remove_endpoint", "red", IP)
+        ops = world.everywhere(here, "remove_endpoint", "red", IP)
+        assert len(ops) == (2 if owner_moves else 1)
         left = [claim.site for claim in world.view().claims(red, IP)]
         assert left == ([] if owner_moves else ["a"])
 
