@@ -40,6 +40,13 @@ class PersistStatements:
 
 
 @dataclass(frozen=True, slots=True)
+class Forget:
+    """Delete every stored branch of `node`, and where it was reached."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
 class Send:
     """Give `frame` to `peer`: pushes at once, the rest beside them without delaying them."""
 
@@ -58,7 +65,7 @@ class Alarm:
 
 @dataclass(frozen=True, slots=True)
 class DropPeer:
-    """Close the link to a peer that broke the protocol."""
+    """Close the link to a peer that broke the protocol, or is no active member any more."""
 
     peer: NodeId
     reason: str
@@ -69,4 +76,7 @@ class MembersChanged:
     """The roster grew: membership, and what the view may read, may differ."""
 
 
-Effect: TypeAlias = Persist | PersistStatements | Send | Alarm | DropPeer | MembersChanged
+Stored: TypeAlias = Persist | PersistStatements | Forget
+"""What is the store's to carry out."""
+
+Effect: TypeAlias = Stored | Send | Alarm | DropPeer | MembersChanged

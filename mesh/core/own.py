@@ -139,6 +139,13 @@ class OwnChains:
         self._dirty.clear()
         return sealed
 
+    def close(self) -> None:
+        """Forget what was written and is not in the lattice: this node's chains are dropped."""
+        for shard, own in self._open.items():
+            self._touched.update((shard, key) for key in own.chain.live)
+        self._open.clear()
+        self._dirty.clear()
+
     def _opened(self, shard: str) -> _Open:
         own = self._open.get(shard)
         if own is not None:

@@ -7,13 +7,14 @@ trio, the simulator from one heap. It knows chains, not what their records mean.
   is answered to a peer): one signature a flush, and a durable write before any send.
 - What advanced a head is forwarded to all linked peers but its sender (BP+RR, Enes et al. 2019).
 - Anti-entropy runs when a link comes up, after a gap or an overflow, and every `SYNC_PERIOD_NS`.
+- A retired node is told so and its link is cut; a forgotten node's link is cut at once, its chains
+  are dropped, and refused from everybody.
 - A frame that breaks the protocol costs its sender the link; the state is as before the frame.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 
 from crdt.chain import RootMismatch
 from crdt.delta import RECORD_BYTES_MAX, BadDelta, Delta
@@ -25,6 +26,7 @@ from mesh.core.effects import (
     Alarm,
     DropPeer,
     Effect,
+    Forget,
     MembersChanged,
     Persist,
     PersistStatements,
@@ -38,29 +40,16 @@ from mesh.core.roster import Roster
 
 SECOND_NS = 1_000_000_000
 SYNC_PERIOD_NS = 10 * SECOND_NS
-SYNC_AGAIN_NS = SECOND_NS
+SYNC_AGAIN_NS = sync.AGAIN_NS
 """After an answer brought news, the other peers are asked this soon: it may be news to them."""
 OPENING_NS = 2 * SECOND_NS
 """How long a starting node waits for peers to tell what they hold of its own chains."""
+FAREWELL_NS = SECOND_NS
+"""How long a linked node that was retired is left to hear of it."""
 PEERS_MAX = 1024
 
 Verify = Callable[[bytes, bytes, bytes], bool]
 """(public key, message, signature) -> whether it holds"""
-
-
-@dataclass(slots=True)
-class _Peer:
-    """What is known of a linked peer."""
-
-    sync_at_ns: int
-    period_ns: int = SYNC_AGAIN_NS
-    """doubles up to SYNC_PERIOD_NS: a new link is found equal, or not, soon"""
-    fetch: sync.Fetch = field(default_factory=sync.Fetch)
-    serving: sync.Serving | None = None
-    told: bool = False
-    """whether it has told all that it holds since the link came up"""
-    in_sync_ns: int | None = None
-    """when its digests last were equal to ours"""
 
 
 class Replica:
@@ -94,7 +83,7 @@ class Replica:
         self._own = OwnChains(node, roster.mesh_id, lattice, sign, nonce)
         self._verify = verify
         self._jitter = jitter
-        self._peers: dict[NodeId, _Peer] = {}
+        self._peers: dict[NodeId, sync.Peer] = {}
         self._wanted: dict[bytes, NodeId] = {}
         self._chains_of: dict[NodeId, int] = {}
         for id in lattice.chains():
@@ -103,6 +92,8 @@ class Replica:
         self._changes: dict[tuple[NodeId, str, bytes], None] = {}
         self._outbox: list[tuple[Delta, NodeId | None]] = []
         self._next_want = 1
+        self._forgotten: set[NodeId] = set()
+        self._drop_forgotten()
         others = any(
             member.state == "active" and member.node != node for member in roster.members().values()
         )
@@ -113,7 +104,17 @@ class Replica:
     @property
     def writable(self) -> bool:
         """Whether `local` takes writes: peers were asked for own chains, and no clone was met."""
-        return self._opens_at_ns is None and not self._own.cloned
+        return self._opens_at_ns is None and not self._own.cloned and not self.retired
+
+    @property
+    def retired(self) -> bool:
+        """Whether this node is known here to be retired or forgotten."""
+        return self.roster.active(self.node) is None
+
+    def parting(self, peer: NodeId) -> bool:
+        """Whether a linked peer was retired and is being told so."""
+        state = self._peers.get(peer)
+        return state is not None and state.cut_at_ns is not None
 
     @property
     def cloned(self) -> bool:
@@ -137,8 +138,11 @@ class Replica:
     def local(self, ops: Sequence[Op], now_ns: int) -> bool:
         """Apply own writes, all or none; whether they changed anything. `drain` signs them.
 
-        Raises NotReady while starting or when a clone was met, Refused beyond the quota.
+        Raises NotReady while starting, when a clone was met or this node was retired, and Refused
+        beyond the quota.
         """
+        if self.retired:
+            raise NotReady("this node was retired from the mesh: join with a new directory")
         if self._own.cloned:
             raise NotReady("another process writes as this node: stop one, then restart this one")
         if self._opens_at_ns is not None:
@@ -176,8 +180,11 @@ class Replica:
         """A link to a member is there. The transport has authenticated it."""
         if peer in self._peers or len(self._peers) >= PEERS_MAX:
             return
+        if self.roster.active(peer) is None:
+            self._effects.append(DropPeer(peer, "no active member"))
+            return
         self._seal()
-        state = self._peers[peer] = _Peer(now_ns)
+        state = self._peers[peer] = sync.Peer(now_ns)
         self._start_sync(peer, state, now_ns)
 
     def peer_down(self, peer: NodeId, now_ns: int) -> None:
@@ -199,6 +206,9 @@ class Replica:
             self._opens_at_ns = None
         for peer in sorted(self._peers):
             state = self._peers[peer]
+            if state.cut_at_ns is not None and now_ns >= state.cut_at_ns:
+                self._cut(peer, now_ns)
+                continue
             if state.fetch.want is not None and now_ns >= state.fetch.deadline_ns:
                 self._give_up(peer, state, now_ns)
             if now_ns >= state.sync_at_ns:
@@ -208,13 +218,15 @@ class Replica:
         """When `timer` has something to do next."""
         due = [state.sync_at_ns for state in self._peers.values()]
         due += [s.fetch.deadline_ns for s in self._peers.values() if s.fetch.want is not None]
+        due += [s.cut_at_ns for s in self._peers.values() if s.cut_at_ns is not None]
         if self._opens_at_ns is not None:
             due.append(self._opens_at_ns)
         return min(due, default=None)
 
-    def add_statements(self, blobs: Iterable[bytes]) -> None:
+    def add_statements(self, blobs: Iterable[bytes], now_ns: int) -> None:
         """Add this node's own or a founding roster statement, and tell peers."""
-        self._take_statements(blobs, None)
+        self._seal()
+        self._take_statements(blobs, None, now_ns)
 
     # ---- outputs ----
 
@@ -249,7 +261,7 @@ class Replica:
 
     # ---- frames ----
 
-    def _dispatch(self, peer: NodeId, state: _Peer, frame: wire.Frame, now_ns: int) -> None:
+    def _dispatch(self, peer: NodeId, state: sync.Peer, frame: wire.Frame, now_ns: int) -> None:
         match frame:
             case wire.Deltas():
                 for delta in frame.deltas:
@@ -280,15 +292,15 @@ class Replica:
                 blobs = [blob for h in frame.hashes if (blob := self.roster.get(h)) is not None]
                 self._send_statements(peer, blobs)
             case wire.Statements():
-                self._take_statements(frame.blobs, peer)
+                self._take_statements(frame.blobs, peer, now_ns)
 
-    def _start_sync(self, peer: NodeId, state: _Peer, now_ns: int) -> None:
+    def _start_sync(self, peer: NodeId, state: sync.Peer, now_ns: int) -> None:
         state.sync_at_ns = now_ns + state.period_ns // 2 + self._spread(state.period_ns)
         state.period_ns = min(2 * state.period_ns, SYNC_PERIOD_NS)
         digests = {shard: self.lattice.digest(shard) for shard in self.lattice.shards()}
         self._send(peer, wire.Sync(self.roster.mesh_id, self.roster.digest(), digests))
 
-    def _answer_sync(self, peer: NodeId, state: _Peer, frame: wire.Sync, now_ns: int) -> None:
+    def _answer_sync(self, peer: NodeId, state: sync.Peer, frame: wire.Sync, now_ns: int) -> None:
         if frame.mesh != self.roster.mesh_id:
             raise PeerError("sync of another mesh")
         if frame.roster != self.roster.digest():
@@ -298,25 +310,15 @@ class Replica:
         same = [s for s in shards if frame.shards.get(s, bytes(32)) == self.lattice.digest(s)]
         differing = [shard for shard in shards if shard not in set(same)]
         for shard in differing:
-            self._tell_heads(peer, shard)
+            for heads in sync.heads(self.lattice, shard):
+                self._send(peer, heads)
         self._send(peer, wire.Same(tuple(same)))
         if not differing and frame.roster == self.roster.digest():
             state.in_sync_ns = now_ns
             state.told = True
             self._maybe_open(now_ns)
 
-    def _tell_heads(self, peer: NodeId, shard: str) -> None:
-        """The whole vector of a shard, in ranges of chain ids that fit a frame each."""
-        vector = list(sync.vector_of(self.lattice, self.lattice.chains(shard)).items())
-        first = wire.FIRST
-        for start in range(0, len(vector) or 1, wire.VECTOR_MAX):
-            piece = vector[start : start + wire.VECTOR_MAX]
-            whole = start + wire.VECTOR_MAX >= len(vector)
-            last = wire.LAST if whole else piece[-1][0]
-            self._send(peer, wire.Heads(shard, first, last, dict(piece)))
-            first = last
-
-    def _take_heads(self, peer: NodeId, state: _Peer, frame: wire.Heads, now_ns: int) -> None:
+    def _take_heads(self, peer: NodeId, state: sync.Peer, frame: wire.Heads, now_ns: int) -> None:
         if not shard_is_known(frame.shard):
             return
         mine = {id.short(): id for id in self.lattice.chains(frame.shard)}
@@ -330,33 +332,11 @@ class Replica:
             if short not in state.fetch.queue
             and (short in frame.vector or frame.first < short <= frame.last)
         ]
-        self._offer(peer, frame, lacking)
+        for offered in sync.offer(self.lattice, frame, lacking):
+            self._send(peer, offered)
         self._pump(peer, state, now_ns)
 
-    def _offer(self, peer: NodeId, frame: wire.Heads, ids: list[ChainId]) -> None:
-        """Send what the peer lacks while it fits a chunk, and the heads of the rest."""
-        deltas: list[Delta] = []
-        size_bytes = 0
-        rest: list[ChainId] = []
-        for id in ids:
-            theirs = frame.vector.get(id.short(), ())
-            if size_bytes > wire.CHUNK_BYTES:
-                rest.append(id)
-                continue
-            answer = list(sync.answers(self.lattice.branches(id), theirs))
-            answer_bytes = sum(map(wire.size_of, answer))
-            if size_bytes + answer_bytes > wire.CHUNK_BYTES:
-                rest.append(id)
-            else:
-                deltas += answer
-                size_bytes += answer_bytes
-        if deltas:
-            self._send(peer, wire.Deltas(tuple(deltas)))
-        for start in range(0, len(rest), wire.VECTOR_MAX):
-            vector = sync.vector_of(self.lattice, rest[start : start + wire.VECTOR_MAX])
-            self._send(peer, wire.Heads(frame.shard, wire.FIRST, wire.FIRST, vector))
-
-    def _serve(self, peer: NodeId, state: _Peer) -> None:
+    def _serve(self, peer: NodeId, state: sync.Peer) -> None:
         assert state.serving is not None
         for frame in state.serving.frames():
             self._send(peer, frame)
@@ -366,7 +346,7 @@ class Replica:
 
     # ---- asking ----
 
-    def _enqueue(self, state: _Peer, short: bytes, fresh: bool = False) -> None:
+    def _enqueue(self, state: sync.Peer, short: bytes, fresh: bool = False) -> None:
         fetch = state.fetch
         if fresh:
             fetch.fresh.add(short)
@@ -374,7 +354,7 @@ class Replica:
             return
         fetch.queue[short] = None
 
-    def _pump(self, peer: NodeId, state: _Peer, now_ns: int) -> None:
+    def _pump(self, peer: NodeId, state: sync.Peer, now_ns: int) -> None:
         """Ask for the next chains, unless an answer is under way."""
         fetch = state.fetch
         if fetch.want is not None:
@@ -399,7 +379,7 @@ class Replica:
         self._wanted.update(dict.fromkeys(asked, peer))
         self._send(peer, wire.Want(fetch.want, asked))
 
-    def _take_part(self, peer: NodeId, state: _Peer, part: wire.Part, now_ns: int) -> None:
+    def _take_part(self, peer: NodeId, state: sync.Peer, part: wire.Part, now_ns: int) -> None:
         fetch = state.fetch
         if fetch.want != part.id or part.index < fetch.parts:
             return
@@ -412,7 +392,7 @@ class Replica:
         if whole is not None:
             self._take_delta(peer, state, whole, now_ns)
 
-    def _take_done(self, peer: NodeId, state: _Peer, done: wire.Done, now_ns: int) -> None:
+    def _take_done(self, peer: NodeId, state: sync.Peer, done: wire.Done, now_ns: int) -> None:
         fetch = state.fetch
         if fetch.want != done.id:
             return
@@ -427,12 +407,12 @@ class Replica:
                         theirs.sync_at_ns = min(theirs.sync_at_ns, soon_ns)
             self._maybe_open(now_ns)
 
-    def _give_up(self, peer: NodeId, state: _Peer, now_ns: int) -> None:
+    def _give_up(self, peer: NodeId, state: sync.Peer, now_ns: int) -> None:
         """An answer came not at all or not whole: begin anew soon."""
         self._release(peer, state)
         state.sync_at_ns = min(state.sync_at_ns, now_ns + self._spread(SYNC_AGAIN_NS))
 
-    def _release(self, peer: NodeId, state: _Peer, keep_queue: bool = False) -> None:
+    def _release(self, peer: NodeId, state: sync.Peer, keep_queue: bool = False) -> None:
         """Give up what is under way with a peer."""
         for short in state.fetch.asked:
             if self._wanted.get(short) == peer:
@@ -444,7 +424,7 @@ class Replica:
 
     # ---- deltas ----
 
-    def _take_delta(self, peer: NodeId, state: _Peer, delta: Delta, now_ns: int) -> None:
+    def _take_delta(self, peer: NodeId, state: sync.Peer, delta: Delta, now_ns: int) -> None:
         fetch = state.fetch
         if fetch.want is not None:
             fetch.deadline_ns = now_ns + sync.WANT_TIMEOUT_NS
@@ -473,7 +453,7 @@ class Replica:
             self._ask_again(peer, state, id, now_ns, fresh=result.reason == "snapshot")
 
     def _ask_again(
-        self, peer: NodeId, state: _Peer, id: ChainId, now_ns: int, *, fresh: bool
+        self, peer: NodeId, state: sync.Peer, id: ChainId, now_ns: int, *, fresh: bool
     ) -> None:
         short = id.short()
         if self._wanted.get(short) == peer:
@@ -489,7 +469,7 @@ class Replica:
         if not shard_is_known(id.shard):
             return False
         if member is None or member.state == "forgotten":
-            # Its admission may be on the way: the next exchange brings both.
+            # The next exchange brings both, or one of us the word that it is to be forgotten.
             self.peer_lagging(peer, now_ns)
             return False
         if header.count > quota(id.shard) or (
@@ -520,7 +500,7 @@ class Replica:
         self._own.cloned = True
         self._effects.append(Alarm("node.cloned", {"node": self.node, "shard": shard}))
 
-    def _applied(self, peer: NodeId, state: _Peer, delta: Delta, result: Applied) -> None:
+    def _applied(self, peer: NodeId, state: sync.Peer, delta: Delta, result: Applied) -> None:
         header = delta.header
         id = header.chain
         state.fetch.advanced = True
@@ -566,7 +546,7 @@ class Replica:
         for start in range(0, len(ordered), 512):
             self._send(peer, wire.Statements(tuple(ordered[start : start + 512])))
 
-    def _take_statements(self, blobs: Iterable[bytes], sender: NodeId | None) -> None:
+    def _take_statements(self, blobs: Iterable[bytes], sender: NodeId | None, now_ns: int) -> None:
         fresh = self.roster.add(blobs)
         if not fresh:
             return
@@ -575,6 +555,38 @@ class Replica:
         for peer in sorted(self._peers):
             if peer != sender:
                 self._send(peer, wire.Statements(tuple(fresh)))
+        self._drop_forgotten()
+        for peer, state in sorted(self._peers.items()):
+            member = self.roster.members().get(peer)
+            if member is None or member.state == "forgotten":
+                self._cut(peer, now_ns)
+            elif member.state == "retired" and state.cut_at_ns is None:
+                state.cut_at_ns = now_ns + FAREWELL_NS
+
+    def _cut(self, peer: NodeId, now_ns: int) -> None:
+        self._effects.append(DropPeer(peer, "no active member any more"))
+        self.peer_down(peer, now_ns)
+
+    def _drop_forgotten(self) -> None:
+        """Drop what there is of nodes that are forgotten now."""
+        members = self.roster.members().values()
+        gone = {m.node for m in members if m.state == "forgotten"} - self._forgotten
+        if not gone:
+            return
+        self._forgotten |= gone
+        if self.node in gone:
+            self._own.close()
+            self._note_own_changes()
+        for id in [id for id in self.lattice.chains() if id.node in gone]:
+            for key, _, _ in self.lattice.entries(id):
+                self._changes[(id.node, id.shard, key)] = None
+            self.lattice.discard(id)
+        for node in sorted(gone):
+            self._chains_of.pop(node, None)
+            self._effects.append(Forget(node))
+        self._outbox = [
+            (d, sender) for d, sender in self._outbox if d.header.chain.node not in gone
+        ]
 
     # ---- inner ----
 

@@ -2,7 +2,8 @@
 
 - Join is union; membership is a pure function of the set, so the order of arrival is irrelevant.
 - The mesh root key makes admins. Admins (and the root key) admit nodes. An admin, or a node itself,
-  retires a node, for good.
+  retires a node; an admin forgets one, or retires it as compromised, which forgets it at once. All
+  of it is for good: forgotten counts before retired, and retired before active.
 - An admission carries its token's hash: of two for one token the lower statement hash wins, so that
   a token that two partitioned admins accepted admits one node.
 
@@ -22,7 +23,7 @@ import msgpack
 
 from mesh.core import ed25519
 from mesh.core.errors import PeerError, Refused
-from mesh.core.members import Member
+from mesh.core.members import Member, MemberState
 from mesh.core.ops import NodeId
 
 STATEMENT_VERSION = 1
@@ -31,8 +32,8 @@ STATEMENTS_MAX = 20_000
 """Ten for each of two thousand gateways. Only admins can grow the set."""
 NAME_BYTES_MAX = 63
 
-MESH, ADMIN, ADMIT, RETIRE = "mesh", "admin", "admit", "retire"
-_ORDER = {MESH: 0, ADMIN: 1, ADMIT: 2, RETIRE: 3}
+MESH, ADMIN, ADMIT, RETIRE, FORGET = "mesh", "admin", "admit", "retire", "forget"
+_ORDER = {MESH: 0, ADMIN: 1, ADMIT: 2, RETIRE: 3, FORGET: 4}
 """Statements are taken in this order, so that one frame never holds a signer after its use."""
 
 
@@ -121,6 +122,9 @@ class Roster:
         self._statements: dict[bytes, Statement] = {}
         self._root_key = b""
         self._admin_keys: dict[NodeId, bytes] = {}
+        self._admitted_keys: dict[NodeId, bytes] = {}
+        """of every admission, also of those that count for nothing: what a key signed before that
+        was known is in the set everywhere or nowhere"""
         self._members: Mapping[NodeId, Member] | None = None
 
     @classmethod
@@ -156,20 +160,33 @@ class Roster:
     def add(self, blobs: Iterable[bytes]) -> list[bytes]:
         """Take in statements; the new ones. Those of a signer not known yet are left out.
 
-        Raises PeerError when one is malformed, of another mesh or forged; those before it in
-        order stay, which union allows.
+        Raises PeerError when one is malformed, of another mesh or forged; none is taken then.
         """
-        fresh: list[bytes] = []
-        for statement in sorted(map(Statement.parse, set(blobs)), key=_rank):
-            if statement.hash in self._statements:
-                continue
-            if len(self._statements) >= STATEMENTS_MAX:
-                raise PeerError(f"roster: beyond {STATEMENTS_MAX} statements")
-            if self._accept(statement):
-                self._statements[statement.hash] = statement
-                self._members = None
-                fresh.append(statement.blob)
-        return fresh
+        fresh: list[Statement] = []
+        try:
+            for statement in sorted(map(Statement.parse, set(blobs)), key=_rank):
+                if statement.hash in self._statements:
+                    continue
+                if len(self._statements) >= STATEMENTS_MAX:
+                    raise PeerError(f"roster: beyond {STATEMENTS_MAX} statements")
+                if self._accept(statement):
+                    self._statements[statement.hash] = statement
+                    fresh.append(statement)
+        except PeerError:
+            self._take_back(fresh)
+            raise
+        if fresh:
+            self._members = None
+        return [statement.blob for statement in fresh]
+
+    def _take_back(self, taken: Iterable[Statement]) -> None:
+        for statement in taken:
+            del self._statements[statement.hash]
+        self._root_key, self.mesh_name = b"", ""
+        self._admin_keys.clear()
+        self._admitted_keys.clear()
+        for statement in sorted(self._statements.values(), key=_rank):
+            self._accept(statement)
 
     def _accept(self, statement: Statement) -> bool:
         if statement.mesh != self.mesh_id:
@@ -194,21 +211,23 @@ class Roster:
         elif statement.kind == ADMIT:
             if statement.signer and statement.signer not in self._admin_keys:
                 raise PeerError("roster: admission by one who is no admin")
-            statement.blob_of("key", ed25519.KEY_BYTES)
             statement.text("name"), statement.text("site")
+            admitted_key = statement.blob_of("key", ed25519.KEY_BYTES)
+            self._admitted_keys[ed25519.node_id(admitted_key)] = admitted_key
         elif statement.kind == RETIRE:
             node = statement.blob_of("node", ed25519.ID_BYTES)
             if statement.signer not in (b"", node) and statement.signer not in self._admin_keys:
                 raise PeerError("roster: retirement by one who is no admin")
+        elif statement.kind == FORGET:
+            statement.blob_of("node", ed25519.ID_BYTES)
+            if statement.signer and statement.signer not in self._admin_keys:
+                raise PeerError("roster: forgetting by one who is no admin")
         return True
 
     def _key_of(self, statement: Statement) -> bytes | None:
         if not statement.signer:
             return self._root_key or None
-        if key := self._admin_keys.get(statement.signer):
-            return key
-        member = self.members().get(statement.signer)
-        return member.key if member else None
+        return self._admin_keys.get(statement.signer) or self._admitted_keys.get(statement.signer)
 
     @staticmethod
     def _check(statement: Statement, key: bytes) -> None:
@@ -227,11 +246,7 @@ class Roster:
         admissions = sorted(
             (s for s in self._statements.values() if s.kind == ADMIT), key=lambda s: s.hash
         )
-        retired = {
-            s.blob_of("node", ed25519.ID_BYTES)
-            for s in self._statements.values()
-            if s.kind == RETIRE
-        }
+        states = self._states()
         members: dict[NodeId, Member] = {}
         tokens: set[object] = set()
         for statement in admissions:
@@ -246,10 +261,26 @@ class Roster:
                 name=statement.text("name"),
                 site=statement.text("site"),
                 key=key,
-                state="retired" if node in retired else "active",
-                admin=node in self._admin_keys and node not in retired,
+                state=states.get(node, "active"),
+                admin=node in self._admin_keys and node not in states,
             )
         return dict(sorted(members.items()))
+
+    def _states(self) -> dict[NodeId, MemberState]:
+        """The nodes that are not active (any more)."""
+        states: dict[NodeId, MemberState] = {}
+        for statement in self._statements.values():
+            if statement.kind not in (RETIRE, FORGET):
+                continue
+            node = statement.blob_of("node", ed25519.ID_BYTES)
+            by_admin = not statement.signer or statement.signer in self._admin_keys
+            # Of a node that is no admin, its word about itself only ever means that it has left.
+            compromised = by_admin and statement.fields.get("compromised") is True
+            if statement.kind == FORGET or compromised:
+                states[node] = "forgotten"
+            else:
+                states.setdefault(node, "retired")
+        return states
 
     def active(self, node: NodeId) -> Member | None:
         """The member `node` if it is active."""
@@ -286,15 +317,36 @@ class Roster:
         admission = _admission(key, name, site, token_hash)
         return make_statement(seed, signer, self.mesh_id, ADMIT, admission)
 
-    def retire(self, seed: bytes, node: NodeId) -> bytes:
-        """The statement by which `seed`'s node retires `node` (or itself). Raises Refused."""
+    def retire(self, seed: bytes, node: NodeId, *, compromised: bool = False) -> bytes:
+        """The statement by which `seed`'s node retires `node` (or itself, as not compromised).
+
+        Raises Refused.
+        """
+        leaves = ed25519.node_id(ed25519.public_key(seed)) == node and not compromised
+        signer = self._author(seed, "retire", need_admin=not leaves)
+        fields: dict[str, object] = {"node": self._known(node)}
+        if compromised:
+            fields["compromised"] = True
+        return make_statement(seed, signer, self.mesh_id, RETIRE, fields)
+
+    def forget(self, seed: bytes, node: NodeId) -> bytes:
+        """The statement by which the admin `seed` has everybody forget `node`. Raises Refused."""
+        signer = self._author(seed, "forget", need_admin=True)
+        return make_statement(seed, signer, self.mesh_id, FORGET, {"node": self._known(node)})
+
+    def _author(self, seed: bytes, what: str, *, need_admin: bool) -> NodeId:
         signer = ed25519.node_id(ed25519.public_key(seed))
         member = self.active(signer)
-        if member is None or not (member.admin or signer == node):
-            raise Refused("this node is no admin of the mesh: retire at one that is")
+        if member is None or (need_admin and not member.admin):
+            admins = sorted(m.name for m in self.members().values() if m.admin)
+            where = ", ".join(admins) or "one that the root key makes an admin"
+            raise Refused(f"this node is no admin of the mesh: {what} at {where}")
+        return signer
+
+    def _known(self, node: NodeId) -> NodeId:
         if node not in self.members():
             raise Refused(f"no node {node.hex()} in the mesh")
-        return make_statement(seed, signer, self.mesh_id, RETIRE, {"node": node})
+        return node
 
 
 def _rank(statement: Statement) -> tuple[int, bytes]:

@@ -21,6 +21,8 @@ from mesh.core.wire import Held, Vector
 
 WINDOW = 4
 """Chunks in flight: 1 MiB, above the bandwidth-delay product of 50 Mb/s over 150 ms."""
+AGAIN_NS = 1_000_000_000
+"""After an answer brought news, the other peers are asked this soon: it may be news to them."""
 WANT_CHAINS_MAX = 256
 WANT_TIMEOUT_NS = 10_000_000_000
 FETCH_QUEUE_MAX = 100_000
@@ -58,6 +60,42 @@ def _known(mine: list[Chain], branch: Held) -> bool:
         if chain.header.covers_head(branch.epoch, branch.head):
             return True
     return False
+
+
+def heads(lattice: Lattice, shard: str) -> Iterator[wire.Heads]:
+    """The whole vector of a shard, in ranges of chain ids that fit a frame each."""
+    vector = list(vector_of(lattice, lattice.chains(shard)).items())
+    first = wire.FIRST
+    for start in range(0, len(vector) or 1, wire.VECTOR_MAX):
+        piece = vector[start : start + wire.VECTOR_MAX]
+        whole = start + wire.VECTOR_MAX >= len(vector)
+        last = wire.LAST if whole else piece[-1][0]
+        yield wire.Heads(shard, first, last, dict(piece))
+        first = last
+
+
+def offer(lattice: Lattice, frame: wire.Heads, ids: list[ChainId]) -> Iterator[wire.Frame]:
+    """Of `ids`, what the sender of `frame` lacks while it fits a chunk; the heads of the rest."""
+    deltas: list[Delta] = []
+    size_bytes = 0
+    rest: list[ChainId] = []
+    for id in ids:
+        theirs = frame.vector.get(id.short(), ())
+        if size_bytes > wire.CHUNK_BYTES:
+            rest.append(id)
+            continue
+        answer = list(answers(lattice.branches(id), theirs))
+        answer_bytes = sum(map(wire.size_of, answer))
+        if size_bytes + answer_bytes > wire.CHUNK_BYTES:
+            rest.append(id)
+        else:
+            deltas += answer
+            size_bytes += answer_bytes
+    if deltas:
+        yield wire.Deltas(tuple(deltas))
+    for start in range(0, len(rest), wire.VECTOR_MAX):
+        vector = vector_of(lattice, rest[start : start + wire.VECTOR_MAX])
+        yield wire.Heads(frame.shard, wire.FIRST, wire.FIRST, vector)
 
 
 def answers(mine: list[Chain], theirs: tuple[Held, ...]) -> Iterator[Delta]:
@@ -122,6 +160,23 @@ class Fetch:
     def reset(self) -> None:
         self.want, self.asked, self.parts = None, (), 0
         self.staged, self.staged_puts = None, []
+
+
+@dataclass(slots=True)
+class Peer:
+    """What is known of a linked peer."""
+
+    sync_at_ns: int
+    period_ns: int = AGAIN_NS
+    """doubles up to the replica's period: a new link is found equal, or not, soon"""
+    fetch: Fetch = field(default_factory=Fetch)
+    serving: Serving | None = None
+    told: bool = False
+    """whether it has told all that it holds since the link came up"""
+    in_sync_ns: int | None = None
+    """when its digests last were equal to ours"""
+    cut_at_ns: int | None = None
+    """when the link is cut, since the node was retired"""
 
 
 class Serving:

@@ -132,7 +132,7 @@ class Joining:
                 self._store.use_invitation, request.token_hash, joiner
             ):
                 raise Refused("token was used before: ask for a new one")
-            self._replica.add_statements([statement])
+            self._replica.add_statements([statement], time.monotonic_ns())
             await self._durable()
             event(_logger, "join.admitted", node=joiner, node_name=name, site=site)
         return token.join_answer(roster.statements(), self._addrs())

@@ -31,9 +31,8 @@ from mesh.core.effects import (
     DropPeer,
     Effect,
     MembersChanged,
-    Persist,
-    PersistStatements,
     Send,
+    Stored,
 )
 from mesh.core.errors import RequestError
 from mesh.core.forwarding import Forwarding
@@ -268,7 +267,7 @@ class Node:
 
     async def _perform(self, effects: Sequence[Effect]) -> None:
         """In order; what belongs to the store goes there in one transaction before any send."""
-        stored = [e for e in effects if isinstance(e, Persist | PersistStatements)]
+        stored = [e for e in effects if isinstance(e, Stored)]
         if stored:
             await trio.to_thread.run_sync(self.store.apply, stored)
         for effect in effects:
@@ -343,9 +342,12 @@ class Node:
         return member.name if member else node.hex()[:8]
 
     def _identify(self, key: bytes) -> NodeId | None:
-        """The active member with public key `key`."""
+        """The active member with public key `key`, or one that is linked and just retired."""
         node = self._node_of_key.get(key)
-        return node if node is not None and self.replica.roster.active(node) else None
+        if node is None:
+            return None
+        known = self.replica.roster.active(node) is not None or self.replica.parting(node)
+        return node if known else None
 
     def _members_changed(self) -> None:
         members = self.replica.roster.members()
@@ -359,7 +361,7 @@ class Node:
         book = self.store.addresses()
         targets: dict[NodeId, Sequence[str]] = {}
         for node, member in self.replica.roster.members().items():
-            if member.state != "active" or node == self.id:
+            if member.state != "active" or node == self.id or self.replica.retired:
                 continue
             gateway = self.view.gateways.get(node)
             registered = gateway.addrs if gateway else ()

@@ -20,11 +20,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from crdt.delta import Puts
 from crdt.header import ChainId, Epoch
-from mesh.core.effects import Persist, PersistStatements
+from mesh.core.effects import Forget, Persist, PersistStatements, Stored
 from mesh.core.errors import NotReady
 from mesh.node.keys import KEY_FILE_MODE, check_private_directory
 
@@ -73,9 +73,6 @@ CREATE TABLE invitation (
 
 class StoreError(NotReady):
     """The store cannot be read or written. A failed `apply` has changed nothing."""
-
-
-PersistEffect: TypeAlias = Persist | PersistStatements
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +193,7 @@ class Store:
 
     # ---- the replica's state ----
 
-    def apply(self, effects: Iterable[PersistEffect]) -> None:
+    def apply(self, effects: Iterable[Stored]) -> None:
         """Carry out all effects, in order, in one transaction that is durable on return.
 
         Raises:
@@ -206,6 +203,8 @@ class Store:
             for effect in effects:
                 if isinstance(effect, PersistStatements):
                     self._add_statements(effect.statements)
+                elif isinstance(effect, Forget):
+                    self._forget(effect.node)
                 else:
                     self._apply_branch(effect)
 
@@ -214,6 +213,13 @@ class Store:
             "INSERT OR IGNORE INTO statement (hash, body) VALUES (?, ?)",
             [(hashlib.sha256(body).digest(), body) for body in statements],
         )
+
+    def _forget(self, node: bytes) -> None:
+        self._db.execute(
+            "DELETE FROM record WHERE branch IN (SELECT id FROM branch WHERE node = ?)", (node,)
+        )
+        self._db.execute("DELETE FROM branch WHERE node = ?", (node,))
+        self._db.execute("DELETE FROM address WHERE node = ?", (node,))
 
     def _apply_branch(self, effect: Persist) -> None:
         chain = effect.chain

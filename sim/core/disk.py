@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from crdt.chain import Chain
 from crdt.header import ChainId, Epoch, Header
 from crdt.lattice import Lattice
 from crdt.root import Entry
-from mesh.core.effects import Persist, PersistStatements
+from mesh.core.effects import Forget, Persist, PersistStatements, Stored
 from mesh.core.persisting import load_header
-
-PersistEffect: TypeAlias = Persist | PersistStatements
 
 
 class DiskError(Exception):
@@ -46,11 +43,14 @@ class Disk:
         }
         return twin
 
-    def apply(self, effects: Iterable[PersistEffect]) -> None:
+    def apply(self, effects: Iterable[Stored]) -> None:
         """Carry out `effects`. Raises DiskError; the disk is of no use then."""
         for effect in effects:
             if isinstance(effect, PersistStatements):
                 self._statements.update(dict.fromkeys(effect.statements))
+            elif isinstance(effect, Forget):
+                kept = {i: b for i, b in self._branches.items() if i[0].node != effect.node}
+                self._branches = kept
             else:
                 self._apply(effect)
 

@@ -22,10 +22,12 @@ from mesh.core.effects import (
     Alarm,
     DropPeer,
     Effect,
+    Forget,
     MembersChanged,
     Persist,
     PersistStatements,
     Send,
+    Stored,
 )
 from mesh.core.errors import RequestError
 from mesh.core.forwarding import Forwarding
@@ -261,7 +263,7 @@ class Process:
         self._busy = True
         while effects := self.replica.drain():
             self._world.probe.drained(self.identity.index, effects, self.replica.lattice)
-            if any(isinstance(effect, Persist | PersistStatements) for effect in effects):
+            if any(isinstance(effect, Stored) for effect in effects):
                 self._unsent = effects
                 self._world.clock.after(STORE_NS, self._stored)
                 return
@@ -279,9 +281,7 @@ class Process:
         self._arm()
 
     def _store(self, effects: Sequence[Effect]) -> None:
-        self._machine.disk.apply(
-            effect for effect in effects if isinstance(effect, Persist | PersistStatements)
-        )
+        self._machine.disk.apply(effect for effect in effects if isinstance(effect, Stored))
         self._world.probe.stored(self.identity.index, effects)
 
     def _perform(self, effects: Sequence[Effect]) -> None:
@@ -294,7 +294,7 @@ class Process:
                     self.view.set_members(self.replica.roster.members())
                 case DropPeer():
                     network.drop(me, self._world.index_of[effect.peer])
-                case Alarm() | Persist() | PersistStatements():
+                case Alarm() | Persist() | PersistStatements() | Forget():
                     pass  # told to the probe
 
     def kill(self) -> None:

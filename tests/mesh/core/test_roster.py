@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mesh.core import ed25519, token
 from mesh.core.errors import PeerError, Refused
-from mesh.core.roster import ADMIT, RETIRE, Roster, found_mesh, make_statement
+from mesh.core.roster import ADMIT, FORGET, RETIRE, Roster, found_mesh, make_statement
 from mesh.core.token import Token
 
 ROOT, FOUNDER = b"r" * 32, b"f" * 32
@@ -30,6 +30,9 @@ def grown() -> Roster:
     for i, key in enumerate(KEYS):
         roster.add([roster.admit(FOUNDER, key, f"x{i}", "s", b"t%d" % i)])
     roster.add([roster.retire(FOUNDER, NODES[0]), roster.retire(SEEDS[1], NODES[1])])
+    roster.add([roster.retire(FOUNDER, NODES[4]), roster.forget(FOUNDER, NODES[4])])
+    roster.add([roster.retire(FOUNDER, NODES[5], compromised=True)])
+    roster.add([roster.retire(FOUNDER, NODES[5])])
     return roster
 
 
@@ -53,12 +56,17 @@ def test_states_and_rights() -> None:
     states = {member.name: member.state for member in roster.members().values()}
     assert states == {
         "n0": "active", "x0": "retired", "x1": "retired",
-        **{f"x{i}": "active" for i in range(2, 6)},
+        "x2": "active", "x3": "active", "x4": "forgotten", "x5": "forgotten",
     }  # fmt: skip
     with pytest.raises(Refused, match="no admin"):
         roster.admit(SEEDS[2], KEYS[3], "y", "s")
+    for say in (roster.retire, roster.forget):
+        with pytest.raises(Refused, match=r"no admin.* at n0$"):
+            say(SEEDS[2], NODES[3])
+        with pytest.raises(Refused, match="no node"):
+            say(FOUNDER, b"x" * 16)
     with pytest.raises(Refused, match="no admin"):
-        roster.retire(SEEDS[2], NODES[3])
+        roster.retire(SEEDS[2], NODES[2], compromised=True)
     with pytest.raises(Refused, match="taken"):
         roster.admit(FOUNDER, ed25519.public_key(b"z" * 32), "x2", "s")
     with pytest.raises(Refused, match="used before"):
@@ -76,6 +84,9 @@ def test_statements_of_those_without_the_right_are_refused() -> None:
         make_statement(SEEDS[2], NODES[2], roster.mesh_id, ADMIT, admission),
         make_statement(SEEDS[2], founder, roster.mesh_id, ADMIT, admission),
         make_statement(SEEDS[2], NODES[2], roster.mesh_id, RETIRE, {"node": NODES[3]}),
+        make_statement(SEEDS[2], NODES[2], roster.mesh_id, FORGET, {"node": NODES[3]}),
+        make_statement(SEEDS[2], NODES[2], roster.mesh_id, FORGET, {"node": NODES[2]}),
+        make_statement(FOUNDER, founder, roster.mesh_id, FORGET, {"node": "x2"}),
         make_statement(SEEDS[2], NODES[2], roster.mesh_id, "admin", {"key": KEYS[2]}),
         make_statement(FOUNDER, founder, b"x" * 16, ADMIT, admission),
         make_statement(FOUNDER, founder, roster.mesh_id, ADMIT, {**admission, "key": b"short"}),
@@ -89,6 +100,45 @@ def test_statements_of_those_without_the_right_are_refused() -> None:
         with pytest.raises(PeerError):
             roster.add([blob])
     assert roster.digest() == before
+
+
+def test_who_is_no_admin_cannot_call_itself_compromised_only_leave() -> None:
+    roster = grown()
+    fields = {"node": NODES[2], "compromised": True}
+    roster.add([make_statement(SEEDS[2], NODES[2], roster.mesh_id, RETIRE, fields)])
+    assert roster.members()[NODES[2]].state == "retired"
+
+
+def test_the_root_key_retires_and_forgets_an_admin() -> None:
+    roster = founded()
+    founder = ed25519.node_id(ed25519.public_key(FOUNDER))
+    for kind, state in ((RETIRE, "retired"), (FORGET, "forgotten"), (RETIRE, "forgotten")):
+        roster.add([make_statement(ROOT, b"", roster.mesh_id, kind, {"node": founder})])
+        assert (roster.members()[founder].state, roster.members()[founder].admin) == (state, False)
+
+
+def test_of_statements_with_a_bad_one_among_them_none_is_taken() -> None:
+    roster = founded()
+    before = roster.digest(), roster.mesh_name, roster.members()
+    admission = roster.admit(FOUNDER, KEYS[2], "x2", "s")
+    bad = make_statement(SEEDS[2], NODES[2], roster.mesh_id, FORGET, {"node": NODES[3]})
+    with pytest.raises(PeerError):
+        roster.add([admission, bad])
+    assert (roster.digest(), roster.mesh_name, roster.members()) == before
+    assert roster.add([admission]) == [admission]
+
+
+def test_what_one_signed_whose_token_another_used_counts_the_same_in_every_order() -> None:
+    whole = founded()
+    both = [whole.admit(FOUNDER, KEYS[i], f"x{i}", "s", b"token") for i in range(2)]
+    for i in range(2):
+        left = make_statement(SEEDS[i], NODES[i], whole.mesh_id, RETIRE, {"node": NODES[i]})
+        one, other = founded(), founded()
+        one.add([both[i]])
+        one.add([left])
+        one.add(both)
+        other.add([*both, left])
+        assert one.digest() == other.digest()
 
 
 def test_one_token_admits_one_node_even_through_two_admins() -> None:

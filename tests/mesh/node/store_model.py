@@ -6,9 +6,9 @@ import random
 from dataclasses import dataclass, field
 
 from crdt.header import ChainId, Epoch
-from mesh.core.effects import Persist, PersistStatements
+from mesh.core.effects import Forget, Persist, PersistStatements
 
-Effect = Persist | PersistStatements
+Effect = Persist | PersistStatements | Forget
 Branch = tuple[bytes, dict[bytes, tuple[int, bytes]]]
 
 
@@ -20,6 +20,9 @@ class Model:
     def apply(self, effect: Effect) -> None:
         if isinstance(effect, PersistStatements):
             self.statements.update(effect.statements)
+            return
+        if isinstance(effect, Forget):
+            self.branches = {i: b for i, b in self.branches.items() if i[0].node != effect.node}
             return
         old = (effect.chain, effect.relabel_from or effect.epoch)
         _, records = self.branches.pop(old, (b"", {}))
@@ -52,6 +55,12 @@ class Author:
             return PersistStatements(
                 tuple(chance.randbytes(8) for _ in range(chance.randint(0, 3)))
             )
+        if chance.random() < 0.03:
+            gone = bytes([chance.randrange(3)]) * 16
+            for chain in self._epochs:
+                if chain.node == gone:
+                    self._epochs[chain] = []
+            return Forget(gone)
         chain = ChainId(bytes([chance.randrange(3)]) * 16, chance.choice(["mesh", "ab" * 16]))
         epochs = self._epochs.setdefault(chain, [])
         relabel_from = None
