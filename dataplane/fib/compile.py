@@ -341,7 +341,7 @@ class Compiler:
         )
         self._endpoint_rows.set(EndpointKey(domain, ip), row)
         for ifname in ifnames:
-            blocked = ifname != ifnames[0] or (claim is not None and not here)
+            blocked = ifname != ifnames[0] or not here
             fact = self._attachments[ifname]
             self._port_rows.set(ifname, rules.port_row(fact, domain, blocked=blocked))
 
@@ -448,11 +448,10 @@ def compile_all(facts: Facts, *, id_max: int = rules.ID_MAX) -> Tables:
     for attachment in facts.attachments:
         if attachment.vpc in domains:
             address = (attachment.vpc, ip_number(attachment.ip))
-            lost = address in claims and address not in here
             ports[attachment.ifname] = rules.port_row(
                 attachment,
                 domains[attachment.vpc],
-                blocked=lost or attached[address] != attachment,
+                blocked=address not in here or attached[address] != attachment,
             )
     return Tables(gateways, groups, ports, endpoints, subnets)
 

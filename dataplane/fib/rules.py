@@ -6,7 +6,9 @@
 - An address that nobody claims goes to its subnet's home from elsewhere, and is dropped at home; in
   a stretched subnet it is dropped everywhere.
 - A VPC that lost its VNI has rows only for what is attached here, under a number of its own.
-- A local port whose claim lost the address is blocked: it would send with another's address.
+- A local port is blocked unless its address is claimed for this machine: it would send with
+  another's address, or one that was taken from it. The port stays, so that nothing else carries
+  what it sends, while its VPC is known.
 """
 
 from __future__ import annotations
@@ -82,8 +84,8 @@ def endpoint_row(
     forwarded: bool,
     number: Callable[[bytes], int],
 ) -> EndpointRow | None:
-    """The row of one address. `here`: the claim, if any, is for this machine."""
-    if attachment is not None and (claim is None or here):
+    """The row of one address. `here`: there is a claim, for this machine."""
+    if attachment is not None and here:
         return EndpointRow(NO_GROUP, attachment.ifname, mac_bytes(attachment.mac))
     if claim is None or not forwarded:
         return None

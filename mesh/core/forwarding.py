@@ -4,17 +4,15 @@
 - An endpoint is where its winning claim says: at the claim's gateway when it is attached there, at
   any gateway of the site when it has a host behind them. Where this node is one of several writers
   of the winning claim, the endpoint is here.
-- An attachment is a fact only while its address has a claim that counts. Then the compiler blocks
-  its port unless the winning claim is this node's. Without a claim nothing of it is carried: an
-  endpoint that was removed or evicted stops where it is attached, too.
+- The compiler blocks an attached port unless the winning claim is this node's. Without a claim
+  nothing of it is carried either: an endpoint that was removed or evicted stops where it is
+  attached, too, and what it sends does not fall to the machine's own network.
 - Liveness only says which of a site's gateways are preferred. Endpoints of a site that is not
   reached keep their rows. A gateway of which nothing is known counts as up.
 - IPv6 has no rows yet.
 """
 
 from __future__ import annotations
-
-from collections import defaultdict
 
 from dataplane.fib.compile import Compiler
 from dataplane.fib.facts import (
@@ -38,8 +36,7 @@ class Forwarding:
         self._reader = view.reader()
         self._compiler = Compiler(self_node, self_site)
         self._down: set[NodeId] = set()
-        self._attached: dict[str, AttachmentFact] = {}
-        self._ifnames: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+        self._attached: set[str] = set()
         self._told = False
 
     # --- what comes in -----------------------------------------------------------------------
@@ -75,19 +72,15 @@ class Forwarding:
         fact = AttachmentFact(vpc, ip, mac, ifname)
         ip_number(ip), mac_bytes(mac)
         self.detach(ifname)
-        self._attached[ifname] = fact
-        self._ifnames[vpc, ip].add(ifname)
-        self._tell_attachments(vpc, ip)
+        self._attached.add(ifname)
+        self._compiler.set_attachment(ifname, fact)
+        self._told = True
 
     def detach(self, ifname: str) -> None:
         """The interface leads nowhere any more. Nothing if it did not."""
-        fact = self._attached.pop(ifname, None)
-        if fact is None:
+        if ifname not in self._attached:
             return
-        place = fact.vpc, fact.ip
-        self._ifnames[place].discard(ifname)
-        if not self._ifnames[place]:
-            del self._ifnames[place]
+        self._attached.remove(ifname)
         self._compiler.set_attachment(ifname, None)
         self._told = True
 
@@ -142,14 +135,6 @@ class Forwarding:
             gateway = attached_to if winner.host is None else None
             fact = EndpointFact(vpc, ip, winner.site, gateway, winner.mac)
         self._compiler.set_endpoint(vpc, ip, fact)
-        self._told = True
-        if (vpc, ip) in self._ifnames:
-            self._tell_attachments(vpc, ip)
-
-    def _tell_attachments(self, vpc: str, ip: str) -> None:
-        counts = self._view.winner(vpc, ip) is not None
-        for ifname in sorted(self._ifnames[vpc, ip]):
-            self._compiler.set_attachment(ifname, self._attached[ifname] if counts else None)
         self._told = True
 
 

@@ -298,10 +298,10 @@ def test_an_endpoint_is_reached_by_its_gateway_or_by_its_site() -> None:
     assert endpoint_target(*gateways_all, claim(NODES[1], "far"), port) == (
         f"gateway/{NODES[1].hex()}"
     )
-    assert endpoint_target(port) == "p0"
+    assert tables_of(VPC, port).endpoints == {}  # attached, and nobody claims it
 
 
-def test_a_port_that_lost_its_address_is_blocked() -> None:
+def test_a_port_is_blocked_unless_its_address_is_claimed_here() -> None:
     port = AttachmentFact(VPCS[0], IPS[0], MACS[0], "p0")
     twin = AttachmentFact(VPCS[0], IPS[0], MACS[1], "p1")
     lost = EndpointFact(VPCS[0], IPS[0], "far", NODES[1], MACS[1])
@@ -310,7 +310,8 @@ def test_a_port_that_lost_its_address_is_blocked() -> None:
     def blocked(*facts: object) -> dict[str, bool]:
         return {name: row.blocked for name, row in tables_of(VPC, *facts).ports.items()}
 
-    assert blocked(port) == {"p0": False}
+    assert blocked(port) == {"p0": True}
+    assert blocked(port, twin) == {"p0": True, "p1": True}
     assert blocked(port, own) == {"p0": False}
     assert blocked(port, lost) == {"p0": True}
     assert blocked(port, twin, own) == {"p0": False, "p1": True}
@@ -333,6 +334,7 @@ def test_of_two_vpcs_with_one_vni_only_the_forwarded_has_rows_under_it() -> None
         VpcFact(VPCS[1], 7),
         EndpointFact(VPCS[0], IPS[0], "far", None, MACS[0]),
         EndpointFact(VPCS[1], IPS[0], "far", None, MACS[1]),
+        EndpointFact(VPCS[0], IPS[1], "here", SELF, MACS[0]),
         AttachmentFact(VPCS[0], IPS[1], MACS[0], "p0"),
     )
     tables = tables_of(FAR_1, *facts)

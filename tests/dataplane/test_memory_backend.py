@@ -119,6 +119,18 @@ def test_what_is_dropped_and_why(sites: list[Site], src: str, dst: str, reason: 
     assert drops[reason.text] == 1 and sum(drops.values()) == 1
 
 
+def test_an_attached_port_without_a_claim_stays_and_is_blocked(sites: list[Site]) -> None:
+    a = sites[0]
+    a.compiler.set_endpoint(RED, "10.0.1.10", None)
+    a.push()
+    assert a.backend.forward(RED, "10.0.1.10", "10.0.2.10").reason is DropReason.PORT_BLOCKED
+    unclaimed = a.backend.receive("192.0.2.2", 100, "10.0.2.10", "10.0.1.10")
+    assert unclaimed.reason is DropReason.NOT_LOCAL
+    a.compiler.set_endpoint(RED, "10.0.1.10", EndpointFact(RED, "10.0.1.10", "s1", a.id, MAC))
+    a.push()
+    assert a.backend.forward(RED, "10.0.1.10", "10.0.2.10").action == "send"
+
+
 def test_drops_of_what_is_not_known(sites: list[Site]) -> None:
     a = sites[0]
     assert a.backend.forward("nic", "10.0.1.10", "10.0.2.10").reason is DropReason.NO_PORT
@@ -129,6 +141,8 @@ def test_drops_of_what_is_not_known(sites: list[Site]) -> None:
     a.compiler.set_attachment(RED, None)
     a.compiler.set_endpoint(BLUE, "10.0.9.9", EndpointFact(BLUE, "10.0.9.9", "nowhere", None, MAC))
     a.push()
+    unattached = a.backend.forward(RED, "10.0.1.10", "10.0.2.10")
+    assert unattached.reason is DropReason.NO_PORT
     detached = a.backend.receive("192.0.2.2", 100, "10.0.2.10", "10.0.1.10")
     assert detached.reason is DropReason.NOT_ATTACHED
     lost = a.backend.forward(BLUE, "10.0.1.10", "10.0.9.9")
@@ -175,7 +189,7 @@ def test_an_audit_names_a_bounded_number_of_rows() -> None:
 def test_a_full_table_refuses_newcomers_only() -> None:
     site = Site(1, endpoints_max=3)
     site.compiler.set_vpc(RED, VpcFact(RED, 100))
-    for number in range(20, 24):
+    for number in range(20, 25):
         ip = f"10.0.2.{number}"
         site.compiler.set_endpoint(RED, ip, EndpointFact(RED, ip, "s2", None, MAC))
     with pytest.raises(TableFull, match=r"endpoints is full \(3 of 3\): 2 rows"):

@@ -143,11 +143,13 @@ def test_an_endpoint_that_is_removed_gets_nothing_more(tenants: Any) -> None:
     assert red1.ping("10.0.2.10") == 1
     for gateway in tenants.gateways:
         gateway.compiler.set_endpoint(RED, red2.ip, None)
-    tenants.b.compiler.set_attachment(red2.ifname, None)
     tenants.push()
     assert red1.ping("10.0.2.10", timeout_s=0.3) == 0
     # Nobody claims it, so it is sent home, and dropped there.
     assert tenants.b.drops("not-local") == 1
+    # Its port is still there, and lets nothing through to the gateway's own stack.
+    assert red2.ping("10.0.1.10", timeout_s=0.3) == 0
+    assert tenants.b.drops("port-blocked") == 1
     for gateway in tenants.gateways:
         report = gateway.run(
             lambda gateway=gateway: gateway.backend.audit(gateway.compiler.tables())

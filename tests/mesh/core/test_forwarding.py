@@ -112,15 +112,16 @@ def test_a_second_writer_of_the_winning_claim_has_the_endpoint_too() -> None:
 
 def test_an_endpoint_without_a_claim_is_not_carried_where_it_is_attached_either() -> None:
     it = Gateways("a1", "b1")
+    it.forwardings["b1"].attach("p5", it.red, IP, MAC)  # before it is claimed
+    assert it.row("b1") is None and it.rows("b1").ports["p5"].blocked
     it.world.everywhere("b1", "add_endpoint", "red", IP, MAC)
-    it.forwardings["b1"].attach("p5", it.red, IP, MAC)
-    assert it.row("b1") is not None
+    assert it.row("b1") is not None and not it.rows("b1").ports["p5"].blocked
     it.world.everywhere("a1", "remove_endpoint", "red", IP)
     assert it.row("a1") is None and it.row("b1") is None
-    assert it.rows("b1").ports == {}
+    assert it.rows("b1").ports["p5"].blocked  # not gone: the host would carry what it sends
     it.world.everywhere("b1", "add_endpoint", "red", IP, MAC)
     row = it.row("b1")
-    assert row is not None and row.ifname == "p5"
+    assert row is not None and row.ifname == "p5" and not it.rows("b1").ports["p5"].blocked
 
 
 def test_attachments_come_change_and_go() -> None:
