@@ -3,16 +3,19 @@
 - A VPC that lost its VNI is not forwarded. Subnets that are not installed are no fact at all.
 - An endpoint is where its winning claim says: at the claim's gateway when it is attached there, at
   any gateway of the site when it has a host behind them. Where this node is one of several writers
-  of the winning claim, the endpoint is here.
+  of the winning claim, the endpoint is here. Elsewhere it is at the best of them that is reached;
+  a retired one has no gateway and is never chosen while another is left.
 - The compiler blocks an attached port unless the winning claim is this node's. Without a claim
   nothing of it is carried either: an endpoint that was removed or evicted stops where it is
   attached, too, and what it sends does not fall to the machine's own network.
-- Liveness only says which of a site's gateways are preferred. Endpoints of a site that is not
-  reached keep their rows. A gateway of which nothing is known counts as up.
+- Liveness only says which of a site's gateways, or of a claim's writers, are preferred. Endpoints
+  of a site that is not reached keep their rows. A gateway of which nothing is known counts as up.
 - IPv6 has no rows yet.
 """
 
 from __future__ import annotations
+
+from collections import defaultdict
 
 from dataplane.fib.compile import Compiler
 from dataplane.fib.facts import (
@@ -24,7 +27,7 @@ from dataplane.fib.facts import (
 )
 from dataplane.fib.rows import FibDelta, Tables, ip_number, mac_bytes
 from mesh.core.ops import NodeId
-from mesh.core.view import View
+from mesh.core.view import Endpoint, View
 
 
 class Forwarding:
@@ -36,6 +39,10 @@ class Forwarding:
         self._reader = view.reader()
         self._compiler = Compiler(self_node, self_site)
         self._down: set[NodeId] = set()
+        self._shared: defaultdict[NodeId, set[tuple[str, str]]] = defaultdict(set)
+        """Node → endpoints elsewhere of which it is one of several writers."""
+        self._writers: dict[tuple[str, str], tuple[NodeId, ...]] = {}
+        """The same by endpoint."""
         self._attached: set[str] = set()
         self._told = False
 
@@ -103,10 +110,12 @@ class Forwarding:
     def _tell_gateway(self, node: NodeId) -> None:
         gateway = self._view.gateways.get(node)
         fact = None
-        if gateway is not None and _is_ipv4(gateway.underlay):
+        if gateway is not None and self._carries(node):
             up = node not in self._down
             fact = GatewayFact(node, gateway.site, gateway.underlay, up)
         self._compiler.set_gateway(node, fact)
+        for vpc, ip in sorted(self._shared.get(node, ())):
+            self._tell_endpoint(vpc, ip)
         self._told = True
 
     def _tell_vpc(self, vpc: str) -> None:
@@ -127,15 +136,47 @@ class Forwarding:
         if not _is_ipv4(ip):
             return
         claims = self._view.claims(vpc, ip)
-        fact = None
+        fact: EndpointFact | None = None
+        writers: tuple[NodeId, ...] = ()
         if claims:
-            winner = claims[0]
-            here = any(c.node == self._node and c.state == "active" for c in claims)
-            attached_to = self._node if here else winner.node
-            gateway = attached_to if winner.host is None else None
+            winner, gateway = claims[0], None
+            if winner.host is None:
+                writers = self._writers_of(claims)
+                gateway = self._best(writers)
             fact = EndpointFact(vpc, ip, winner.site, gateway, winner.mac)
+        self._note_writers((vpc, ip), writers if len(writers) > 1 else ())
         self._compiler.set_endpoint(vpc, ip, fact)
         self._told = True
+
+    def _writers_of(self, claims: tuple[Endpoint, ...]) -> tuple[NodeId, ...]:
+        """The nodes that the winning claim is attached to, best first; only this one if it is.
+        Of the site's claims only those that say the same: another MAC is another workload."""
+        active = [claim for claim in claims if claim.state == "active"]
+        if any(claim.node == self._node for claim in active):
+            return (self._node,)
+        said = active[0].mac, active[0].host
+        return tuple(claim.node for claim in active if (claim.mac, claim.host) == said)
+
+    def _best(self, writers: tuple[NodeId, ...]) -> NodeId:
+        """The first that is reached; else the first that carries traffic at all; else the first."""
+        gateways = [node for node in writers if self._carries(node)]
+        up = (node for node in gateways if node not in self._down)
+        return next(up, gateways[0] if gateways else writers[0])
+
+    def _carries(self, node: NodeId) -> bool:
+        """Whether the node is a gateway that rows can lead to."""
+        gateway = self._view.gateways.get(node)
+        return gateway is not None and _is_ipv4(gateway.underlay)
+
+    def _note_writers(self, place: tuple[str, str], writers: tuple[NodeId, ...]) -> None:
+        for node in self._writers.pop(place, ()):
+            self._shared[node].discard(place)
+            if not self._shared[node]:
+                del self._shared[node]
+        for node in writers:
+            self._shared[node].add(place)
+        if writers:
+            self._writers[place] = writers
 
 
 def _is_ipv4(ip: str) -> bool:

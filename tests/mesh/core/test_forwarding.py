@@ -110,6 +110,68 @@ def test_a_second_writer_of_the_winning_claim_has_the_endpoint_too() -> None:
         assert row is not None and row.ifname == "p5" and not it.rows(name).ports["p5"].blocked
 
 
+def test_of_several_writers_elsewhere_the_best_that_is_reached_is_the_next_hop() -> None:
+    it = Gateways("a1", "b1", "b2", "b3")
+    for name in ("b1", "b2"):
+        it.world.everywhere(name, "add_endpoint", "red", IP, MAC)
+    forwarding = it.forwardings["a1"]
+
+    def next_hop(name: str = "a1") -> str:
+        found = it.group(name)
+        assert found is not None
+        (gateway,) = found[1]
+        return gateway
+
+    assert next_hop() == "b1"
+    assert next_hop("b3") == "b1"  # of their site, and none of them
+    it.forwardings["b3"].set_live(node_id("b1"), False)
+    assert next_hop("b3") == "b2"
+    for down, expected in (("b1", "b2"), ("b2", "b1")):  # with none up, the best
+        forwarding.set_live(node_id(down), False)
+        assert next_hop() == expected
+    forwarding.set_live(node_id("b2"), True)
+    assert next_hop() == "b2"
+    forwarding.set_live(node_id("b1"), True)
+    assert next_hop() == "b1"
+    it.world.change_member("b1", state="retired")
+    assert next_hop() == "b2"
+    it.world.everywhere("b3", "add_endpoint", "red", IP, MAC)
+    it.world.everywhere("b2", "register_gateway", "", [], "1")  # it carries nothing any more
+    assert next_hop() == "b3"
+    forwarding.set_live(node_id("b3"), False)
+    assert next_hop() == "b3"  # neither the retired one nor that without an underlay
+    forwarding.set_live(node_id("b3"), True)
+    it.world.everywhere("b2", "register_gateway", "192.0.2.3", [], "1")
+    it.world.everywhere("b3", "move_endpoint", "red", IP)
+    forwarding.set_live(node_id("b3"), False)
+    assert next_hop() == "b3"
+
+
+def test_a_co_writer_that_says_something_else_is_no_next_hop() -> None:
+    it = Gateways("a1", "b1", "b2")
+    it.world.do("b1", "add_endpoint", "red", IP, MAC)
+    it.world.now_ns += SECOND_NS
+    it.world.do("b2", "add_endpoint", "red", IP, "02:00:00:00:00:06")
+    it.world.sync()
+    it.forwardings["a1"].set_live(node_id("b1"), False)
+    assert it.group("a1") == (f"gateway/{node_id('b1').hex()}", {"b1"})
+
+
+def test_nothing_is_sent_to_a_retired_gateway_and_its_site_takes_over() -> None:
+    it = Gateways("a1", "b1", "b2")
+    it.world.everywhere("b1", "add_endpoint", "red", IP, MAC)
+    it.world.everywhere("b1", "add_endpoint", "red", "10.0.2.6", host="192.0.2.77")
+    it.world.change_member("b1", state="retired")
+    for name in ("a1", "b2"):
+        rows = it.rows(name)
+        assert node_id("b1") not in {row.node for row in rows.gateways.values()}
+        row = it.row(name)
+        assert row is not None and row.group not in rows.groups  # no gateway leads to it: dropped
+    assert it.group("a1", "10.0.2.6") == ("site/b", {"b2"})
+    it.world.everywhere("b2", "add_endpoint", "red", IP, MAC)
+    assert it.group("a1") == (f"gateway/{node_id('b2').hex()}", {"b2"})
+
+
 def test_an_endpoint_without_a_claim_is_not_carried_where_it_is_attached_either() -> None:
     it = Gateways("a1", "b1")
     it.forwardings["b1"].attach("p5", it.red, IP, MAC)  # before it is claimed
@@ -207,13 +269,16 @@ def test_updates_add_up_to_a_fresh_compilation(played: list[Any], self_index: in
     rows = Tables()
     for i, ip in enumerate(("10.0.1.5", "10.0.1.6")):
         forwarding.attach(f"p{i}", laws.VPC_IDS[i], ip, MAC)
-    for step in [laws.FULL, *played]:
+    for i, step in enumerate([laws.FULL, *played]):
         laws.play(view, [step])
+        forwarding.set_live(laws.NODES[i % 4], i % 3 == 0)
         forwarding.update()
         rows = apply_delta(rows, forwarding.take_delta())
     fresh = Forwarding(node, site, view)
     for i, ip in enumerate(("10.0.1.5", "10.0.1.6")):
         fresh.attach(f"p{i}", laws.VPC_IDS[i], ip, MAC)
+    for i in range(len(played) + 1):
+        fresh.set_live(laws.NODES[i % 4], i % 3 == 0)
     fresh.update()
     assert rows == Tables(**{f: dict(getattr(fresh.tables(), f)) for f in Tables.__slots__})
 
