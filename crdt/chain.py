@@ -182,7 +182,9 @@ class Chain:
             and header.prev_root not in (NO_ROOT, self.root)
         ):
             raise RootMismatch("prev_root")  # a cheap refusal before any hashing of entries
-        puts = tuple(put for put in delta.puts if put[1] > self.head)
+        puts = delta.puts
+        if puts and puts[0][1] <= self.head:  # they ascend
+            puts = tuple(put for put in puts if put[1] > self.head)
         written = {key: (seq, record) for key, seq, record in puts}
         if len(written) != len(puts):
             raise BadDelta("a key is put twice")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import chain
+from operator import lt
 
 import msgpack
 
@@ -58,13 +60,15 @@ class Delta:
 
     def check(self) -> None:
         """Raise BadDelta unless seqs ascend within (lo, hi] and keys and records are in bounds."""
-        last = self.lo
-        for key, seq, record in self.puts:
-            if not last < seq <= self.header.hi:
+        if self.puts:
+            keys, seqs, records = zip(*self.puts, strict=True)
+            if not all(map(lt, (self.lo, *seqs), seqs)) or seqs[-1] > self.header.hi:
                 raise BadDelta("puts do not ascend within the interval")
-            if not 0 < len(key) <= KEY_BYTES_MAX or len(record) > RECORD_BYTES_MAX:
-                raise BadDelta("key or record out of bounds")
-            last = seq
+            key_bytes = set(map(len, keys))
+            if not 0 < min(key_bytes) <= max(key_bytes) <= KEY_BYTES_MAX:
+                raise BadDelta("key out of bounds")
+            if max(map(len, records)) > RECORD_BYTES_MAX:
+                raise BadDelta("record out of bounds")
         last = self.lo
         for seq, key in self.deletes:
             if not last < seq <= self.header.hi or not 0 < len(key) <= KEY_BYTES_MAX:
@@ -75,9 +79,8 @@ class Delta:
 
     def pack(self) -> list[object]:
         """Plain msgpack values: header, base, lo, flat puts, flat deletes, keep."""
-        flat_puts = [field for put in self.puts for field in put]
-        flat_deletes = [field for delete in self.deletes for field in delete]
-        return [self.header.pack(), *self.base, self.lo, flat_puts, flat_deletes, self.keep]
+        flat = [list(chain.from_iterable(fields)) for fields in (self.puts, self.deletes)]
+        return [self.header.pack(), *self.base, self.lo, *flat, self.keep]
 
     @classmethod
     def unpack(cls, raw: object, *, piece: bool = False) -> Delta:
@@ -110,11 +113,11 @@ class Delta:
 def _unpack_puts(raw: object) -> Puts:
     if not isinstance(raw, list) or len(raw) % 3:
         raise ValueError("delta: puts")
-    puts = tuple(zip(raw[::3], raw[1::3], raw[2::3], strict=True))
-    for key, seq, record in puts:
-        if type(key) is not bytes or type(seq) is not int or type(record) is not bytes:
-            raise ValueError("delta: put")
-    return puts
+    keys, seqs, records = raw[::3], raw[1::3], raw[2::3]
+    # Sets of types and not a loop over puts: this is done to every record that comes.
+    if not ({*map(type, keys), *map(type, records)} <= {bytes} and {*map(type, seqs)} <= {int}):
+        raise ValueError("delta: put")
+    return tuple(zip(keys, seqs, records, strict=True))
 
 
 def _unpack_deletes(raw: object) -> Deletes:
@@ -129,8 +132,7 @@ def _unpack_deletes(raw: object) -> Deletes:
 
 def payload_hash(puts: Puts, deletes: Deletes) -> bytes:
     """SHA-256 over the canonical form of a flush's content."""
-    flat: list[object] = [[field for put in puts for field in put]]
-    flat.append([field for delete in deletes for field in delete])
+    flat = [list(chain.from_iterable(fields)) for fields in (puts, deletes)]
     return sha256(msgpack.packb(flat)).digest()
 
 

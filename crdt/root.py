@@ -12,8 +12,11 @@ an unchanged base costs nothing.
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
+from itertools import chain
 from zlib import crc32
 
 BITS_MAX = 20
@@ -30,6 +33,8 @@ _EMPTY_BUCKET = sha256(b"").digest()
 
 Entry = tuple[int, bytes]
 """(seq, record)"""
+Keys = tuple[bytes, ...]
+"""The keys of a bucket in order: 8 B a key, a third of what a set takes, and never sorted anew."""
 
 
 class BucketOverflow(ValueError):
@@ -45,12 +50,30 @@ def fitting_bits(count: int, bits: int) -> int:
     return bits
 
 
-def _bucket_hash(keys: Iterable[bytes], entry: Mapping[bytes, Entry]) -> bytes:
-    parts: list[bytes] = []
-    for key in sorted(keys):
-        seq, record = entry[key]
-        parts += (_PREFIX.pack(len(key), seq, len(record)), key, record)
+def _bucket_hash(keys: Keys, live: Mapping[bytes, Entry], puts: Mapping[bytes, Entry]) -> bytes:
+    """The hash of a bucket of these sorted keys, `puts` laid over `live`."""
+    if not keys:
+        return _EMPTY_BUCKET
+    rows = [puts[key] if key in puts else live[key] for key in keys]
+    seqs, records = zip(*rows, strict=True)
+    prefixes = map(_PREFIX.pack, map(len, keys), seqs, map(len, records))
+    # All loops are C's: this is what joining spends most of its time in.
+    parts = chain.from_iterable(zip(prefixes, keys, records, strict=True))
     return sha256(b"".join(parts)).digest()
+
+
+def _merged(held: Keys, puts: list[bytes], drops: list[bytes]) -> Keys:
+    """Sorted keys without `drops` and with `puts`; `held` itself when that changes nothing."""
+    if drops:
+        gone = set(drops)
+        held = tuple(key for key in held if key not in gone)
+    fresh = []
+    for key in puts:
+        i = bisect_left(held, key)
+        if i == len(held) or held[i] != key:
+            fresh.append(key)
+    # Two sorted runs, of which sorting is a merge.
+    return tuple(sorted((*held, *sorted(fresh)))) if fresh else held
 
 
 class RootIndex:
@@ -64,7 +87,7 @@ class RootIndex:
     def __init__(self) -> None:
         self.bits = 0
         self.count = 0
-        self.buckets: list[set[bytes]] = [set()]
+        self.buckets: list[Keys] = [()]
         self.hashes: list[bytes] = [_EMPTY_BUCKET]
         self.middles: list[bytes] = [sha256(_EMPTY_BUCKET).digest()]
         self.root = _top(0, 0, self.middles)
@@ -72,7 +95,7 @@ class RootIndex:
     def copy(self) -> RootIndex:
         twin = RootIndex()
         twin.bits, twin.count, twin.root = self.bits, self.count, self.root
-        twin.buckets = [set(keys) for keys in self.buckets]
+        twin.buckets = list(self.buckets)
         twin.hashes, twin.middles = list(self.hashes), list(self.middles)
         return twin
 
@@ -91,37 +114,26 @@ class RootIndex:
         if bits != self.bits:
             return self._replan(live, puts, drops, bits)
         mask = (1 << bits) - 1
-        touched: dict[int, set[bytes]] = {}
-        for key in drops:
-            self._bucket(crc32(key) & mask, touched).discard(key)
-        for key in puts:
-            self._bucket(crc32(key) & mask, touched).add(key)
-        overlay = _Overlay(live, puts)
+        put, dropped = _by_slot(puts, mask), _by_slot(drops, mask)
+        touched: dict[int, Keys] = {}
         hashes: dict[int, bytes] = {}
-        for slot, keys in touched.items():
-            if len(keys) > BUCKET_ENTRIES_MAX:
-                raise BucketOverflow(f"{len(keys)} entries in bucket {slot} of 2^{bits}")
-            hashes[slot] = _bucket_hash(keys, overlay)
-        entries = self.count + sum(
-            len(keys) - len(self.buckets[slot]) for slot, keys in touched.items()
-        )
-        middles: dict[int, bytes] = {}
+        entries = self.count
+        for slot in put.keys() | dropped.keys():
+            held = self.buckets[slot]
+            keys = _merged(held, put.get(slot, []), dropped.get(slot, []))
+            _check(len(keys), slot, bits)
+            entries += len(keys) - len(held)
+            touched[slot] = keys
+            hashes[slot] = _bucket_hash(keys, live, puts)
+        tops = list(self.middles)
         for middle in {slot // MIDDLE_BUCKETS for slot in touched}:
             first = middle * MIDDLE_BUCKETS
-            span = range(first, min(first + MIDDLE_BUCKETS, 1 << bits))
-            middles[middle] = sha256(
-                b"".join(hashes.get(slot) or self.hashes[slot] for slot in span)
-            ).digest()
-        tops = list(self.middles)
-        for middle, value in middles.items():
-            tops[middle] = value
+            below = self.hashes[first : first + MIDDLE_BUCKETS]
+            for i in range(len(below)):
+                if first + i in hashes:
+                    below[i] = hashes[first + i]
+            tops[middle] = sha256(b"".join(below)).digest()
         return Plan(bits, entries, touched, hashes, tops, _top(entries, bits, tops), whole=False)
-
-    def _bucket(self, slot: int, touched: dict[int, set[bytes]]) -> set[bytes]:
-        keys = touched.get(slot)
-        if keys is None:
-            keys = touched[slot] = set(self.buckets[slot])
-        return keys
 
     def _replan(
         self,
@@ -132,26 +144,20 @@ class RootIndex:
     ) -> Plan:
         if not 0 <= bits <= BITS_MAX:
             raise BucketOverflow(f"2^{bits} buckets")
-        mask = (1 << bits) - 1
-        buckets: dict[int, set[bytes]] = {slot: set() for slot in range(1 << bits)}
         gone = set(drops)
-        for key in live:
-            if key not in gone:
-                buckets[crc32(key) & mask].add(key)
-        for key in puts:
-            buckets[crc32(key) & mask].add(key)
-        overlay = _Overlay(live, puts)
-        for slot, keys in buckets.items():
-            if len(keys) > BUCKET_ENTRIES_MAX:
-                raise BucketOverflow(f"{len(keys)} entries in bucket {slot} of 2^{bits}")
-        hashes = {slot: _bucket_hash(keys, overlay) for slot, keys in buckets.items()}
-        entries = sum(map(len, buckets.values()))
-        ordered = [hashes[slot] for slot in range(1 << bits)]
+        keys = {key: None for key in live if key not in gone}
+        keys.update(dict.fromkeys(puts))
+        members = _by_slot(keys, (1 << bits) - 1)
+        for slot, found in members.items():
+            _check(len(found), slot, bits)
+        buckets = {slot: tuple(sorted(members.get(slot, ()))) for slot in range(1 << bits)}
+        hashes = {slot: _bucket_hash(found, live, puts) for slot, found in buckets.items()}
+        ordered = list(hashes.values())
         tops = [
             sha256(b"".join(ordered[first : first + MIDDLE_BUCKETS])).digest()
             for first in range(0, 1 << bits, MIDDLE_BUCKETS)
         ]
-        return Plan(bits, entries, buckets, hashes, tops, _top(entries, bits, tops), whole=True)
+        return Plan(bits, len(keys), buckets, hashes, tops, _top(len(keys), bits, tops), whole=True)
 
     def adopt(self, plan: Plan) -> None:
         """Make `plan` the index. It must come from this index, unchanged since."""
@@ -177,7 +183,7 @@ class Plan:
         self,
         bits: int,
         entries: int,
-        buckets: dict[int, set[bytes]],
+        buckets: dict[int, Keys],
         hashes: dict[int, bytes],
         middles: list[bytes],
         root: bytes,
@@ -193,17 +199,16 @@ class Plan:
         self.whole = whole
 
 
-class _Overlay(dict[bytes, Entry]):
-    """`puts` over `live`, without copying `live`."""
+def _by_slot(keys: Iterable[bytes], mask: int) -> dict[int, list[bytes]]:
+    found: defaultdict[int, list[bytes]] = defaultdict(list)
+    for key in keys:
+        found[crc32(key) & mask].append(key)
+    return found
 
-    __slots__ = ("_under",)
 
-    def __init__(self, under: Mapping[bytes, Entry], over: Mapping[bytes, Entry]) -> None:
-        super().__init__(over)
-        self._under = under
-
-    def __missing__(self, key: bytes) -> Entry:
-        return self._under[key]
+def _check(count: int, slot: int, bits: int) -> None:
+    if count > BUCKET_ENTRIES_MAX:
+        raise BucketOverflow(f"{count} entries in bucket {slot} of 2^{bits}")
 
 
 def _top(entries: int, bits: int, middles: list[bytes]) -> bytes:

@@ -50,6 +50,7 @@ def test_root_after_puts_and_drops(bits_between: int) -> None:
     puts = {key: (5000 + i, b"new") for i, key in enumerate(keys[1::11])}
     drops = [key for key in keys[::7] if key not in puts]
     index.adopt(index.plan(live, puts, drops, bits_between))
+    assert index.count == 2610
     for key in drops:
         del live[key]
     live.update(puts)
