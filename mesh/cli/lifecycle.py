@@ -1,4 +1,4 @@
-"""init, invite, join, run: from nothing to a node."""
+"""init, invite, join, run, retire, forget, leave: from nothing to a node, and back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from mesh.cli.client import LONG_TIMEOUT_S, Client
+from mesh.cli.client import LONG_TIMEOUT_S, Client, segments
 from mesh.cli.options import NAME, asks, prints
 from mesh.cli.output import Output
 from mesh.core.errors import BadInput, RequestError
@@ -103,6 +103,34 @@ def invite(api: Client, out: Output, site: str | None, ttl: str) -> None:
     """Make a one-use token with which a node can join this mesh."""
     body = {"site": site, "ttl_s": _duration_s("--ttl", ttl)}
     out.text(api.post("/v1/invitations", body, timeout_s=LONG_TIMEOUT_S), "token")
+
+
+@click.command("retire")
+@click.argument("node", type=NAME)
+@click.option("--compromised", is_flag=True, help="Its key is stolen: forget it at once.")
+@asks
+def retire(api: Client, out: Output, node: str, compromised: bool) -> None:
+    """Take NODE out of the mesh for good. What it wrote stays, unless it is compromised."""
+    body = {"compromised": compromised}
+    out.record(api.post(segments("members", node, "retire"), body))
+
+
+@click.command("forget")
+@click.argument("node", type=NAME)
+@asks
+def forget(api: Client, out: Output, node: str) -> None:
+    """Drop everything that the retired NODE wrote, everywhere, for good.
+
+    Refused while anything of it is still seen.
+    """
+    out.record(api.post(segments("members", node, "forget"), {}))
+
+
+@click.command("leave")
+@asks
+def leave(api: Client, out: Output) -> None:
+    """Take this node out of the mesh for good. What it wrote stays."""
+    out.record(api.post("/v1/leave", {}))
 
 
 def _duration_s(what: str, text: str) -> int:

@@ -16,6 +16,7 @@ from mesh.node.forwarder import Forwarder
 from mesh.node.inquiry import Inquiries
 from mesh.node.joining import Joining
 from mesh.node.p2p.transport import Transport
+from mesh.node.retiring import Retiring
 from mesh.node.store import Store
 
 
@@ -31,6 +32,7 @@ class NodeContext(Protocol):
     forwarding: Forwarding
     forwarder: Forwarder
     joining: Joining
+    retiring: Retiring
     transport: Transport
     inquiries: Inquiries
     store: Store

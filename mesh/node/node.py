@@ -49,6 +49,7 @@ from mesh.node.joining import Joining
 from mesh.node.log import LimitedLog, event
 from mesh.node.p2p.events import Channel, FrameIn, Overflow, PeerDown, PeerUp
 from mesh.node.p2p.transport import Transport
+from mesh.node.retiring import Retiring
 from mesh.node.store import Store, StoreError
 from mesh.version import VERSION
 
@@ -98,6 +99,7 @@ class Node:
         self.joining = Joining(
             booted.seed, self.replica, self.store, self.advertised_addrs, self.durable
         )
+        self.retiring = Retiring(self.id, booted.seed, self.replica, self.view, self.durable)
         self.transport = Transport(
             self.id,
             booted.seed,

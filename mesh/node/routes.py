@@ -57,6 +57,20 @@ ROUTES: Final = (
         lambda s: s.membership.invite,
         body=record({"ttl_s": integer("Lifetime in seconds", 1, TTL_S_MAX)}, {"site": NAME}),
     ),
+    Route(
+        "POST",
+        "/v1/members/{node}/retire",
+        "Retire a node for good; as compromised, forget it at once",
+        lambda s: s.membership.retire,
+        body=record({}, {"compromised": boolean("Drop all that it wrote")}),
+    ),
+    Route(
+        "POST",
+        "/v1/members/{node}/forget",
+        "Drop and refuse everything of a retired node",
+        lambda s: s.membership.forget,
+    ),
+    Route("POST", "/v1/leave", "Retire this node", lambda s: s.membership.leave),
     # ---- VPCs and subnets ----
     Route("GET", "/v1/vpcs", "List VPCs", lambda s: s.objects.list_vpcs),
     Route(

@@ -1,4 +1,4 @@
-"""Status, members and invitations as JSON."""
+"""Status, members, their retirement and invitations as JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import trio
 from dataplane.backend import Usage
 from mesh.core.errors import NotReady
 from mesh.core.members import Member
-from mesh.core.ops import MESH_SHARD
+from mesh.core.ops import MESH_SHARD, NodeId
 from mesh.core.token import Token
 from mesh.node.context import NodeContext
 from mesh.node.p2p.events import PeerInfo
@@ -103,6 +103,13 @@ class MembershipService:
             {"what": f"{alarm}: {fields}", "fix": _ALARM_FIXES.get(alarm, "see the node's log")}
             for alarm, fields in sorted(node.alarms.items())
         ]
+        if node.replica.retired:
+            found.append(
+                {
+                    "what": "this node was retired from the mesh: it takes no writes",
+                    "fix": "stop it; to come back, join with a new directory",
+                }
+            )
         if node.forwarder.problem is not None:
             found.append(
                 {
@@ -154,6 +161,24 @@ class MembershipService:
             "id": member.node.hex(),
             "admin": member.admin,
         }
+
+    async def retire(self, node: str, compromised: bool = False) -> Json:
+        member = self._node.view.member(node)
+        await self._node.retiring.retire(member, compromised=compromised)
+        return self._state_of(member.node)
+
+    async def forget(self, node: str) -> Json:
+        member = self._node.view.member(node)
+        await self._node.retiring.forget(member)
+        return self._state_of(member.node)
+
+    async def leave(self) -> Json:
+        await self._node.retiring.leave()
+        return self._state_of(self._node.id)
+
+    def _state_of(self, node: NodeId) -> Json:
+        member = self._node.replica.roster.members()[node]
+        return {"node": member.name, "id": node.hex(), "state": member.state}
 
     # ---- invitations ----
 
