@@ -60,6 +60,8 @@ HOUSEKEEPING_S = 1.0
 MISBEHAVED_BACKOFF_S = 30.0
 """A peer that broke the protocol is not dialled or accepted for so long."""
 SOFT_STATE_S = 1.0
+MOVES_HELD = "endpoint.moves_held"
+HELD_NAMED_MAX = 5
 START_BATCH = 10_000
 """Stored records given to the view at a time, so that a start can be interrupted."""
 
@@ -316,10 +318,23 @@ class Node:
                     raise
                 except RequestError as error:
                     self._log.event("node.housekeeping_refused", reason=error)
+            self._note_held_moves()
             self.transport.open_joining(await self.joining.is_open())
             if self._gateways_seen.take().gateways:
                 self._dial_members()
             await trio.sleep(HOUSEKEEPING_S)
+
+    def _note_held_moves(self) -> None:
+        """Endpoints that moved too often, in `status` while their moves are held."""
+        held = self.writer.held(time.time_ns())
+        if not held:
+            self.alarms.pop(MOVES_HELD, None)
+            return
+        named = ", ".join(
+            f"{self.view.names.vpc_text(h.vpc)}/{h.ip}" for h in held[:HELD_NAMED_MAX]
+        )
+        self.alarms[MOVES_HELD] = f"{len(held)} endpoints, such as {named}"
+        self._log.event(MOVES_HELD, count=len(held), endpoints=named)
 
     def _house_ops(self) -> list[Op]:
         now_ns = time.time_ns()

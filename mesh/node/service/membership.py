@@ -22,6 +22,7 @@ Json: TypeAlias = dict[str, Any]
 _USAGE_WAIT_S: Final = 0.3  # status answers within 1 s, also while a large batch is being written
 
 _ALARM_FIXES: Final = {
+    "endpoint.moves_held": "find out which two places claim the address in turn, and stop one",
     "node.cloned": "stop the other process that runs with this node's directory, restart this one",
     "chain.forked": "find out who signed two histories with that node's key, and retire the node",
     "chain.over_quota": "remove records at that node, or find out what writes so many",

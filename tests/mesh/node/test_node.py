@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,7 @@ from crdt.header import ChainId, Epoch
 from mesh.core.errors import NotReady, Refused
 from mesh.core.ops import NodeId
 from mesh.node.config import read_config
-from mesh.node.node import Node
+from mesh.node.node import MOVES_HELD, Node
 from mesh.node.setup import NewNode, found, join
 
 if TYPE_CHECKING:
@@ -143,3 +145,23 @@ async def opened(node: Node) -> str:
     token = await node.joining.invite("", 60)
     await until(lambda: node.transport._joining)
     return token
+
+
+async def test_an_endpoint_that_moves_too_often_is_alarmed(tmp_path: Path) -> None:
+    made = found(new_node(tmp_path, "a1", "a"), "m")
+    async with running(made.config) as a:
+        second = await join(new_node(tmp_path, "b1", "b"), await opened(a))
+        async with running(second.config) as b:
+            await write_vpc(a)
+            now_ns = time.time_ns()
+            await a.submit(lambda: a.writer.add_endpoint("v", "10.0.1.5", now_ns=now_ns))
+            with pytest.raises(Refused, match="moves"):
+                for i in range(10):
+                    node = (b, a)[i % 2]
+                    await until(lambda: equal(a, b) and b.replica.writable)
+                    move = partial(node.writer.move_endpoint, "v", "10.0.1.5", now_ns=now_ns)
+                    await node.submit(move)
+                    await until(lambda: equal(a, b))
+                    for each in (a, b):  # moves are counted once a round
+                        await each.submit(each._house_ops)
+            await until(lambda: "v/10.0.1.5" in a.alarms.get(MOVES_HELD, ""))
