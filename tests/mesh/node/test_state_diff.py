@@ -54,8 +54,10 @@ class Peer:
 
     def __init__(self) -> None:
         node_seed = bytes([1]) * 32
+        peer_key = ed25519.public_key(bytes([2]) * 32)
         roster = Roster.founded_by(found_mesh("m", bytes(32), node_seed, "n", "s"))
-        self.id = b"p" * 16
+        roster.add([roster.admit(node_seed, peer_key, "p", "s")])
+        self.id = ed25519.node_id(peer_key)
         self.sent: list[wire.Frame | None] = []
         self.replica = Replica(
             ed25519.node_id(ed25519.public_key(node_seed)),
