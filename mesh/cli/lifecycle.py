@@ -12,6 +12,7 @@ import click
 from mesh.cli.client import LONG_TIMEOUT_S, Client, segments
 from mesh.cli.options import NAME, asks, prints
 from mesh.cli.output import Output
+from mesh.core.bounds import MESH_RECORDS, QUOTA_MAX, VPC_RECORDS
 from mesh.core.errors import BadInput, RequestError
 
 if TYPE_CHECKING:
@@ -98,10 +99,29 @@ def _show_made(out: Output, made: MadeNode) -> None:
 @click.command("invite")
 @click.option("--site", type=NAME, help="The only site that the token is good for.")
 @click.option("--ttl", default="15m", show_default=True, help="Lifetime, such as 90s, 15m, 2h, 1d.")
+@click.option(
+    "--quota-mesh", type=click.IntRange(1, QUOTA_MAX), metavar="N",
+    help=f"Records the node may hold in the mesh shard: VPCs, subnets. [default: {MESH_RECORDS}]",
+)  # fmt: skip
+@click.option(
+    "--quota-vpc", type=click.IntRange(1, QUOTA_MAX), metavar="N",
+    help=f"Records the node may hold in each VPC: its endpoints. [default: {VPC_RECORDS}]",
+)  # fmt: skip
 @asks
-def invite(api: Client, out: Output, site: str | None, ttl: str) -> None:
-    """Make a one-use token with which a node can join this mesh."""
-    body = {"site": site, "ttl_s": _duration_s("--ttl", ttl)}
+def invite(
+    api: Client,
+    out: Output,
+    site: str | None,
+    ttl: str,
+    quota_mesh: int | None,
+    quota_vpc: int | None,
+) -> None:
+    """Make a one-use token with which a node can join this mesh.
+
+    A node's quotas hold for good: all others refuse what it writes beyond them.
+    """
+    body: dict[str, Any] = {"site": site, "ttl_s": _duration_s("--ttl", ttl)}
+    body["quota_mesh"], body["quota_vpc"] = quota_mesh, quota_vpc
     out.text(api.post("/v1/invitations", body, timeout_s=LONG_TIMEOUT_S), "token")
 
 

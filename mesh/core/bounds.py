@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from mesh.core.ops import MESH_SHARD
 
-MESH_RECORDS_MAX = 10_000
-VPC_RECORDS_MAX = 150_000
-"""Quotas a chain: a site's endpoints in one VPC fit many times over."""
+MESH_RECORDS = 10_000
+VPC_RECORDS = 150_000
+"""Quotas of a chain where the admission names none: a site's endpoints in one VPC fit many times
+over. Nodes of every version must agree on them, so they never change."""
+QUOTA_MAX = 1_000_000
+"""The most that an admission may grant a chain. Whoever holds one so large pays 280 MB for it, and
+a second of one core for each time it is verified whole; its 2^15 buckets are far from their bound
+(`crdt.root`)."""
 CHAINS_PER_NODE_MAX = 4096
 """Shards in which one node has written: VPCs with endpoints at one site."""
 
 
-def quota(shard: str) -> int:
-    """Records that a chain of `shard` may hold."""
-    return MESH_RECORDS_MAX if shard == MESH_SHARD else VPC_RECORDS_MAX
+@dataclass(frozen=True, slots=True)
+class Quotas:
+    """Records that a chain of one node may hold, in the mesh shard and in each VPC's."""
+
+    mesh: int = MESH_RECORDS
+    vpc: int = VPC_RECORDS
+
+    def of(self, shard: str) -> int:
+        """Records that a chain of `shard` may hold."""
+        return self.mesh if shard == MESH_SHARD else self.vpc
+
+
+USUAL_QUOTAS = Quotas()
 
 
 def shard_is_known(shard: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from mesh.core.bounds import USUAL_QUOTAS, Quotas
 from mesh.core.ops import NodeId
 
 MemberState: TypeAlias = Literal["active", "retired", "forgotten"]
@@ -23,3 +24,7 @@ class Member:
     """32 bytes: the Ed25519 public key that signs for the node now."""
     state: MemberState
     admin: bool
+    forked: bool = False
+    """Whether it is proven that the node signed two histories of one epoch."""
+    quotas: Quotas = USUAL_QUOTAS
+    """How many records its chains may hold."""

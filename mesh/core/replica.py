@@ -21,7 +21,7 @@ from crdt.delta import RECORD_BYTES_MAX, BadDelta, Delta
 from crdt.header import ChainId, Sign
 from crdt.lattice import Applied, Lattice
 from mesh.core import ed25519, sync, wire
-from mesh.core.bounds import CHAINS_PER_NODE_MAX, quota, shard_is_known
+from mesh.core.bounds import CHAINS_PER_NODE_MAX, shard_is_known
 from mesh.core.effects import (
     Alarm,
     DropPeer,
@@ -155,8 +155,12 @@ class Replica:
             if isinstance(op, Put) and self._own.record(op.shard, op.key) is None:
                 puts[op.shard] = puts.get(op.shard, 0) + 1
         for shard, count in puts.items():
-            if self._own.count(shard) + count > quota(shard):
-                raise Refused(f"more than {quota(shard)} records of this node in shard {shard}")
+            quota = self.roster.quota(self.node, shard)
+            if self._own.count(shard) + count > quota:
+                raise Refused(
+                    f"more than {quota} records of this node in shard {shard}: remove some, or"
+                    " spread them over more gateways"
+                )
         wrote = [self._own.write(op) for op in ops]
         self._note_own_changes()
         return any(wrote)
@@ -388,7 +392,7 @@ class Replica:
             return
         fetch.deadline_ns = now_ns + sync.WANT_TIMEOUT_NS
         self._send(peer, wire.More(part.id))
-        whole = fetch.stage(part, quota(part.delta.header.chain.shard))
+        whole = fetch.stage(part, self.roster.quota(*part.delta.header.chain))
         if whole is not None:
             self._take_delta(peer, state, whole, now_ns)
 
@@ -472,7 +476,7 @@ class Replica:
             # The next exchange brings both, or one of us the word that it is to be forgotten.
             self.peer_lagging(peer, now_ns)
             return False
-        if header.count > quota(id.shard) or (
+        if header.count > self.roster.quota(*id) or (
             self.lattice.latest(id) is None
             and self._chains_of.get(id.node, 0) >= CHAINS_PER_NODE_MAX
         ):

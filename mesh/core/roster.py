@@ -22,6 +22,7 @@ from types import MappingProxyType
 import msgpack
 
 from mesh.core import ed25519
+from mesh.core.bounds import MESH_RECORDS, QUOTA_MAX, VPC_RECORDS, Quotas
 from mesh.core.errors import PeerError, Refused
 from mesh.core.members import Member, MemberState
 from mesh.core.ops import NodeId
@@ -85,6 +86,15 @@ class Statement:
             raise PeerError(f"statement: {field}")
         return value
 
+    def quotas(self) -> Quotas:
+        """What an admission grants, the usual when it names nothing. Raises PeerError."""
+        granted = self.fields.get("quotas", [MESH_RECORDS, VPC_RECORDS])
+        if not isinstance(granted, list) or len(granted) < 2:
+            raise PeerError("statement: quotas")
+        if any(type(n) is not int or not 0 < n <= QUOTA_MAX for n in granted[:2]):
+            raise PeerError(f"statement: quotas beyond {QUOTA_MAX}")
+        return Quotas(*granted[:2])
+
 
 def make_statement(
     seed: bytes, signer: NodeId, mesh: bytes, kind: str, fields: Mapping[str, object]
@@ -109,8 +119,13 @@ def found_mesh(
     )
 
 
-def _admission(key: bytes, name: str, site: str, token_hash: bytes) -> dict[str, object]:
-    return {"key": key, "name": name, "site": site, "token": token_hash}
+def _admission(
+    key: bytes, name: str, site: str, token_hash: bytes, quotas: Quotas | None = None
+) -> dict[str, object]:
+    admission: dict[str, object] = {"key": key, "name": name, "site": site, "token": token_hash}
+    if quotas is not None:
+        admission["quotas"] = [quotas.mesh, quotas.vpc]
+    return admission
 
 
 class Roster:
@@ -211,7 +226,7 @@ class Roster:
         elif statement.kind == ADMIT:
             if statement.signer and statement.signer not in self._admin_keys:
                 raise PeerError("roster: admission by one who is no admin")
-            statement.text("name"), statement.text("site")
+            statement.text("name"), statement.text("site"), statement.quotas()
             admitted_key = statement.blob_of("key", ed25519.KEY_BYTES)
             self._admitted_keys[ed25519.node_id(admitted_key)] = admitted_key
         elif statement.kind == RETIRE:
@@ -263,6 +278,7 @@ class Roster:
                 key=key,
                 state=states.get(node, "active"),
                 admin=node in self._admin_keys and node not in states,
+                quotas=statement.quotas(),
             )
         return dict(sorted(members.items()))
 
@@ -287,6 +303,11 @@ class Roster:
         member = self.members().get(node)
         return member if member and member.state == "active" else None
 
+    def quota(self, node: NodeId, shard: str) -> int:
+        """Records that the node's chain of `shard` may hold; of one not known yet, the most."""
+        member = self.members().get(node)
+        return member.quotas.of(shard) if member else QUOTA_MAX
+
     def by_name(self, name: str) -> list[Member]:
         """Members of that name, retired ones too, in the order of their ids."""
         return [member for member in self.members().values() if member.name == name]
@@ -294,9 +315,17 @@ class Roster:
     # ---- saying things ----
 
     def admit(
-        self, seed: bytes, key: bytes, name: str, site: str, token_hash: bytes = b""
+        self,
+        seed: bytes,
+        key: bytes,
+        name: str,
+        site: str,
+        token_hash: bytes = b"",
+        quotas: Quotas | None = None,
     ) -> bytes:
         """The statement by which the admin `seed` admits the node of public key `key`.
+
+        `quotas` are within QUOTA_MAX; None: the usual ones.
 
         The caller adds it to the roster. Raises Refused.
         """
@@ -314,7 +343,7 @@ class Roster:
             for s in self._statements.values()
         ):
             raise Refused("token was used before: ask for a new one")
-        admission = _admission(key, name, site, token_hash)
+        admission = _admission(key, name, site, token_hash, quotas)
         return make_statement(seed, signer, self.mesh_id, ADMIT, admission)
 
     def retire(self, seed: bytes, node: NodeId, *, compromised: bool = False) -> bytes:

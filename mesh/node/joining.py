@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from mesh.core import ed25519, token
+from mesh.core.bounds import Quotas
 from mesh.core.errors import PeerError, Refused, RequestError
 from mesh.core.replica import Replica
 from mesh.core.token import SECRET_BYTES, Token
@@ -52,8 +53,11 @@ class Joining:
         self._durable = durable
         self._one_at_a_time = trio.Lock()
 
-    async def invite(self, site: str, ttl_s: int) -> str:
-        """The text of a new token. Raises Refused: no admin here, or bounds."""
+    async def invite(self, site: str, ttl_s: int, quotas: Quotas | None = None) -> str:
+        """The text of a new token, for a node with these quotas (None: the usual).
+
+        Raises Refused: no admin here, or bounds.
+        """
         roster = self._replica.roster
         member = roster.active(ed25519.node_id(self._key))
         if member is None or not member.admin:
@@ -74,15 +78,15 @@ class Joining:
             now_s + ttl_s,
             site,
         )
-        await trio.to_thread.run_sync(self._add, made, now_s)
+        await trio.to_thread.run_sync(self._add, made, quotas, now_s)
         event(_logger, "invite.made", token=made.hash[:8], site=site or None, ttl_s=ttl_s)
         return made.encode()
 
-    def _add(self, made: Token, now_s: int) -> None:
+    def _add(self, made: Token, quotas: Quotas | None, now_s: int) -> None:
         self._store.drop_invitations(now_s - KEEP_EXPIRED_S)
         if self._store.open_invitations(now_s) >= INVITATIONS_MAX:
             raise Refused(f"{INVITATIONS_MAX} invitations are open: let some be used or expire")
-        self._store.add_invitation(made.hash, made.secret, made.expires_s, made.site)
+        self._store.add_invitation(made.hash, made.secret, made.expires_s, made.site, quotas)
 
     async def is_open(self) -> bool:
         """Whether anybody who comes with a token of this node is to be heard: to be admitted, or
@@ -127,7 +131,9 @@ class Joining:
         token.check_join(request, made, joiner_key, used, int(time.time()))
         known = roster.active(joiner)
         if known is None or (known.name, known.site) != (name, site):
-            statement = roster.admit(self._seed, joiner_key, name, site, request.token_hash)
+            statement = roster.admit(
+                self._seed, joiner_key, name, site, request.token_hash, invitation.quotas
+            )
             if not await trio.to_thread.run_sync(
                 self._store.use_invitation, request.token_hash, joiner
             ):

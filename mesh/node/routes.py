@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
+from mesh.core.bounds import QUOTA_MAX
 from mesh.core.validate import CIDRS_MAX, LABELS_MAX, SITES_MAX, VNI_MAX
 from mesh.node.schema import Schema, array, boolean, integer, mapping, record, text
 from mesh.node.service import Service
@@ -55,7 +56,14 @@ ROUTES: Final = (
         "/v1/invitations",
         "Make a one-use join token",
         lambda s: s.membership.invite,
-        body=record({"ttl_s": integer("Lifetime in seconds", 1, TTL_S_MAX)}, {"site": NAME}),
+        body=record(
+            {"ttl_s": integer("Lifetime in seconds", 1, TTL_S_MAX)},
+            {
+                "site": NAME,
+                "quota_mesh": integer("Records it may hold in the mesh shard", 1, QUOTA_MAX),
+                "quota_vpc": integer("Records it may hold in each VPC's shard", 1, QUOTA_MAX),
+            },
+        ),
     ),
     Route(
         "POST",

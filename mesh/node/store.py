@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from crdt.delta import Puts
 from crdt.header import ChainId, Epoch
+from mesh.core.bounds import Quotas
 from mesh.core.effects import Forget, Persist, PersistStatements, Stored
 from mesh.core.errors import NotReady
 from mesh.node.keys import KEY_FILE_MODE, check_private_directory
@@ -66,6 +67,8 @@ CREATE TABLE invitation (
     secret BLOB NOT NULL,
     expires_s INTEGER NOT NULL,
     site TEXT NOT NULL,
+    quota_mesh INTEGER,
+    quota_vpc INTEGER,
     used_by BLOB
 ) WITHOUT ROWID;
 """
@@ -111,7 +114,16 @@ class Invitation:
     secret: bytes = field(repr=False)
     expires_s: int  # since 1970
     site: str  # empty: the joiner names its own
+    quota_mesh: int | None  # None, both: the usual ones
+    quota_vpc: int | None
     used_by: bytes | None
+
+    @property
+    def quotas(self) -> Quotas | None:
+        """What the joiner is granted; None: the usual quotas."""
+        if self.quota_mesh is None or self.quota_vpc is None:
+            return None
+        return Quotas(self.quota_mesh, self.quota_vpc)
 
 
 class Store:
@@ -333,16 +345,26 @@ class Store:
 
     # ---- join tokens given out ----
 
-    def add_invitation(self, token_hash: bytes, secret: bytes, expires_s: int, site: str) -> None:
+    def add_invitation(
+        self,
+        token_hash: bytes,
+        secret: bytes,
+        expires_s: int,
+        site: str,
+        quotas: Quotas | None = None,
+    ) -> None:
+        """`quotas`: what the joiner is granted, None: the usual."""
+        granted = (quotas.mesh, quotas.vpc) if quotas else (None, None)
         self._run(
-            "INSERT INTO invitation (token_hash, secret, expires_s, site) VALUES (?, ?, ?, ?)",
-            (token_hash, secret, expires_s, site),
+            "INSERT INTO invitation (token_hash, secret, expires_s, site, quota_mesh, quota_vpc)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (token_hash, secret, expires_s, site, *granted),
         )
 
     def invitation(self, token_hash: bytes) -> Invitation | None:
         rows = self._all(
-            "SELECT token_hash, secret, expires_s, site, used_by FROM invitation"
-            " WHERE token_hash = ?",
+            "SELECT token_hash, secret, expires_s, site, quota_mesh, quota_vpc, used_by"
+            " FROM invitation WHERE token_hash = ?",
             (token_hash,),
         )
         return Invitation(*rows[0]) if rows else None

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeAlias
 import trio
 
 from dataplane.backend import Usage
+from mesh.core.bounds import MESH_RECORDS, USUAL_QUOTAS, VPC_RECORDS, Quotas
 from mesh.core.errors import NotReady
 from mesh.core.members import Member
 from mesh.core.ops import MESH_SHARD, NodeId
@@ -161,6 +162,8 @@ class MembershipService:
             "last_sync": 0.0 if here else self._sync_age_s(link) if link else None,
             "id": member.node.hex(),
             "admin": member.admin,
+            "forked": member.forked,
+            "quotas": _quotas(member.quotas),
         }
 
     async def retire(self, node: str, compromised: bool = False) -> Json:
@@ -183,14 +186,27 @@ class MembershipService:
 
     # ---- invitations ----
 
-    async def invite(self, ttl_s: int, site: str | None = None) -> Json:
-        text = await self._node.joining.invite(site or "", ttl_s)
+    async def invite(
+        self,
+        ttl_s: int,
+        site: str | None = None,
+        quota_mesh: int = MESH_RECORDS,
+        quota_vpc: int = VPC_RECORDS,
+    ) -> Json:
+        quotas = Quotas(quota_mesh, quota_vpc)
+        granted = None if quotas == USUAL_QUOTAS else quotas
+        text = await self._node.joining.invite(site or "", ttl_s, granted)
         self._node.transport.open_joining(True)  # now, for whoever joins within the second
         token = Token.decode(text)
         return {
             "token": text,
             "mesh": token.mesh_name,
             "site": site,
+            "quotas": _quotas(quotas),
             "addrs": list(token.addrs),
             "expires": time_text(token.expires_s * 1_000_000_000),
         }
+
+
+def _quotas(quotas: Quotas) -> Json:
+    return {"mesh": quotas.mesh, "vpc": quotas.vpc}

@@ -257,7 +257,8 @@ def test_dataplane(weft: Weft, first: Running) -> None:
 
 
 def test_invite_and_join(weft: Weft, tmp_path: Path) -> None:
-    code, token, _ = weft("invite", "--site", "c", "--ttl", "1m")
+    quotas = ("--quota-mesh", "20", "--quota-vpc", "300000")
+    code, token, _ = weft("invite", "--site", "c", "--ttl", "1m", *quotas)
     assert (code, token.count("\n")) == (0, 1)
     token = token.strip()
     node = ("--node", "c1", "--dir", str(tmp_path / "c1"))
@@ -275,6 +276,9 @@ def test_invite_and_join(weft: Weft, tmp_path: Path) -> None:
     no(weft("join", token, "--site", "c", *again), 1)
     assert not (tmp_path / "c2").exists()
     until(lambda: len(document(weft("members", "-o", "json"))) == 3, "the roster")
+    by_name = {row["node"]: row["quotas"] for row in document(weft("members", "-o", "json"))}
+    assert by_name["c1"] == {"mesh": 20, "vpc": 300_000}
+    assert by_name["a1"] == {"mesh": 10_000, "vpc": 150_000}
     no(weft("invite", "--ttl", "1000d"), 2)
 
 

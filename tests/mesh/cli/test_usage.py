@@ -120,6 +120,8 @@ def test_every_command_that_prints_takes_an_output_form(
         ["invite", "--ttl", "m"],
         ["invite", "--ttl", "-5m"],
         ["invite", "--site", "A"],
+        ["invite", "--quota-mesh", "0"],
+        ["invite", "--quota-vpc", "1000001"],
         ["status", "--wait", "-1"],
         ["status", "--wait", "soon"],
         ["status", "--wait", "nan"],

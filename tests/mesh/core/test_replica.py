@@ -13,6 +13,7 @@ from crdt.delta import RECORD_BYTES_MAX
 from crdt.header import ChainId
 from crdt.lattice import Lattice
 from mesh.core import ed25519, model, wire
+from mesh.core.bounds import Quotas
 from mesh.core.effects import Alarm, DropPeer, Effect, Persist, Send
 from mesh.core.errors import NotReady, Refused
 from mesh.core.ops import Change, Delete, Put
@@ -23,14 +24,15 @@ from mesh.core.roster import Roster, found_mesh
 class Wire:
     """Replicas joined by links that carry frames in order, `drop` permitting."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, quotas: Quotas | None = None) -> None:
+        """`quotas` are those of all nodes but the first."""
         self.seeds = [sha256(b"node%d" % i).digest() for i in range(count)]
         keys = [ed25519.public_key(seed) for seed in self.seeds]
         self.nodes = [ed25519.node_id(key) for key in keys]
         blobs = list(found_mesh("m", b"r" * 32, self.seeds[0], "n0", "s0"))
         founder = Roster.founded_by(blobs)
         for i in range(1, count):
-            blob = founder.admit(self.seeds[0], keys[i], f"n{i}", f"s{i}")
+            blob = founder.admit(self.seeds[0], keys[i], f"n{i}", f"s{i}", quotas=quotas)
             founder.add([blob])
         self.blobs = founder.statements()
         self.now_ns = 0
@@ -309,3 +311,28 @@ def test_a_record_is_taken_here_exactly_if_peers_take_it() -> None:
     assert [key for key, _, _ in held] == [b"k"]
     assert RECORD_BYTES_MAX >= model.RECORD_BYTES_MAX
     assert not any(isinstance(effect, DropPeer | Alarm) for _, effect in mesh.effects)
+
+
+@pytest.mark.parametrize("shard", ["mesh", SHARD])
+def test_a_chain_is_held_to_the_quotas_of_its_nodes_admission(shard: str) -> None:
+    quotas = Quotas(mesh=3, vpc=5)
+    mesh = Wire(2, quotas)
+    mesh.link(0, 1)
+    for i in range(quotas.of(shard)):
+        put(mesh.replicas[1], b"k%d" % i, shard=shard)
+    put(mesh.replicas[1], b"k0", b"anew", shard)
+    with pytest.raises(Refused, match=f"more than {quotas.of(shard)} records"):
+        put(mesh.replicas[1], b"one more", shard=shard)
+    put(mesh.replicas[0], b"others", shard=shard)
+    mesh.run()
+    assert len(mesh.digests(shard)) == 1
+
+    # One that does not keep to it is refused by the others.
+    mesh.replicas[1].roster.quota = lambda node, shard: 100  # type: ignore[method-assign]
+    put(mesh.replicas[1], b"one more", shard=shard)
+    mesh.run()
+    held = mesh.replicas[0].lattice.latest(ChainId(mesh.nodes[1], shard))
+    assert held is not None
+    assert len(held.live) == quotas.of(shard)
+    over = [e for i, e in mesh.effects if i == 0 and isinstance(e, Alarm)]
+    assert {alarm.event for alarm in over} == {"chain.over_quota"}

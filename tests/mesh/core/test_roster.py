@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.core import ed25519, token
+from mesh.core.bounds import QUOTA_MAX, Quotas
 from mesh.core.errors import PeerError, Refused
 from mesh.core.roster import ADMIT, FORGET, RETIRE, Roster, found_mesh, make_statement
 from mesh.core.token import Token
@@ -157,6 +158,28 @@ def test_a_statement_of_a_newer_kind_is_kept_and_passed_on() -> None:
     other = Roster(roster.mesh_id)
     other.add(roster.statements())
     assert other.digest() == roster.digest()
+
+
+@pytest.mark.parametrize("granted", [None, Quotas(1, QUOTA_MAX), Quotas(20_000, 5)])
+def test_an_admission_grants_quotas(granted: Quotas | None) -> None:
+    roster = founded()
+    roster.add([roster.admit(FOUNDER, KEYS[0], "x0", "s", quotas=granted)])
+    expected = granted or Quotas(10_000, 150_000)
+    assert roster.members()[NODES[0]].quotas == expected
+    assert roster.quota(NODES[0], "mesh") == expected.mesh
+    assert roster.quota(NODES[0], "a" * 32) == expected.vpc
+    assert roster.quota(NODES[1], "mesh") == QUOTA_MAX, "not known yet"
+
+
+@pytest.mark.parametrize(
+    "quotas", [None, 5, [], [1], [0, 1], [1, 0], [-1, 1], [QUOTA_MAX + 1, 1], [1, "1"], [True, 1]]
+)
+def test_quotas_out_of_range_are_refused(quotas: object) -> None:
+    roster = founded()
+    founder = ed25519.node_id(ed25519.public_key(FOUNDER))
+    fields = {"key": KEYS[0], "name": "z", "site": "s", "token": b"", "quotas": quotas}
+    with pytest.raises(PeerError, match="quotas"):
+        roster.add([make_statement(FOUNDER, founder, roster.mesh_id, ADMIT, fields)])
 
 
 TOKEN = Token(b"m" * 16, "m", KEYS[0], ("/ip4/192.0.2.1/tcp/7400",), b"s" * 16, 1000, "paris")

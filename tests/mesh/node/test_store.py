@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crdt.header import ChainId, Epoch
+from mesh.core.bounds import Quotas
 from mesh.core.effects import Persist, PersistStatements
 from mesh.node.keys import KeyFileError, make_private_directory
 from mesh.node.store import Attachment, Store, StoreError
@@ -272,6 +273,11 @@ def test_a_token_admits_one_node_once(store: Store) -> None:
     invitation = store.invitation(b"t")
     assert invitation is not None
     assert (invitation.used_by, invitation.site, invitation.secret) == (b"a", "b", b"secret")
+    assert invitation.quotas is None
     assert "secret=" not in repr(invitation)
+    store.add_invitation(b"u", b"secret", 1000, "b", Quotas(5, 7))
+    larger = store.invitation(b"u")
+    assert larger is not None
+    assert larger.quotas == Quotas(5, 7)
     store.drop_invitations(1001)
     assert store.invitation(b"t") is None
