@@ -30,6 +30,7 @@ from mesh.core.keytext import parse_key
 from mesh.core.ops import Change, NodeId, Op, Put
 from mesh.core.persisting import load_header
 from mesh.core.view import View
+from sim.core import reference
 from sim.core.clock import Clock, seconds
 from sim.core.disk import Disk
 from sim.core.node import Machine, Process
@@ -319,6 +320,7 @@ class RestChecks:
             self._disk(machine, process)
             self._forwarding(machine, process)
         self._reread(first)
+        self.reference(first)
         self._conflicts(first)
 
     def _same(self, name: str, first: Process, other: Process) -> None:
@@ -361,6 +363,18 @@ class RestChecks:
             self._violations.add(
                 "the view does not depend on the order of arrival", process.identity.name
             )
+
+    def reference(self, process: Process) -> None:
+        """The view of a node, at rest or not, against what the design makes of its records."""
+        lattice = process.replica.lattice
+        held = (
+            (id.node, id.shard, key, record)
+            for id in lattice.chains()
+            for key, _, (_, record) in lattice.entries(id)
+        )
+        expected = reference.read(held, process.replica.roster.members())
+        for words in reference.differences(expected, reference.rows_of(process.view)):
+            self._violations.add("the view is the reference's", words)
 
     def _conflicts(self, process: Process) -> None:
         for conflict in process.view.conflicts():

@@ -36,7 +36,19 @@ EVENTS_MAX = 10_000
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 OpKind: TypeAlias = Literal[
-    "create", "delete", "recreate", "move", "claim", "resolve", "evict", "vpc", "subnet", "peering"
+    "create",
+    "delete",
+    "recreate",
+    "move",
+    "claim",
+    "resolve",
+    "evict",
+    "vpc",
+    "contend",
+    "admit",
+    "subnet",
+    "peering",
+    "trespass",
 ]
 MIX: dict[OpKind, float] = {
     "create": 4.0,
@@ -47,8 +59,11 @@ MIX: dict[OpKind, float] = {
     "resolve": 0.5,
     "evict": 0.5,
     "vpc": 0.5,
+    "contend": 0.3,
+    "admit": 0.2,
     "subnet": 0.5,
     "peering": 0.5,
+    "trespass": 0.3,
 }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import sha256
 
 from crdt.lattice import Lattice
@@ -18,7 +18,7 @@ from mesh.core import ed25519
 from mesh.core.effects import Alarm, Effect
 from mesh.core.ops import Op
 from mesh.core.roster import Roster, found_mesh
-from sim.core.chance import ChanceOf
+from sim.core.chance import ChanceOf, below
 from sim.core.checkers import Ledger, RestChecks, StepChecks, Violation, Violations, digests
 from sim.core.clock import SECOND_NS, Clock
 from sim.core.disk import Disk
@@ -31,6 +31,8 @@ from sim.core.workload import Users
 
 FAR_NS = 60 * SECOND_NS
 """Housekeeping that is due later than this does not keep a run from being at rest."""
+READINGS = 6
+"""How often in a run a node's view, whatever it holds at the time, is compared to the reference."""
 VERIFIED_MAX = 1 << 16
 
 
@@ -123,6 +125,8 @@ class Simulation:
             Machine(identity, Disk(statements), world, skew_ns=skew_ns)
             for identity, skew_ns in zip(identities, skews, strict=True)
         ]
+        self._rest = RestChecks(self.machines, self.violations)
+        self._chance = chance_of("simulation")
         self.users = Users(scenario.workload, self.machines, self.clock, chance_of("users"))
         self.faults = Faults(
             scenario,
@@ -215,15 +219,25 @@ class Simulation:
         self.users.set_up()
         self.users.run(scenario.duration_ns)
         self.faults.schedule()
+        for _ in range(READINGS):
+            at_ns = int(scenario.duration_ns * self._chance.random())
+            self.clock.at(
+                at_ns, partial(self._compare_reading, below(self._chance, len(self.machines)))
+            )
         self.clock.run(scenario.duration_ns)
         self.faults.end()
         rests = self._come_to_rest(scenario.duration_ns + scenario.quiet_ns)
         if rests:
-            RestChecks(self.machines, self.violations).run()
+            self._rest.run()
             self._compare_ledger()
         else:
             self._say_what_differs()
         return rests
+
+    def _compare_reading(self, node: int) -> None:
+        process = self.machines[node].process
+        if process is not None:
+            self._rest.reference(process)
 
     def _come_to_rest(self, until_ns: int) -> bool:
         """Whether all became the same, and nothing was left to do, in time."""

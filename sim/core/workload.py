@@ -8,10 +8,12 @@ that claims, moves and removals of one address meet.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
+from mesh.core import keys, model
 from mesh.core.errors import NotReady, RequestError
-from mesh.core.ops import Op
+from mesh.core.ops import MESH_SHARD, Op, Put
 from sim.core.chance import Chance, below, pick, pick_weighted
 from sim.core.clock import SECOND_NS, Clock
 from sim.core.node import Machine, Process
@@ -25,6 +27,8 @@ EXTRA_FIRST = 240
 EXTRAS_MAX = 4
 VNI_FIRST = 100
 EXTRA_VNI_FIRST = 10_000
+FOREIGN_VNI = 666
+FOREIGN_MOBILITY = 9
 FIRST_HOST = 10
 AGAIN_NS = 2 * SECOND_NS
 SETUP_RETRY_NS = SECOND_NS // 4
@@ -58,8 +62,11 @@ class Users:
             "resolve": self._resolve,
             "evict": self._evict,
             "vpc": self._vpc,
+            "contend": self._contend,
+            "admit": self._admit,
             "subnet": self._subnet,
             "peering": self._peering,
+            "trespass": self._trespass,
         }
 
     # ---- the beginning ----
@@ -235,6 +242,30 @@ class Users:
             case _:
                 self._ask(process, partial(writer.remove_vpc, name, force=True))
 
+    def _contend(self, process: Process) -> None:
+        """All who may write a VPC change or remove it at the same time."""
+        names = sorted(vpc.id for vpc in process.view.vpcs.values() if vpc.name.startswith("extra"))
+        if not names:
+            return
+        vpc = pick(self._chance, names)
+        for machine in self._machines:
+            other = machine.process
+            if other is None or not other.view.catalog.may_write(vpc, other.identity.node):
+                continue
+            if self._chance.random() < 0.3:
+                self._ask(other, partial(other.writer.remove_vpc, vpc, force=True))
+            else:
+                tenant = f"tenant-{below(self._chance, 3)}"
+                self._ask(other, partial(other.writer.set_vpc, vpc, tenant=tenant))
+
+    def _admit(self, process: Process) -> None:
+        """Shut one site out of a VPC, or let all in again."""
+        sites = list(self._sites)
+        if self._chance.random() < 0.5:
+            sites.remove(pick(self._chance, sites))
+        admitted = sites if len(sites) < len(self._sites) else []
+        self._ask(process, partial(process.writer.set_vpc, self._any_vpc(), sites=admitted))
+
     def _subnet(self, process: Process) -> None:
         number = EXTRA_FIRST + below(self._chance, EXTRAS_MAX)
         vpc, name = self._any_vpc(), f"extra-{number}"
@@ -248,3 +279,46 @@ class Users:
         writer = process.writer
         edit = writer.add_peering if self._chance.random() < 0.6 else writer.remove_peering
         self._ask(process, partial(edit, a, b))
+
+    # ---- what nobody may ----
+
+    def _trespass(self, process: Process) -> None:
+        """Write past the writer's checks what others must not read: into a VPC's registers, its
+        evictions, another gateway's registration. Where the node has authority after all, the
+        record counts like any other."""
+        chance, author = self._chance, process.identity.node
+        vpcs = sorted(process.view.vpcs)
+        if not vpcs:
+            return
+        vpc = process.view.vpcs[pick(chance, vpcs)]
+        other = pick(chance, self._machines).identity.node
+        endpoints = sorted((e.ip, e.node) for e in process.view.endpoints(vpc.id))
+        record = process.view.catalog.vpc_record(vpc.id)
+        stamp = process.clock.now(process.wall_ns)
+        key: keys.Key
+        value: model.Record
+        match below(chance, 5):
+            case 0 if process.replica.writable:
+                # Not forbidden: who has not seen the VPC yet may well take its VNI.
+                nonce = chance.randbytes(model.NONCE_BYTES)
+                key = keys.VpcKey(model.vpc_id(author, nonce))
+                value = model.VpcRecord(
+                    1, 1, False, author, nonce, "extra-squat", vpc.vni, vpc.cidrs, since=1
+                )
+                other = b""
+            case 1 if record is not None:
+                key = keys.VpcKey(vpc.id)
+                value = replace(record, revision=record.revision + 5, hlc=stamp, vni=FOREIGN_VNI)
+            case 2 if endpoints:
+                ip, node = pick(chance, endpoints)
+                key = keys.EvictionKey(vpc.id, node, keys.addr_of(ip))
+                value = model.Eviction(FOREIGN_MOBILITY, stamp)
+            case 3:
+                key = keys.GatewayKey(other)
+                value = model.Registration(stamp, "192.0.2.1", (), "foreign")
+            case _:
+                key = keys.BindingKey(other, vpc.id)
+                value = model.Binding(stamp, vpc.vni)
+        if author != other:
+            put = Put(MESH_SHARD, keys.pack(key), model.encode(value))
+            self._ask(process, lambda now_ns: [put])

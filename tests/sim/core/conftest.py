@@ -43,6 +43,14 @@ def lost_disks() -> Scenario:
     return parse({**churn_table(), "workload": workload, "faults": faults})
 
 
+@pytest.fixture
+def requests() -> Scenario:
+    """All kinds of requests at four sites, with cuts between them."""
+    workload = {"vpcs": 2, "endpoints": 1, "addresses": 3, "rate_per_s": 8}
+    table = {**churn_table(), "sites": 4, "workload": workload, "faults": {"cuts": 4}}
+    return parse(table)
+
+
 def churn_table() -> dict[str, Any]:
     """As a file would have it."""
     return {

@@ -21,7 +21,9 @@ from mesh.core import own
 from mesh.core.effects import Effect, Persist
 from mesh.core.housekeeping import Housekeeper
 from mesh.core.replica import Replica
-from mesh.core.view import claims
+from mesh.core.view import Peering, catalog, claims
+from mesh.core.view.catalog import Catalog
+from mesh.core.view.registers import Decided
 from sim.core.scenario import Scenario
 from sim.core.simulation import run
 from sim.seeding import chance_of
@@ -222,6 +224,52 @@ def housekeeping_never_ends(patch: Patch) -> None:
     patch.setattr(Housekeeper, "next_deadline_ns", lambda self: 0)
 
 
+def trespass_read(patch: Patch) -> None:
+    """Whoever writes a VPC's registers and evictions is read."""
+    patch.setattr(Catalog, "may_write", lambda self, vpc, node: self.reads(node))
+
+
+def mobility_not_ranked(patch: Patch) -> None:
+    """The earliest claim wins, whether or not the endpoint has moved since."""
+    ranked = claims.ClaimTable.ranked
+
+    def by_age(self: claims.ClaimTable, vpc: str, addr: bytes) -> list[claims.Ranked]:
+        return sorted(ranked(self, vpc, addr), key=lambda claim: claim[1:])
+
+    patch.setattr(claims.ClaimTable, "ranked", by_age)
+
+
+def evictions_not_read(patch: Patch) -> None:
+    patch.setattr(Catalog, "hidden_up_to", lambda self, vpc, addr, node: -1)
+
+
+def deletion_outranked(patch: Patch) -> None:
+    """A later edit revives what was deleted."""
+    patch.setattr(catalog, "decide", _decide_by_revision)
+
+
+def _decide_by_revision(records: Any, may_write: Any) -> Any:
+    ranked = sorted(
+        (record.revision, record.hlc, node) for node, record in records.items() if may_write(node)
+    )
+    return Decided(records[ranked[-1][2]], ranked[-1][2]) if ranked else None
+
+
+def newcomer_takes_vni(patch: Patch) -> None:
+    """Of two VPCs with one VNI the earlier stamp has it, whoever uses it already."""
+    patch.setattr(Catalog, "votes", lambda self, vpc: 0)
+
+
+def peered_by_half(patch: Patch) -> None:
+    """One side is enough."""
+    peerings = Catalog.peerings
+
+    def one_sided(self: Catalog) -> list[Peering]:
+        return [replace(peering, state="active") for peering in peerings(self)]
+
+    patch.setattr(Catalog, "peerings", one_sided)
+
+
 BUGS: dict[Callable[[Patch], None], set[str]] = {
     gap_applied: {"no alarm among honest nodes"},
     gap_applied_unchecked: {"one head, one set of entries"},
@@ -236,8 +284,14 @@ BUGS: dict[Callable[[Patch], None], set[str]] = {
     older_epoch_dropped: {"only covered branches go", "nothing written is lost"},
     superseded_entries_read: {"nothing deleted comes back"},
     view_not_told_of_deletes: {"views are equal", "rows follow from the view"},
-    rank_by_arrival: {"views are equal", "the view does not depend on the order of arrival"},
+    rank_by_arrival: {"views are equal", "the view is the reference's"},
     sent_before_stored: {"disk and memory agree", "no node fails"},
+    trespass_read: {"the view is the reference's"},
+    mobility_not_ranked: {"the view is the reference's"},
+    evictions_not_read: {"the view is the reference's"},
+    deletion_outranked: {"the view is the reference's"},
+    newcomer_takes_vni: {"the view is the reference's"},
+    peered_by_half: {"the view is the reference's"},
     housekeeping_never_ends: {"comes to rest in time"},
 }
 
@@ -248,12 +302,19 @@ def test_a_bug_is_found(
     churn: Scenario,
     rough: Scenario,
     lost_disks: Scenario,
+    requests: Scenario,
     tight_bounds: None,
     monkeypatch: Patch,
 ) -> None:
     others: dict[object, Scenario] = {
         older_snapshot_accepted: rough,
         superseded_entries_read: lost_disks,
+        trespass_read: requests,
+        mobility_not_ranked: requests,
+        evictions_not_read: requests,
+        deletion_outranked: requests,
+        newcomer_takes_vni: requests,
+        peered_by_half: requests,
     }
     scenario = others.get(bug, churn)
     bug(monkeypatch)
@@ -261,5 +322,6 @@ def test_a_bug_is_found(
         result = run(scenario, seed, chance_of(seed))
         if not result.ok:
             assert {violation.check for violation in result.violations} & BUGS[bug]
+            print(f"found with seed {seed}")
             return
     raise AssertionError(f"not found in {SEEDS_MAX} seeds")
