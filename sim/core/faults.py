@@ -11,6 +11,7 @@ from functools import partial
 from sim.core.chance import Chance, below, pick
 from sim.core.clock import SECOND_NS, Clock
 from sim.core.disk import Disk
+from sim.core.episodes import Episode, Episodes, sides_text
 from sim.core.network import Network, Pair
 from sim.core.node import Machine
 from sim.core.scenario import Crash, Cut, Flap, Scenario
@@ -35,6 +36,7 @@ class Faults:
         disk_lost: Callable[[int], None],
     ) -> None:
         self.count = 0
+        self.episodes = Episodes(clock)
         self._scenario = scenario
         self._machines = machines
         self._network = network
@@ -42,7 +44,8 @@ class Faults:
         self._chance = chance
         self._changed = changed
         self._disk_lost = disk_lost
-        self._cuts: list[list[Pair]] = []
+        self._cuts: list[tuple[list[Pair], Episode]] = []
+        self._down: dict[int, Episode] = {}
         self._backups: dict[tuple[int, int], Disk] = {}
         self._index = {machine.identity.name: machine.identity.index for machine in machines}
         self._over = False
@@ -53,7 +56,8 @@ class Faults:
             match event:
                 case Cut():
                     pairs = self._between(event.groups)
-                    self._clock.at(event.at_ns, partial(self._cut, pairs, event.for_ns))
+                    what = sides_text(event.groups)
+                    self._clock.at(event.at_ns, partial(self._cut, pairs, what, event.for_ns))
                 case Crash():
                     index = self._index[event.node]
                     self._schedule_crash(event.at_ns, index, event.for_ns, event.restore_ns)
@@ -72,7 +76,9 @@ class Faults:
                 a = below(chance, len(everyone))
                 b = (a + 1 + below(chance, len(everyone) - 1)) % len(everyone)
                 length_ns = self._some_length(faults.cut_ns)
-                self._clock.at(self._some_time(), partial(self._cut, [(a, b)], length_ns))
+                what = f"{self._machines[a].identity.name} → {self._machines[b].identity.name}"
+                cut = partial(self._cut, [(a, b)], what, length_ns, "one-way cut")
+                self._clock.at(self._some_time(), cut)
         for _ in range(faults.crashes):
             length_ns = self._some_length(faults.down_ns)
             self._schedule_crash(self._some_time(), pick(chance, everyone), length_ns, None)
@@ -92,12 +98,13 @@ class Faults:
     def end(self) -> None:
         """Heal all cuts, start all nodes."""
         self._over = True
-        for pairs in self._cuts:
+        for pairs, episode in self._cuts:
             self._network.heal(pairs)
+            self.episodes.ended(episode)
         self._cuts.clear()
         for machine in self._machines:
             if machine.process is None:
-                machine.start()
+                self._run_again(machine)
         self._changed()
 
     # ---- cuts ----
@@ -113,23 +120,27 @@ class Faults:
     def _cut_at_random(self) -> None:
         side = [below(self._chance, 2) for _ in self._machines]
         side[below(self._chance, len(side))] ^= 1
-        self._cut(self._crossing(side), self._some_length(self._scenario.faults.cut_ns))
+        names = [machine.identity.name for machine in self._machines]
+        sides = [[name for name, at in zip(names, side, strict=True) if at == i] for i in (0, 1)]
+        for_ns = self._some_length(self._scenario.faults.cut_ns)
+        self._cut(self._crossing(side), sides_text(sides), for_ns)
 
-    def _cut(self, pairs: list[Pair], for_ns: int | None) -> None:
+    def _cut(self, pairs: list[Pair], what: str, for_ns: int | None, kind: str = "cut") -> None:
         if self._over or not pairs:
             return
         self.count += 1
         self._network.cut(pairs)
-        self._cuts.append(pairs)
+        self._cuts.append((pairs, self.episodes.began(kind, what)))
         self._changed()
         if for_ns is not None:
             self._clock.after(for_ns, partial(self._heal, pairs))
 
     def _heal(self, pairs: list[Pair]) -> None:
-        for i, cut in enumerate(self._cuts):
+        for i, (cut, episode) in enumerate(self._cuts):
             if cut is pairs:
                 del self._cuts[i]
                 self._network.heal(pairs)
+                self.episodes.ended(episode)
                 self._changed()
                 return
 
@@ -142,7 +153,9 @@ class Faults:
             (a, b) for a in everyone for b in everyone if {site[a], site[b]} == {flap.a, flap.b}
         ]
         half_ns = flap.period_ns // 2
-        self._clock.after(half_ns, partial(self._cut, link, flap.period_ns - half_ns))
+        what = sides_text([[flap.a], [flap.b]])
+        cut = partial(self._cut, link, what, flap.period_ns - half_ns, "flap")
+        self._clock.after(half_ns, cut)
         self._clock.after(flap.period_ns, partial(self._flap, flap))
 
     # ---- crashes ----
@@ -162,21 +175,28 @@ class Faults:
             return
         self.count += 1
         machine.crash()
+        down = self._down[index] = self.episodes.began("down", machine.identity.name)
         if restore and backup is not None:
             machine.disk = backup
             self._disk_lost(index)
+            down.note = "came back with an older copy of its disk"
         self._changed()
         self._clock.after(for_ns, partial(self._start, index))
 
     def _start(self, index: int) -> None:
         if self._machines[index].process is None:
-            self._machines[index].start()
+            self._run_again(self._machines[index])
             self._changed()
+
+    def _run_again(self, machine: Machine) -> None:
+        machine.start()
+        self.episodes.ended(self._down.pop(machine.identity.index))
 
     def _mind_clones(self) -> None:
         for machine in self._machines:
             if machine.process is not None and machine.process.replica.cloned:
                 machine.crash()
                 machine.start()
+                self.episodes.happened("restart", machine.identity.name, "took itself for a clone")
                 self._changed()
         self._clock.after(CLONE_RESTART_NS, self._mind_clones)

@@ -26,6 +26,7 @@ from sim.core.faults import Faults
 from sim.core.measures import LOOK_NS, HealTimes, PushTimes
 from sim.core.network import Network, Pair
 from sim.core.node import Identity, Machine, World
+from sim.core.recording import Recording
 from sim.core.scenario import Scenario
 from sim.core.workload import Users
 
@@ -91,7 +92,10 @@ class Result:
 class Simulation:
     """The parts of one run, put together. It is the probe of its nodes and of its network."""
 
-    def __init__(self, scenario: Scenario, chance_of: ChanceOf) -> None:
+    def __init__(
+        self, scenario: Scenario, chance_of: ChanceOf, recording: Recording | None = None
+    ) -> None:
+        """`recording`: takes down what a report shows; the run is the same without it."""
         self.clock = Clock()
         self.violations = Violations(self.clock)
         self.ledger = Ledger()
@@ -137,6 +141,9 @@ class Simulation:
             self._weather_changed,
             self._disk_lost,
         )
+        self._recording = recording
+        if recording is not None:
+            recording.begin(self.clock, self.machines, self.faults.episodes)
 
     # ---- what nodes and the network tell ----
 
@@ -156,6 +163,8 @@ class Simulation:
         self.ledger.drained(node)
         owner = self.machines[node].identity.node
         self._push.drained(node, owner, effects)
+        if self._recording is not None:
+            self._recording.drained(node, owner, effects)
         for effect in effects:
             if isinstance(effect, Alarm) and effect.event == "node.cloned":
                 self.ledger.cloned(owner, str(effect.fields["shard"]))
@@ -165,9 +174,13 @@ class Simulation:
 
     def frame_sent(self, sender: int, receiver: int, frame: bytes) -> None:
         self._frames.update(b"%d %d %d;" % (sender, receiver, len(frame)) + frame)
+        if self._recording is not None:
+            self._recording.frame_sent(sender, frame)
 
     def _weather_changed(self) -> None:
         self._push.weather += 1
+        if self._recording is not None:
+            self._recording.weather_changed()
         running = [machine.process for machine in self.machines if machine.process is not None]
         whole = self.network.whole and len(running) == len(self.machines)
         self._heal.weather_changed(
@@ -190,6 +203,8 @@ class Simulation:
             rests = self._live_through()
         except Exception as error:  # whatever it is, the seed that shows it is what people need
             self.violations.add("no node fails", _where(error))
+        if self._recording is not None:
+            self._recording.end()
         carried = self.network.carried
         return Result(
             seed=seed,
@@ -292,9 +307,11 @@ class Simulation:
             self.violations.add("nothing deleted comes back", words)
 
 
-def run(scenario: Scenario, seed: int, chance_of: ChanceOf) -> Result:
+def run(
+    scenario: Scenario, seed: int, chance_of: ChanceOf, recording: Recording | None = None
+) -> Result:
     """Run a scenario once. `chance_of` gives the streams of chance of that seed."""
-    return Simulation(scenario, chance_of).run(seed)
+    return Simulation(scenario, chance_of, recording).run(seed)
 
 
 def _where(error: Exception) -> str:

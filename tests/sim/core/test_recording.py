@@ -1,0 +1,179 @@
+"""What is taken down of a run for its report: bounded, true, and without a trace in the run."""
+
+from __future__ import annotations
+
+from itertools import accumulate, pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sim.core import recording as rec
+from sim.core.clock import MS_NS, SECOND_NS, Clock
+from sim.core.episodes import Episodes, sides_text
+from sim.core.recording import Recording, Series
+from sim.core.scenario import Scenario, parse
+from sim.core.simulation import Result, run
+from sim.seeding import chance_of
+
+
+def recorded(scenario: Scenario, seed: int) -> tuple[Result, Recording]:
+    recording = Recording()
+    return run(scenario, seed, chance_of(seed), recording), recording
+
+
+def at(series: Series, at_ns: int) -> tuple[int, ...]:
+    """The row that holds at a time."""
+    return series.rows[max(i for i, time_ns in enumerate(series.at_ns) if time_ns <= at_ns)]
+
+
+def with_a_cut(**more: Any) -> Scenario:
+    """Four sites; from second 10 to 25 one of them is cut off."""
+    return parse(
+        {
+            "duration_s": 40,
+            "sites": 4,
+            "network": {"latency_ms": 20},
+            "workload": {"vpcs": 1, "addresses": 200, "rate_per_s": 4, "mix": {"create": 1}},
+            "event": [{"at_s": 10, "cut": [["a"]], "for_s": 15}],
+            **more,
+        }
+    )
+
+
+@pytest.mark.parametrize("family", ["churn", "rough", "lost_disks"])
+def test_a_recorded_run_is_the_run(family: str, request: pytest.FixtureRequest) -> None:
+    scenario = request.getfixturevalue(family)
+    for seed in range(3):
+        result, _ = recorded(scenario, seed)
+        assert result == run(scenario, seed, chance_of(seed))
+
+
+def test_every_update_reaches_every_node_that_holds_its_shard() -> None:
+    result, recording = recorded(with_a_cut(), 1)
+    assert result.ok
+    travels = recording.travels
+    assert travels.made == len(travels.followed) > 50
+    assert travels.stride == 1
+    for update in travels.followed.values():
+        assert 1 + sum(update.delays) == travels.holders[update.shard] == 4
+    arrivals = sum(travels.calm) + sum(travels.rough)
+    assert arrivals == 3 * travels.made
+    assert sum(travels.rough) > 0
+
+
+def test_updates_reach_nodes_that_lost_their_disks(lost_disks: Scenario) -> None:
+    """Also those that come with a later epoch, whose header says what it covers."""
+    result, recording = recorded(lost_disks, 3)
+    assert result.ok
+    incomplete = [
+        update
+        for update in recording.travels.followed.values()
+        if 1 + sum(update.delays) < recording.travels.holders[update.shard]
+    ]
+    # What nobody but its writer had when the writer's disk was lost is gone for good.
+    assert len(incomplete) * 10 < recording.travels.made
+
+
+def test_the_times_are_those_of_the_result() -> None:
+    result, recording = recorded(with_a_cut(event=[]), 1)
+    passed = list(accumulate(recording.travels.calm))
+    i = next(i for i, count in enumerate(passed) if 2 * count > passed[-1])
+    assert result.push_p50_s is not None
+    assert rec.bin_end_s(i - 1) * 0.99 <= result.push_p50_s <= rec.bin_end_s(i) * 1.01
+
+
+def test_a_cut_is_seen_in_who_agrees() -> None:
+    result, recording = recorded(with_a_cut(), 1)
+    assert result.ok
+    (cut,) = recording.episodes.logged
+    assert (cut.kind, cut.what) == ("cut", "a | b, c, d")
+    assert (cut.began_ns, cut.ended_ns) == (10 * SECOND_NS, 25 * SECOND_NS)
+    series = recording.agreement.series
+    before, late_in_the_cut = (at(series, second * SECOND_NS) for second in (9, 24))
+    assert before[0] == late_in_the_cut[0] == 4
+    assert late_in_the_cut[1] <= 3
+    assert series.rows[-1] == (4, 4)
+    assert series.at_ns[-1] == recording.ended_ns
+    assert all(a <= b for a, b in pairwise(series.at_ns))
+
+
+def test_conflicts_come_up_when_the_sides_meet() -> None:
+    mix = {"create": 1, "claim": 6}
+    workload = {"vpcs": 1, "rate_per_s": 6, "addresses": 3, "mix": mix}
+    _, recording = recorded(with_a_cut(workload=workload), 2)
+    rows = recording.conflicts.series.rows
+    assert rows[-1][1] > 0
+    assert all(opened - resolved == now_open for now_open, opened, resolved in rows)
+    assert all(a[1] <= b[1] and a[2] <= b[2] for a, b in pairwise(rows))
+
+
+def test_crashes_and_lost_disks_are_logged(lost_disks: Scenario) -> None:
+    result, recording = recorded(lost_disks, 1)
+    down = [episode for episode in recording.episodes.logged if episode.kind == "down"]
+    assert down
+    assert any("older copy" in episode.note for episode in down)
+    assert all(episode.ended_ns is not None for episode in recording.episodes.logged)
+    assert sum(e.kind in ("cut", "flap", "down") for e in recording.episodes.logged) == (
+        result.faults
+    )
+    assert min(running for running, _ in recording.agreement.series.rows) < 3
+
+
+def test_the_bytes_are_those_of_the_result() -> None:
+    result, recording = recorded(with_a_cut(), 1)
+    traffic = recording.traffic
+    total = sum(map(sum, traffic.by_node))
+    assert total // 4 == result.bytes_per_site
+    assert total == sum(map(sum, traffic.by_slot))
+    assert sum(traffic.frames) == result.frames
+    groups = dict(zip(rec.GROUPS, traffic.frames, strict=True))
+    assert groups["updates"] > 0
+    assert groups["comparing"] > 0
+    assert groups["other"] == 0
+
+
+def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rec, "FOLLOWED_MAX", 16)
+    monkeypatch.setattr(rec, "POINTS_MAX", 32)
+    monkeypatch.setattr(rec, "SLOTS_MAX", 8)
+    _, recording = recorded(with_a_cut(), 1)
+    travels = recording.travels
+    assert len(travels.followed) <= 16
+    assert travels.stride >= 4
+    assert all(number % travels.stride == 0 for number in travels.followed)
+    assert sum(travels.calm) + sum(travels.rough) == 3 * travels.made
+    assert len(recording.agreement.series.rows) <= 32
+    assert recording.agreement.series.rows[-1] == (4, 4)
+    assert len(recording.traffic.by_slot[0]) == 8
+    assert sum(map(sum, recording.traffic.by_slot)) == sum(map(sum, recording.traffic.by_node))
+
+
+@given(st.integers(1, 400 * 24 * 3600 * SECOND_NS))
+def test_a_delay_is_in_its_bin(delay_ns: int) -> None:
+    i = rec.bin_of(delay_ns)
+    assert delay_ns / SECOND_NS <= rec.bin_end_s(i) * (1 + 1e-9)
+    if delay_ns > MS_NS:
+        assert delay_ns / SECOND_NS >= rec.bin_end_s(i - 1) * (1 - 1e-9)
+
+
+@given(st.lists(st.integers(0, 2), max_size=60))
+def test_a_series_says_at_every_time_what_was_added(values: list[int]) -> None:
+    series = Series()
+    for at_ns, value in enumerate(values):
+        series.add(at_ns, (value,))
+    assert [at(series, at_ns)[0] for at_ns in range(len(values))] == values
+
+
+def test_the_log_of_episodes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sim.core.episodes.EPISODES_MAX", 2)
+    episodes = Episodes(Clock())
+    for name in ("a", "b", "c"):
+        episodes.happened("restart", name)
+    assert ([e.what for e in episodes.logged], episodes.left_out) == (["a", "b"], 1)
+
+
+def test_long_sides_of_a_cut_are_told_by_their_number() -> None:
+    many = [f"s{i}" for i in range(200)]
+    assert sides_text([["a", "a", "b"], many]) == "a, b | s0, s1, s2, s3, … (200 in all)"
