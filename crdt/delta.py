@@ -3,18 +3,23 @@
 `(base, lo, header.hi]` holds the keys put and deleted after `lo`; `lo` counts in the epoch `base`,
 which is the header's or one that it shares its history with. Where the sender has forgotten which
 keys were deleted since `lo`, `keep` lists the seqs at or below `lo` that still stand.
+
+What is put and deleted travels as one blob, the **payload**: the author signs its hash, and relays
+pass the very bytes on. All loops over its records are C's; the objects that come out of unpacking
+are those that the chain keeps.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
-from itertools import chain
 from operator import lt
+from typing import TypeAlias
 
 import msgpack
 
 from crdt import liveseq
+from crdt.entry import SEQ_BYTES, Entry, seq_bytes, seq_bytes_of
 from crdt.header import NONCE_BYTES, Epoch, Header
 
 KEY_BYTES_MAX = 255
@@ -22,10 +27,10 @@ RECORD_BYTES_MAX = 16_384
 """An endpoint's record is about 40 bytes, a VPC's a few hundred, and 10 kB with all its sites. A
 chain with a longer one is refused by everybody: its writer must not get that far."""
 
-Puts = tuple[tuple[bytes, int, bytes], ...]
-"""(key, seq, record), ascending by seq"""
-Deletes = tuple[tuple[int, bytes], ...]
-"""(seq, key), ascending by seq"""
+Puts: TypeAlias = dict[bytes, Entry]
+"""key -> entry, ascending by seq"""
+Deletes: TypeAlias = dict[bytes, Entry]
+"""key -> entry without a record, ascending by seq"""
 
 
 class BadDelta(ValueError):
@@ -34,7 +39,7 @@ class BadDelta(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """An interval that ends at the state `header` signs."""
+    """An interval that ends at the state `header` signs. `payload` is packed when it is needed."""
 
     header: Header
     base: Epoch
@@ -42,6 +47,7 @@ class Delta:
     puts: Puts
     deletes: Deletes
     keep: bytes | None = None
+    payload: bytes = field(default=b"", compare=False, repr=False)
 
     @property
     def verbatim(self) -> bool:
@@ -60,27 +66,42 @@ class Delta:
 
     def check(self) -> None:
         """Raise BadDelta unless seqs ascend within (lo, hi] and keys and records are in bounds."""
-        if self.puts:
-            keys, seqs, records = zip(*self.puts, strict=True)
-            if not all(map(lt, (self.lo, *seqs), seqs)) or seqs[-1] > self.header.hi:
-                raise BadDelta("puts do not ascend within the interval")
-            key_bytes = set(map(len, keys))
-            if not 0 < min(key_bytes) <= max(key_bytes) <= KEY_BYTES_MAX:
-                raise BadDelta("key out of bounds")
-            if max(map(len, records)) > RECORD_BYTES_MAX:
+        puts, deletes = self.puts, self.deletes
+        if puts:
+            entry_bytes = set(map(len, puts.values()))
+            if not SEQ_BYTES <= min(entry_bytes) <= max(entry_bytes) <= _ENTRY_BYTES_MAX:
                 raise BadDelta("record out of bounds")
-        last = self.lo
-        for seq, key in self.deletes:
-            if not last < seq <= self.header.hi or not 0 < len(key) <= KEY_BYTES_MAX:
-                raise BadDelta("deletes do not ascend within the interval")
-            last = seq
-        if self.verbatim and payload_hash(self.puts, self.deletes) != self.header.payload_hash:
+            self._check_interval(puts, "puts")
+        if deletes:
+            if set(map(len, deletes.values())) != {SEQ_BYTES}:
+                raise BadDelta("a delete with a record")
+            self._check_interval(deletes, "deletes")
+            if puts.keys() & deletes.keys():
+                raise BadDelta("a key both put and deleted")
+        if self.verbatim and sha256(self.packed_payload()).digest() != self.header.payload_hash:
             raise BadDelta("payload is not what was signed")
 
+    def _check_interval(self, entries: dict[bytes, Entry], what: str) -> None:
+        key_bytes = set(map(len, entries))
+        if not 0 < min(key_bytes) <= max(key_bytes) <= KEY_BYTES_MAX:
+            raise BadDelta("key out of bounds")
+        seqs = [*map(seq_bytes_of, entries.values())]
+        if (
+            not seq_bytes(self.lo) < seqs[0]
+            or not all(map(lt, seqs, seqs[1:]))
+            or seqs[-1] > seq_bytes(self.header.hi)
+        ):
+            raise BadDelta(f"{what} do not ascend within the interval")
+
+    def packed_payload(self) -> bytes:
+        """The payload's bytes: msgpack [[key, entry, …] of the puts, the same of the deletes]."""
+        if not self.payload:
+            object.__setattr__(self, "payload", pack_payload(self.puts, self.deletes))
+        return self.payload
+
     def pack(self) -> list[object]:
-        """Plain msgpack values: header, base, lo, flat puts, flat deletes, keep."""
-        flat = [list(chain.from_iterable(fields)) for fields in (self.puts, self.deletes)]
-        return [self.header.pack(), *self.base, self.lo, *flat, self.keep]
+        """Plain msgpack values: header, base, lo, payload, keep."""
+        return [self.header.pack(), *self.base, self.lo, self.packed_payload(), self.keep]
 
     @classmethod
     def unpack(cls, raw: object, *, piece: bool = False) -> Delta:
@@ -88,64 +109,73 @@ class Delta:
 
         A piece of a larger delta holds some of its puts: its payload is checked with the whole.
         """
-        if not isinstance(raw, list) or len(raw) < 7:
-            raise ValueError("delta: not a list of 7")
-        header, counter, nonce, lo, puts, deletes, keep = raw[:7]
-        if type(counter) is not int or type(lo) is not int or lo < 0:
+        if not isinstance(raw, list) or len(raw) < 6:
+            raise ValueError("delta: not a list of 6")
+        header, counter, nonce, lo, payload, keep = raw[:6]
+        if type(counter) is not int or type(lo) is not int:
             raise ValueError("delta: base or lo")
         if not isinstance(nonce, bytes) or len(nonce) != NONCE_BYTES:
             raise ValueError("delta: nonce")
-        if keep is not None and not isinstance(keep, bytes):
-            raise ValueError("delta: keep")
-        delta = cls(
-            Header.unpack(header),
-            Epoch(counter, nonce),
-            lo,
-            _unpack_puts(puts),
-            _unpack_deletes(deletes),
-            keep,
-        )
+        if not isinstance(payload, bytes) or not (keep is None or isinstance(keep, bytes)):
+            raise ValueError("delta: payload or keep")
+        whole = Header.unpack(header)
+        if not 0 <= lo < whole.hi:
+            raise ValueError("delta: empty interval")
+        puts, deletes = _unpack_payload(payload)
+        delta = cls(whole, Epoch(counter, nonce), lo, puts, deletes, keep, payload)
         if not piece:
             delta.check()
         return delta
 
 
-def _unpack_puts(raw: object) -> Puts:
-    if not isinstance(raw, list) or len(raw) % 3:
-        raise ValueError("delta: puts")
-    keys, seqs, records = raw[::3], raw[1::3], raw[2::3]
-    # Sets of types and not a loop over puts: this is done to every record that comes.
-    if not ({*map(type, keys), *map(type, records)} <= {bytes} and {*map(type, seqs)} <= {int}):
-        raise ValueError("delta: put")
-    return tuple(zip(keys, seqs, records, strict=True))
+_ENTRY_BYTES_MAX = SEQ_BYTES + RECORD_BYTES_MAX
 
 
-def _unpack_deletes(raw: object) -> Deletes:
-    if not isinstance(raw, list) or len(raw) % 2:
-        raise ValueError("delta: deletes")
-    deletes = tuple(zip(raw[::2], raw[1::2], strict=True))
-    for seq, key in deletes:
-        if type(seq) is not int or type(key) is not bytes:
-            raise ValueError("delta: delete")
-    return deletes
+def pack_payload(puts: Puts, deletes: Deletes) -> bytes:
+    """The canonical form of a flush's content: what `Header.payload_hash` is the SHA-256 of."""
+    return bytes(msgpack.packb([_flat(puts), _flat(deletes)]))
 
 
-def payload_hash(puts: Puts, deletes: Deletes) -> bytes:
-    """SHA-256 over the canonical form of a flush's content."""
-    flat = [list(chain.from_iterable(fields)) for fields in (puts, deletes)]
-    return sha256(msgpack.packb(flat)).digest()
+def _flat(entries: dict[bytes, Entry]) -> list[bytes]:
+    flat = [b""] * (2 * len(entries))
+    flat[::2] = entries
+    flat[1::2] = entries.values()
+    return flat
 
 
-def kept(delta: Delta) -> set[int] | None:
-    """The seqs a receiver below the sender's floor keeps; None when deletes are listed in full.
+def _unpack_payload(payload: bytes) -> tuple[Puts, Deletes]:
+    try:
+        flat = msgpack.unpackb(payload)
+    except (TypeError, msgpack.exceptions.UnpackException) as error:
+        raise ValueError(f"payload: {type(error).__name__}") from None
+    except ValueError as error:
+        raise ValueError(f"payload: {error}") from None
+    if not isinstance(flat, list) or len(flat) != 2:
+        raise ValueError("payload: not two lists")
+    puts, deletes = map(_unflat, flat)
+    return puts, deletes
+
+
+def _unflat(flat: object) -> dict[bytes, Entry]:
+    if not isinstance(flat, list) or len(flat) % 2 or not {*map(type, flat)} <= {bytes}:
+        raise ValueError("payload: not pairs of bytes")
+    entries = dict(zip(flat[::2], flat[1::2], strict=True))
+    if 2 * len(entries) != len(flat):
+        raise ValueError("payload: a key twice")
+    return entries
+
+
+def kept(delta: Delta) -> set[bytes] | None:
+    """The seqs (packed) that a receiver below the sender's floor keeps; None when deletes are
+    listed in full.
 
     Raises BadDelta when the list is malformed.
     """
     if delta.keep is None:
         return None
     try:
-        seqs = set(liveseq.decode(delta.keep))
+        seqs = {*map(seq_bytes, liveseq.decode(delta.keep))}
     except ValueError as error:
         raise BadDelta(f"live-seq list: {error}") from None
-    seqs.update(seq for _, seq, _ in delta.puts)
+    seqs.update(map(seq_bytes_of, delta.puts.values()))
     return seqs

@@ -8,17 +8,21 @@ signature a flush in place of one an operation).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import NamedTuple, TypeAlias
 
 import msgpack
+
+from crdt.entry import SEQ_MAX
 
 HASH_BYTES = 32
 NONCE_BYTES = 8
 SIGNATURE_BYTES = 64
 COVERS_MAX = 64
 """Earlier epochs that a header names; older counters count as covered whole."""
+
+HEADER_BYTES_MAX = 8192
+"""Twice what the longest header takes, for the fields of newer versions."""
 
 _DOMAIN = b"weft-flush-1"
 NO_ROOT = bytes(HASH_BYTES)
@@ -58,49 +62,41 @@ class Cover(NamedTuple):
     shared: int
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """The signed end of a flush `(lo, hi]`: `count` entries in 2^`bits` buckets under `root`.
+class Header(NamedTuple):
+    """The signed end of a flush `(lo, hi]`: `entries` of them in 2^`bits` buckets under `root`.
 
-    `prev_root` is the root at `lo`; `payload_hash` the SHA-256 of the flush as first sent.
+    `prev_root` is the root at `lo`; `payload_hash` the SHA-256 of the flush as first sent. `packed`
+    is what was signed, fields that a newer version added included; an author leaves it to `signed`.
+    A tuple and not a dataclass: one is made for each flush that comes.
     """
 
     chain: ChainId
     epoch: Epoch
     lo: int
     hi: int
-    count: int
+    entries: int
     bits: int
     prev_root: bytes
     payload_hash: bytes
     root: bytes
     covers: tuple[Cover, ...] = ()
+    packed: bytes = b""
     signature: bytes = b""
 
     def message(self, mesh: bytes) -> bytes:
         """The bytes that are signed, for the mesh of that id."""
-        return bytes(
-            msgpack.packb(
-                [
-                    _DOMAIN,
-                    mesh,
-                    self.chain.node,
-                    self.chain.shard,
-                    list(self.epoch),
-                    self.lo,
-                    self.hi,
-                    self.count,
-                    self.bits,
-                    self.prev_root,
-                    self.payload_hash,
-                    self.root,
-                    [[*cover.epoch, cover.head, cover.shared] for cover in self.covers],
-                ]
-            )
-        )
+        return _DOMAIN + mesh + self.packed
 
     def signed(self, mesh: bytes, sign: Sign) -> Header:
-        return replace(self, signature=sign(self.message(mesh)))
+        """The header with `packed` and `signature` made from its fields."""
+        fields = [
+            *self.chain,
+            *self.epoch,
+            *self[2:9],
+            [[*cover.epoch, cover.head, cover.shared] for cover in self.covers],
+        ]
+        unsigned = self._replace(packed=bytes(msgpack.packb(fields)))
+        return unsigned._replace(signature=sign(unsigned.message(mesh)))
 
     def covers_head(self, epoch: Epoch, head: int) -> bool:
         """Whether everything up to `head` of the earlier `epoch` is included here."""
@@ -118,50 +114,44 @@ class Header:
         return next((cover.shared for cover in self.covers if cover.epoch == epoch), 0)
 
     def pack(self) -> list[object]:
-        """The header as plain msgpack values (wire and store form)."""
-        return [
-            self.chain.node,
-            self.chain.shard,
-            *self.epoch,
-            self.lo,
-            self.hi,
-            self.count,
-            self.bits,
-            self.prev_root,
-            self.payload_hash,
-            self.root,
-            [[*cover.epoch, cover.head, cover.shared] for cover in self.covers],
-            self.signature,
-        ]
+        """The signed header as plain msgpack values (wire and store form)."""
+        return [self.packed, self.signature]
 
     @classmethod
     def unpack(cls, raw: object) -> Header:
         """The reverse of `pack`. Raises ValueError on anything malformed."""
-        if not isinstance(raw, list) or len(raw) < 13:
-            raise ValueError("header: not a list of 13")
-        node, shard, counter, nonce, lo, hi, count, bits, prev, payload, root, covers, sig = raw[
-            :13
-        ]
+        if not isinstance(raw, list) or len(raw) < 2:
+            raise ValueError("header: not a list of 2")
+        packed, signature = raw[0], _blob(raw[1], SIGNATURE_BYTES)
+        if not isinstance(packed, bytes) or len(packed) > HEADER_BYTES_MAX:
+            raise ValueError("header: not bytes within bounds")
+        try:
+            fields = msgpack.unpackb(packed)
+        except (TypeError, msgpack.exceptions.UnpackException) as error:
+            raise ValueError(f"header: {type(error).__name__}") from None
+        if not isinstance(fields, list) or len(fields) < 12:
+            raise ValueError("header: not a list of 12")
+        node, shard, counter, nonce, lo, hi, count, bits, prev, payload, root, covers = fields[:12]
         if not isinstance(shard, str) or not 0 < len(shard) <= 64:
             raise ValueError("header: shard")
         if not isinstance(covers, list) or len(covers) > COVERS_MAX:
             raise ValueError("header: covers")
-        header = cls(
+        if not _whole(lo) < _whole(hi) <= SEQ_MAX:
+            raise ValueError("header: empty interval, or seqs out of bounds")
+        return cls(
             ChainId(_blob(node, 16), shard),
             Epoch(_whole(counter), _blob(nonce, NONCE_BYTES)),
-            _whole(lo),
-            _whole(hi),
+            lo,
+            hi,
             _whole(count),
             _whole(bits),
             _blob(prev, HASH_BYTES),
             _blob(payload, HASH_BYTES),
             _blob(root, HASH_BYTES),
             tuple(map(_cover, covers)),
-            _blob(sig, SIGNATURE_BYTES),
+            packed,
+            signature,
         )
-        if header.lo >= header.hi:
-            raise ValueError("header: empty interval")
-        return header
 
 
 def common_head(a: Header, b: Header) -> int:

@@ -10,15 +10,15 @@ Baquero 2018; deltas are the join-irreducible intervals of Enes et al. 2019).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Literal
 
-from crdt.chain import Chain, Planned, RootMismatch
-from crdt.delta import BadDelta, Delta
+from crdt.chain import Chain, Disproved, Planned, RootMismatch
+from crdt.delta import BadDelta, Delta, Puts
+from crdt.entry import Entry, record_of, seq_of
 from crdt.header import ChainId, Epoch, common_head
-from crdt.root import Entry
 
 BRANCHES_MAX = 16
 """Uncovered epochs kept a chain: the latest. Only clones of a writer make more than two."""
@@ -30,13 +30,16 @@ class Applied:
     """A delta advanced the lattice. `changed` are the keys whose effective entry may differ."""
 
     chain: Chain
-    planned: Planned
+    puts: Puts
+    """what was put in the branch, without what it held already"""
+    drops: tuple[bytes, ...]
+    """what was removed from it"""
     previous: Epoch | None
     """the epoch under which the branch stood before, None for a new branch"""
     fresh: bool
     """the branch was rebuilt from a snapshot"""
     dropped: tuple[Epoch, ...]
-    changed: tuple[bytes, ...]
+    changed: Collection[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +55,21 @@ class Rejected:
     head: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Disproof:
+    """A branch was dropped: its author had signed a root that its flushes do not lead to."""
+
+    id: ChainId
+    epoch: Epoch
+    changed: tuple[bytes, ...]
+
+
 class Lattice:
-    """Chains by id and epoch, with a digest a shard that is kept as they change."""
+    """Chains by id and epoch, with a digest a shard that is kept as they change.
+
+    A verbatim flush onto what is held is applied on its author's word. Before branches are read for
+    others (`Chain.since`, `Chain.snapshot`) `prove` has to be called.
+    """
 
     def __init__(self) -> None:
         self._branches: dict[ChainId, dict[Epoch, Chain]] = {}
@@ -61,6 +77,7 @@ class Lattice:
         self._weights: dict[ChainId, int] = {}
         self._digest: dict[str, int] = {}
         self._shards: dict[str, set[ChainId]] = {}
+        self._unproved: dict[ChainId, None] = {}
 
     # ---- reading ----
 
@@ -84,31 +101,42 @@ class Lattice:
     def by_short(self, short: bytes) -> ChainId | None:
         return self._short.get(short)
 
-    def get(self, id: ChainId, key: bytes) -> tuple[Epoch, Entry] | None:
-        """The effective entry under `key`: the latest epoch that has one."""
+    def record(self, id: ChainId, key: bytes) -> bytes | None:
+        """The effective record under `key`."""
         held = self._branches.get(id)
-        if not held:
-            return None
-        if len(held) == 1:
-            ((epoch, chain),) = held.items()
+        if held is not None and len(held) == 1:
+            (chain,) = held.values()
             entry = chain.live.get(key)
-            return (epoch, entry) if entry else None
+            return None if entry is None else record_of(entry)
+        found = self.get(id, key)
+        return None if found is None else found[2]
+
+    def get(self, id: ChainId, key: bytes) -> tuple[Epoch, int, bytes] | None:
+        """(epoch, seq, record) of the effective entry under `key`: the latest epoch's that has
+        one."""
         branches = self.branches(id)
         for chain in branches:
             entry = chain.live.get(key)
-            if entry is not None and not _superseded(branches, chain, key, entry[0]):
-                return (chain.epoch, entry)
+            if entry is not None and not _superseded(branches, chain, key, entry):
+                return chain.epoch, seq_of(entry), record_of(entry)
         return None
 
-    def entries(self, id: ChainId) -> Iterator[tuple[bytes, Epoch, Entry]]:
-        """All effective entries of a chain, in the order of their branch."""
+    def entries(self, id: ChainId) -> Iterator[tuple[bytes, Epoch, int, bytes]]:
+        """(key, epoch, seq, record) of all effective entries, in the order of their branch."""
         seen: set[bytes] = set()
         branches = self.branches(id)
         for chain in branches:
             for key, entry in chain.live.items():
-                if key not in seen and not _superseded(branches, chain, key, entry[0]):
+                if key not in seen and not _superseded(branches, chain, key, entry):
                     seen.add(key)
-                    yield key, chain.epoch, entry
+                    yield key, chain.epoch, seq_of(entry), record_of(entry)
+
+    def keys(self, id: ChainId) -> Collection[bytes]:
+        """The keys of all effective entries of a chain."""
+        branches = self.branches(id)
+        if len(branches) == 1:
+            return branches[0].live.keys()
+        return [key for key, _, _, _ in self.entries(id)]
 
     def digest(self, shard: str) -> bytes:
         """32 bytes, equal at two nodes exactly when they hold the same branches of the shard.
@@ -123,11 +151,17 @@ class Lattice:
     def apply(self, delta: Delta) -> Applied | Rejected:
         """Join a delta whose signature the caller has checked.
 
-        Raises BadDelta (no honest peer sends it) or RootMismatch (ask for the whole chain; when
-        this was it, the sender lies). Nothing is changed then.
+        Raises BadDelta (no honest peer sends it), RootMismatch (ask for the whole chain; when
+        this was it, the sender lies) or Disproved (call `prove`: what is held is of no use).
+        Nothing is changed then.
         """
         header = delta.header
         held = self._branches.get(header.chain, {})
+        branch = held.get(header.epoch)
+        if len(held) == (branch is not None):
+            chain = branch or Chain(header.chain, header.epoch)
+            if chain.continues(delta) and (drops := chain.extend(delta)) is not None:
+                return self._extended(chain, delta, drops, held)
         if any(
             chain.header is not None
             and chain.header.epoch != header.epoch
@@ -135,14 +169,51 @@ class Lattice:
             for chain in held.values()
         ):
             return Rejected("known")
-        branch = held.get(header.epoch)
         if branch is not None and (branch.head, branch.root) >= (header.hi, header.root):
             return Rejected("known")
         target = self._target(delta, held)
         if isinstance(target, Rejected):
             return target
-        planned = target.plan(delta)
-        return self._install(target, planned, held, branch)
+        if header.chain in self._unproved:
+            for chain in held.values():
+                chain.prove()
+            del self._unproved[header.chain]
+        return self._install(target, target.plan(delta), held, branch)
+
+    def _extended(
+        self, chain: Chain, delta: Delta, drops: tuple[bytes, ...], held: dict[Epoch, Chain]
+    ) -> Applied:
+        """Account for the only branch of a chain, after its author's next flush."""
+        fresh = not held
+        held[chain.epoch] = chain
+        self._account(chain.id, held)
+        self._unproved[chain.id] = None
+        changed = (*delta.puts, *drops) if drops else delta.puts.keys()
+        previous = None if fresh else chain.epoch
+        return Applied(chain, delta.puts, drops, previous, fresh, (), changed)
+
+    def prove(self) -> list[Disproof]:
+        """Recompute every root that was taken on its author's word; what had to be dropped."""
+        found: list[Disproof] = []
+        for id in sorted(self._unproved):
+            held = self._branches.get(id, {})
+            for epoch, chain in sorted(held.items()):
+                try:
+                    chain.prove()
+                except Disproved:
+                    changed = dict.fromkeys(key for c in held.values() for key in c.live)
+                    found.append(Disproof(id, epoch, tuple(changed)))
+                    self._drop(id, epoch)
+        self._unproved.clear()
+        return found
+
+    def _drop(self, id: ChainId, epoch: Epoch) -> None:
+        held = self._branches[id]
+        del held[epoch]
+        if held:
+            self._account(id, held)
+        else:
+            self.discard(id)
 
     def _target(self, delta: Delta, held: dict[Epoch, Chain]) -> Chain | Rejected:
         """The chain to lay the delta on: a held branch that is a prefix, or an empty one."""
@@ -172,7 +243,7 @@ class Lattice:
         header = planned.delta.header
         fresh = target not in held.values()
         previous = None if fresh else target.epoch
-        changed = dict.fromkeys(key for key, _, _ in planned.puts)
+        changed = dict.fromkeys(planned.puts)
         changed.update(dict.fromkeys(planned.drops))
         if fresh and replaced is not None:
             changed.update(dict.fromkeys(replaced.live))
@@ -185,7 +256,9 @@ class Lattice:
             for branch in held.values():
                 changed.update(dict.fromkeys(branch.live))
         self._account(header.chain, held)
-        return Applied(target, planned, previous, fresh, dropped, tuple(changed))
+        return Applied(
+            target, planned.puts, planned.drops, previous, fresh, dropped, tuple(changed)
+        )
 
     @staticmethod
     def _prune(held: dict[Epoch, Chain], changed: dict[bytes, None]) -> tuple[Epoch, ...]:
@@ -207,7 +280,10 @@ class Lattice:
         return tuple(dropped)
 
     def join(self, other: Lattice) -> None:
-        """Take the greater of every branch: the join by definition, which deltas must equal."""
+        """Take the greater of every branch: the join by definition, which deltas must equal.
+
+        Needs both to be proved.
+        """
         for id in other.chains():
             for chain in reversed(other.branches(id)):
                 if chain.header is not None:
@@ -238,6 +314,7 @@ class Lattice:
         """Forget a chain (its node was forgotten)."""
         if self._branches.pop(id, None) is None:
             return
+        self._unproved.pop(id, None)
         self._weigh(id, 0)
         del self._weights[id], self._short[id.short()]
         self._shards[id.shard].discard(id)
@@ -260,19 +337,21 @@ class Lattice:
         self._digest[id.shard] = (self._digest.get(id.shard, 0) + weight - before) % _DIGEST_MODULUS
 
 
-def _superseded(branches: list[Chain], chain: Chain, key: bytes, seq: int) -> bool:
-    """Whether another branch includes what was written at `seq` of `chain`, and went on from it:
+def _superseded(branches: list[Chain], chain: Chain, key: bytes, entry: Entry) -> bool:
+    """Whether another branch includes what was written as `entry` of `chain`, and went on from it:
     it has covered it, or it lies in their common history and is there no more. This is how the
     owner reads them, too, once it writes the older one's tail anew."""
-    header = chain.header
+    if len(branches) == 1:
+        return False
+    header, seq = chain.header, seq_of(entry)
     for other in branches:
         if other is chain or other.header is None or header is None:
             continue
         if other.epoch > chain.epoch and other.header.covers_head(chain.epoch, seq):
             return True
         if seq <= common_head(header, other.header):
-            entry = other.live.get(key)
-            if entry is None or entry[0] != seq:
+            theirs = other.live.get(key)
+            if theirs is None or seq_of(theirs) != seq:
                 return True
     return False
 
@@ -302,4 +381,13 @@ def digest_of(digests: Iterable[tuple[str, bytes]]) -> bytes:
     return whole.digest()
 
 
-__all__ = ["Applied", "BadDelta", "Lattice", "Rejected", "RootMismatch", "digest_of"]
+__all__ = [
+    "Applied",
+    "BadDelta",
+    "Disproof",
+    "Disproved",
+    "Lattice",
+    "Rejected",
+    "RootMismatch",
+    "digest_of",
+]

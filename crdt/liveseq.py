@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-SEQ_MAX = (1 << 63) - 1
-"""Seqs are stored as signed 64-bit integers."""
+from crdt.entry import SEQ_MAX
 
 
 def encode(seqs: Iterable[int]) -> bytes:
@@ -36,14 +35,14 @@ def decode(data: bytes) -> list[int]:
         step |= (byte & 0x7F) << shift
         if byte & 0x80:
             shift += 7
-            if shift > 63:
-                raise ValueError("varint longer than 64 bits")
+            if shift > 49:
+                raise ValueError("varint longer than a seq")
             continue
         if step == 0 or (byte == 0 and shift):
             raise ValueError("zero step or padded varint")
         seq += step
         if seq > SEQ_MAX:
-            raise ValueError("seq beyond 63 bits")
+            raise ValueError("seq out of bounds")
         seqs.append(seq)
         step = shift = 0
     if shift:

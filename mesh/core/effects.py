@@ -33,6 +33,14 @@ class Persist:
 
 
 @dataclass(frozen=True, slots=True)
+class DropBranches:
+    """Delete stored branches of a chain."""
+
+    chain: ChainId
+    epochs: tuple[Epoch, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PersistStatements:
     """Add roster statements to the store."""
 
@@ -76,7 +84,7 @@ class MembersChanged:
     """The roster grew: membership, and what the view may read, may differ."""
 
 
-Stored: TypeAlias = Persist | PersistStatements | Forget
+Stored: TypeAlias = Persist | DropBranches | PersistStatements | Forget
 """What is the store's to carry out."""
 
 Effect: TypeAlias = Stored | Send | Alarm | DropPeer | MembersChanged

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from crdt.chain import Chain
 from crdt.delta import Delta
+from crdt.entry import record_of, seq_of
 from crdt.header import COVERS_MAX, NONCE_BYTES, ChainId, Cover, Epoch, Sign
 from crdt.lattice import Lattice
 from mesh.core.effects import Persist
@@ -96,9 +97,8 @@ class OwnChains:
         own = self._open.get(shard)
         if own is not None:
             entry = own.chain.live.get(key)
-            return entry[1] if entry else None
-        found = self._lattice.get(ChainId(self.node, shard), key)
-        return found[1][1] if found else None
+            return record_of(entry) if entry else None
+        return self._lattice.record(ChainId(self.node, shard), key)
 
     def count(self, shard: str) -> int:
         """Own records in `shard`."""
@@ -196,17 +196,19 @@ class OwnChains:
         shared = _shared_head(own.covers, branch)
         known = next((c.head for c in own.covers if c.epoch == branch.epoch), shared)
         chain.skip_to(branch.head)
-        for key, (seq, record) in list(branch.live.items()):
+        for key, entry in list(branch.live.items()):
+            seq = seq_of(entry)
             self._touched.add((chain.id.shard, key))
             held = chain.live.get(key)
-            stands = held is not None and held[0] > shared and own.taken.get(key) != branch.epoch
+            stands = held and seq_of(held) > shared and own.taken.get(key) != branch.epoch
             if seq > known and key not in own.deleted and not stands:
-                chain.put(key, record)
+                chain.put(key, record_of(entry))
                 own.taken[key] = branch.epoch
         lost = [
             key
-            for key, (seq, _) in chain.live.items()
-            if key not in branch.live and (seq <= shared or own.taken.get(key) == branch.epoch)
+            for key, entry in chain.live.items()
+            if key not in branch.live
+            and (seq_of(entry) <= shared or own.taken.get(key) == branch.epoch)
         ]
         for key in lost:
             chain.delete(key)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from crdt.chain import RootMismatch
+from crdt.chain import Disproved, RootMismatch
 from crdt.delta import RECORD_BYTES_MAX, BadDelta, Delta
 from crdt.header import ChainId, Sign
 from crdt.lattice import Applied, Lattice
@@ -24,6 +24,7 @@ from mesh.core import ed25519, sync, wire
 from mesh.core.bounds import CHAINS_PER_NODE_MAX, shard_is_known
 from mesh.core.effects import (
     Alarm,
+    DropBranches,
     DropPeer,
     Effect,
     Forget,
@@ -173,6 +174,8 @@ class Replica:
         self._seal()
         try:
             frame = wire.decode(data)
+            if not isinstance(frame, wire.Deltas):
+                self._prove(now_ns)  # whatever is told or answered, is told of what is proved
             if frame is not None:
                 self._dispatch(peer, state, frame, now_ns)
         except PeerError as error:
@@ -188,6 +191,7 @@ class Replica:
             self._effects.append(DropPeer(peer, "no active member"))
             return
         self._seal()
+        self._prove(now_ns)
         state = self._peers[peer] = sync.Peer(now_ns)
         self._start_sync(peer, state, now_ns)
 
@@ -206,6 +210,7 @@ class Replica:
     def timer(self, now_ns: int) -> None:
         """Do what is due. Call it at `next_deadline_ns`, or any time."""
         self._seal()
+        self._prove(now_ns)
         if self._opens_at_ns is not None and now_ns >= self._opens_at_ns:
             self._opens_at_ns = None
         for peer in sorted(self._peers):
@@ -246,8 +251,7 @@ class Replica:
             if node == self.node:
                 record = self._own.record(shard, key)
             else:
-                found = self.lattice.get(ChainId(node, shard), key)
-                record = found[1][1] if found else None
+                record = self.lattice.record(ChainId(node, shard), key)
             changes.append(Change(node, shard, key, record))
         return tuple(changes)
 
@@ -447,6 +451,10 @@ class Replica:
             self._effects.append(Alarm("chain.mismatch", {"node": id.node, "shard": id.shard}))
             self._ask_again(peer, state, id, now_ns, fresh=True)
             return
+        except Disproved:
+            self._prove(now_ns)
+            self._ask_again(peer, state, id, now_ns, fresh=True)
+            return
         except BadDelta as error:
             raise PeerError(f"delta: {error}") from None
         if isinstance(result, Applied):
@@ -455,6 +463,18 @@ class Replica:
             self._applied(peer, state, delta, result)
         elif result.reason != "known":
             self._ask_again(peer, state, id, now_ns, fresh=result.reason == "snapshot")
+
+    def _prove(self, now_ns: int) -> None:
+        """Recompute the roots that flushes were taken for. Where an author signed what its flushes
+        do not lead to, the branch is dropped, and whatever a peer can prove is asked for."""
+        for disproof in self.lattice.prove():
+            id = disproof.id
+            self._effects.append(Alarm("chain.disproved", {"node": id.node, "shard": id.shard}))
+            self._effects.append(DropBranches(id, (disproof.epoch,)))
+            for key in disproof.changed:
+                self._changes[(id.node, id.shard, key)] = None
+            for state in self._peers.values():
+                state.sync_at_ns = min(state.sync_at_ns, now_ns + self._spread(SYNC_AGAIN_NS))
 
     def _ask_again(
         self, peer: NodeId, state: sync.Peer, id: ChainId, now_ns: int, *, fresh: bool
@@ -476,7 +496,7 @@ class Replica:
             # The next exchange brings both, or one of us the word that it is to be forgotten.
             self.peer_lagging(peer, now_ns)
             return False
-        if header.count > self.roster.quota(*id) or (
+        if header.entries > self.roster.quota(*id) or (
             self.lattice.latest(id) is None
             and self._chains_of.get(id.node, 0) >= CHAINS_PER_NODE_MAX
         ):
@@ -514,8 +534,8 @@ class Replica:
                 id,
                 header.epoch,
                 stored_header(header),
-                result.planned.puts,
-                result.planned.drops,
+                result.puts,
+                result.drops,
                 replace=result.fresh,
                 relabel_from=previous,
                 drop=result.dropped,
@@ -582,7 +602,7 @@ class Replica:
             self._own.close()
             self._note_own_changes()
         for id in [id for id in self.lattice.chains() if id.node in gone]:
-            for key, _, _ in self.lattice.entries(id):
+            for key in self.lattice.keys(id):
                 self._changes[(id.node, id.shard, key)] = None
             self.lattice.discard(id)
         for node in sorted(gone):

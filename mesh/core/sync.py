@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from crdt.chain import Chain
-from crdt.delta import Delta
+from crdt.delta import Delta, Puts
 from crdt.header import ChainId
 from crdt.lattice import Lattice
 from mesh.core import wire
@@ -132,7 +132,7 @@ class Fetch:
     asked: tuple[bytes, ...] = ()
     deadline_ns: int = 0
     staged: Delta | None = None
-    staged_puts: list[tuple[bytes, int, bytes]] = field(default_factory=list)
+    staged_puts: Puts = field(default_factory=dict)
     parts: int = 0
     """pieces taken of the answer under way"""
     advanced: bool = False
@@ -142,15 +142,15 @@ class Fetch:
         """Add a piece; the whole delta once it is there. Raises PeerError."""
         self.parts += 1
         if self.staged is not None and self.staged.header != part.delta.header:
-            self.staged, self.staged_puts = None, []
+            self.staged, self.staged_puts = None, {}
         self.staged = part.delta
-        self.staged_puts += part.delta.puts
+        self.staged_puts.update(part.delta.puts)
         if len(self.staged_puts) > puts_max:
             raise PeerError(f"answer of more than {puts_max} records")
         if part.more:
             return None
-        whole = replace(part.delta, puts=tuple(self.staged_puts))
-        self.staged, self.staged_puts = None, []
+        whole = replace(part.delta, puts=self.staged_puts, payload=b"")
+        self.staged, self.staged_puts = None, {}
         try:
             whole.check()
         except ValueError as error:
@@ -159,7 +159,7 @@ class Fetch:
 
     def reset(self) -> None:
         self.want, self.asked, self.parts = None, (), 0
-        self.staged, self.staged_puts = None, []
+        self.staged, self.staged_puts = None, {}
 
 
 @dataclass(slots=True)
@@ -220,14 +220,17 @@ class Serving:
 
     def _parts(self, delta: Delta) -> Iterator[wire.Frame]:
         """A large delta in pieces: the last one carries the deletes or the live-seq list."""
-        first, size_bytes = 0, 0
-        for i, (key, _, record) in enumerate(delta.puts):
-            size_bytes += len(key) + len(record) + 14
+        puts: Puts = {}
+        size_bytes = 0
+        for key, entry in delta.puts.items():
+            size_bytes += len(key) + len(entry) + wire.PAIR_BYTES
             if size_bytes > wire.CHUNK_BYTES:
-                piece = replace(delta, puts=delta.puts[first:i], deletes=(), keep=None)
-                yield self._part(piece, True)
-                first, size_bytes = i, 0
-        yield self._part(replace(delta, puts=delta.puts[first:]), False)
+                yield self._part(
+                    replace(delta, puts=puts, deletes={}, keep=None, payload=b""), True
+                )
+                puts, size_bytes = {}, 0
+            puts[key] = entry
+        yield self._part(replace(delta, puts=puts, payload=b""), False)
 
     def _part(self, piece: Delta, more: bool) -> wire.Part:
         self._parts_made += 1

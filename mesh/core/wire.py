@@ -37,6 +37,8 @@ CHUNK_BYTES = 256 << 10
 """What a frame of deltas is filled to: small enough that a link stays responsive."""
 VECTOR_MAX = 8192
 """Chains in one HEADS or WANT frame; longer vectors are split by ranges of chain ids."""
+HEADER_BYTES, PAIR_BYTES = 330, 4
+"""About what a delta takes beside its records, and a record beside its key and its entry."""
 SHARDS_MAX = 20_000
 SHORT_BYTES = 8
 ROOT_BYTES = 8
@@ -307,9 +309,14 @@ def chunks(deltas: Iterable[tuple[Delta, int]]) -> Iterable[list[Delta]]:
         yield group
 
 
+def _bytes_of(delta: Delta) -> int:
+    if delta.payload:
+        return len(delta.payload)
+    parts = (*delta.puts, *delta.puts.values(), *delta.deletes, *delta.deletes.values())
+    return sum(map(len, parts)) + PAIR_BYTES * len(parts) // 2
+
+
 def size_of(delta: Delta) -> int:
     """About the bytes of `delta` on the wire."""
     covers = 40 * len(delta.header.covers)
-    puts = sum(len(key) + len(record) + 14 for key, _, record in delta.puts)
-    deletes = sum(len(key) + 11 for _, key in delta.deletes)
-    return 360 + covers + puts + deletes + len(delta.keep or b"")
+    return HEADER_BYTES + covers + len(delta.keep or b"") + _bytes_of(delta)

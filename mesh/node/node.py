@@ -208,7 +208,7 @@ class Node:
         self.view.set_members(self.replica.roster.members())
         batch: list[Change] = []
         for id in self.replica.lattice.chains():
-            for key, _, (_, record) in self.replica.lattice.entries(id):
+            for key, _, _, record in self.replica.lattice.entries(id):
                 batch.append(Change(id.node, id.shard, key, record))
                 if len(batch) == START_BATCH:
                     self.view.apply(batch)

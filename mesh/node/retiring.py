@@ -80,7 +80,7 @@ class Retiring:
         for id in lattice.chains():
             if id.node != node:
                 continue
-            for key, _, _ in lattice.entries(id):
+            for key in lattice.keys(id):
                 try:
                     text = self._seen_in(node, id.shard, keys.unpack(id.shard, key))
                 except (keys.UnknownKey, keys.InvalidKey):

@@ -19,13 +19,14 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Final
 
 from crdt.delta import Puts
 from crdt.header import ChainId, Epoch
 from mesh.core.bounds import Quotas
-from mesh.core.effects import Forget, Persist, PersistStatements, Stored
+from mesh.core.effects import DropBranches, Forget, Persist, PersistStatements, Stored
 from mesh.core.errors import NotReady
 from mesh.node.keys import KEY_FILE_MODE, check_private_directory
 
@@ -48,8 +49,7 @@ CREATE TABLE branch (
 CREATE TABLE record (
     branch INTEGER NOT NULL REFERENCES branch (id),
     key BLOB NOT NULL,
-    seq INTEGER NOT NULL,
-    record BLOB NOT NULL,
+    entry BLOB NOT NULL,  -- 6 bytes of seq, big-endian, and the record
     PRIMARY KEY (branch, key)
 ) WITHOUT ROWID;
 CREATE TABLE statement (hash BLOB PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
@@ -80,7 +80,7 @@ class StoreError(NotReady):
 
 @dataclass(frozen=True, slots=True)
 class StoredBranch:
-    """One epoch of one chain; `records` are (key, seq, record) ascending by seq."""
+    """One epoch of one chain; `records` are key -> entry, ascending by seq."""
 
     chain: ChainId
     epoch: Epoch
@@ -217,6 +217,8 @@ class Store:
                     self._add_statements(effect.statements)
                 elif isinstance(effect, Forget):
                     self._forget(effect.node)
+                elif isinstance(effect, DropBranches):
+                    self._drop_branches(effect.chain, effect.epochs)
                 else:
                     self._apply_branch(effect)
 
@@ -258,10 +260,13 @@ class Store:
             [(branch, key) for key in effect.deletes],
         )
         self._db.executemany(
-            "INSERT OR REPLACE INTO record (branch, key, seq, record) VALUES (?, ?, ?, ?)",
-            [(branch, *put) for put in effect.puts],
+            "INSERT OR REPLACE INTO record (branch, key, entry) VALUES (?, ?, ?)",
+            zip(repeat(branch), effect.puts, effect.puts.values()),
         )
-        for epoch in effect.drop:
+        self._drop_branches(chain, effect.drop)
+
+    def _drop_branches(self, chain: ChainId, epochs: Iterable[Epoch]) -> None:
+        for epoch in epochs:
             dropped = self._branch(chain, epoch)
             if dropped is not None:
                 self._db.execute("DELETE FROM record WHERE branch = ?", (dropped,))
@@ -286,9 +291,9 @@ class Store:
         )
         for branch, node, shard, counter, nonce, header in rows:
             records = self._all(
-                "SELECT key, seq, record FROM record WHERE branch = ? ORDER BY seq", (branch,)
+                "SELECT key, entry FROM record WHERE branch = ? ORDER BY entry", (branch,)
             )
-            yield StoredBranch(ChainId(node, shard), Epoch(counter, nonce), header, tuple(records))
+            yield StoredBranch(ChainId(node, shard), Epoch(counter, nonce), header, dict(records))
 
     # ---- small values of the node ----
 

@@ -158,8 +158,8 @@ class StepChecks:
 def content_hash(chain: Chain) -> bytes:
     """A hash over the entries, made without the chain's own index."""
     whole = sha256()
-    for key, (seq, record) in sorted(chain.live.items()):
-        whole.update(b"%d %d %d;" % (len(key), seq, len(record)) + key + record)
+    for key, entry in sorted(chain.live.items()):
+        whole.update(b"%d %d;" % (len(key), len(entry)) + key + entry)
     return whole.digest()
 
 
@@ -265,8 +265,7 @@ class Ledger:
             for place, fact in self._facts.items():
                 if not fact.certain:
                     continue
-                found = lattice.get(fact.chain, place[2])
-                record = found[1][1] if found else None
+                record = lattice.record(fact.chain, place[2])
                 if record == fact.record:
                     continue
                 words = f"{chain_text(fact.chain)} key {place[2].hex()}, read at {name}"
@@ -370,7 +369,7 @@ class RestChecks:
         held = (
             (id.node, id.shard, key, record)
             for id in lattice.chains()
-            for key, _, (_, record) in lattice.entries(id)
+            for key, _, _, record in lattice.entries(id)
         )
         expected = reference.read(held, process.replica.roster.members())
         for words in reference.differences(expected, reference.rows_of(process.view)):
@@ -407,7 +406,7 @@ def reread(process: Process) -> View:
     changes = [
         Change(id.node, id.shard, key, record)
         for id in lattice.chains()
-        for key, _, (_, record) in lattice.entries(id)
+        for key, _, _, record in lattice.entries(id)
     ]
     for change in reversed(changes):
         view.apply([change])

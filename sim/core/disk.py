@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from crdt.chain import Chain
+from crdt.entry import Entry
 from crdt.header import ChainId, Epoch, Header
 from crdt.lattice import Lattice
-from crdt.root import Entry
-from mesh.core.effects import Forget, Persist, PersistStatements, Stored
+from mesh.core.effects import DropBranches, Forget, Persist, PersistStatements, Stored
 from mesh.core.persisting import load_header
 
 
@@ -51,6 +51,9 @@ class Disk:
             elif isinstance(effect, Forget):
                 kept = {i: b for i, b in self._branches.items() if i[0].node != effect.node}
                 self._branches = kept
+            elif isinstance(effect, DropBranches):
+                for epoch in effect.epochs:
+                    self._branches.pop((effect.chain, epoch), None)
             else:
                 self._apply(effect)
 
@@ -68,8 +71,7 @@ class Disk:
             branch.records = {}
         for key in effect.deletes:
             branch.records.pop(key, None)
-        for key, seq, record in effect.puts:
-            branch.records[key] = (seq, record)
+        branch.records.update(effect.puts)
         self._branches[effect.chain, effect.epoch] = branch
         for epoch in effect.drop:
             self._branches.pop((effect.chain, epoch), None)
@@ -86,7 +88,6 @@ class Disk:
         """What a node that starts from this disk holds. Raises RootMismatch."""
         lattice = Lattice()
         for _, branch in sorted(self._branches.items(), key=lambda item: item[0]):
-            rows = ((key, seq, record) for key, (seq, record) in branch.records.items())
-            entries = tuple(sorted(rows, key=lambda row: row[1]))
+            entries = dict(sorted(branch.records.items(), key=lambda row: row[1]))
             lattice.add(Chain.restore(load_header(branch.header), entries))
         return lattice

@@ -20,6 +20,7 @@ from mesh.core import ed25519
 from mesh.core.clock import HybridClock
 from mesh.core.effects import (
     Alarm,
+    DropBranches,
     DropPeer,
     Effect,
     Forget,
@@ -173,7 +174,7 @@ class Process:
         self.view.apply(
             Change(id.node, id.shard, key, record)
             for id in lattice.chains()
-            for key, _, (_, record) in lattice.entries(id)
+            for key, _, _, record in lattice.entries(id)
         )
         for ifname, (vpc, ip, mac) in self._machine.attachments.items():
             self.forwarding.attach(ifname, vpc, ip, mac)
@@ -294,7 +295,7 @@ class Process:
                     self.view.set_members(self.replica.roster.members())
                 case DropPeer():
                     network.drop(me, self._world.index_of[effect.peer])
-                case Alarm() | Persist() | PersistStatements() | Forget():
+                case Alarm() | Persist() | DropBranches() | PersistStatements() | Forget():
                     pass  # told to the probe
 
     def kill(self) -> None:

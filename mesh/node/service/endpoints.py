@@ -90,7 +90,7 @@ class EndpointService:
         name = self._node.view.names.node_text(endpoint.node)
         if held is None:
             return f"{name}/-/-"
-        epoch, (seq, _) = held
+        epoch, seq, _ = held
         return f"{name}/{epoch.counter}/{seq}"
 
     def _connected(self) -> frozenset[NodeId]:

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeAlias
 import trio
 
 from crdt.chain import Chain
+from crdt.entry import Entry, record_of, seq_of
 from crdt.header import ChainId
 from mesh.core import ed25519
 from mesh.core.errors import BadInput, NotFound
@@ -73,17 +74,15 @@ class StateService:
         holds = ed25519.verify(member.key, message, branch.header.signature)
         return "valid" if holds else "invalid"
 
-    async def _entries(
-        self, id: ChainId, live: list[tuple[bytes, tuple[int, bytes]]]
-    ) -> list[Json]:
+    async def _entries(self, id: ChainId, live: list[tuple[bytes, Entry]]) -> list[Json]:
         entries: list[Json] = []
         for start in range(0, len(live), _SLICE):
-            for key, (seq, record) in live[start : start + _SLICE]:
+            for key, entry in live[start : start + _SLICE]:
                 entries.append(
                     {
                         "key": key_text(self._node.view, id.shard, key),
-                        "seq": seq,
-                        "value": describe_record(id.shard, key, record),
+                        "seq": seq_of(entry),
+                        "value": describe_record(id.shard, key, record_of(entry)),
                     }
                 )
             await trio.lowlevel.checkpoint()

@@ -59,10 +59,10 @@ class Owner:
 
 
 def read(lattice: Lattice) -> dict[bytes, bytes]:
-    read = {key: record for key, _, (_, record) in lattice.entries(ID)}
+    read = {key: record for key, _, _, record in lattice.entries(ID)}
     for key in (b"a", b"b", b"c"):
         found = lattice.get(ID, key)
-        assert (found[1][1] if found else None) == read.get(key)
+        assert (found[2] if found else None) == lattice.record(ID, key) == read.get(key)
     return read
 
 

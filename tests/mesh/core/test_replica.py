@@ -5,16 +5,19 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 
 import pytest
 
+from crdt.chain import Chain
 from crdt.delta import RECORD_BYTES_MAX
-from crdt.header import ChainId
+from crdt.header import ChainId, Epoch
 from crdt.lattice import Lattice
 from mesh.core import ed25519, model, wire
 from mesh.core.bounds import Quotas
-from mesh.core.effects import Alarm, DropPeer, Effect, Persist, Send
+from mesh.core.effects import Alarm, DropBranches, DropPeer, Effect, Persist, Send
 from mesh.core.errors import NotReady, Refused
 from mesh.core.ops import Change, Delete, Put
 from mesh.core.replica import OPENING_NS, SECOND_NS, Replica
@@ -138,8 +141,8 @@ def test_divergence_heals_and_deletes_do_not_come_back(records: int) -> None:
     assert len(mesh.digests(SHARD)) == 2
     mesh.tick()
     assert len(mesh.digests(SHARD)) == 1
-    held = mesh.replicas[1].lattice.entries(ChainId(mesh.nodes[0], SHARD))
-    assert {key for key, _, _ in held} == {b"old%d" % i for i in range(records // 2, records)}
+    held = mesh.replicas[1].lattice.keys(ChainId(mesh.nodes[0], SHARD))
+    assert set(held) == {b"old%d" % i for i in range(records // 2, records)}
     assert not any(isinstance(effect, DropPeer | Alarm) for _, effect in mesh.effects)
 
 
@@ -193,7 +196,7 @@ def test_a_restored_disk_loses_nothing_a_peer_has(kept: int) -> None:
     assert len(mesh.digests()) == 1
     id = ChainId(mesh.nodes[0], "mesh")
     for node in mesh.replicas:
-        assert {k for k, _, _ in node.lattice.entries(id)} == {b"a0", b"a1", b"a2", b"alone"}
+        assert set(node.lattice.keys(id)) == {b"a0", b"a1", b"a2", b"alone"}
         assert len(node.lattice.branches(id)) == 1
 
 
@@ -307,8 +310,8 @@ def test_a_record_is_taken_here_exactly_if_peers_take_it() -> None:
     with pytest.raises(Refused):
         put(mesh.replicas[0], b"longer", bytes(RECORD_BYTES_MAX + 1))
     mesh.run()
-    held = mesh.replicas[1].lattice.entries(ChainId(mesh.nodes[0], "mesh"))
-    assert [key for key, _, _ in held] == [b"k"]
+    held = mesh.replicas[1].lattice.keys(ChainId(mesh.nodes[0], "mesh"))
+    assert list(held) == [b"k"]
     assert RECORD_BYTES_MAX >= model.RECORD_BYTES_MAX
     assert not any(isinstance(effect, DropPeer | Alarm) for _, effect in mesh.effects)
 
@@ -336,3 +339,32 @@ def test_a_chain_is_held_to_the_quotas_of_its_nodes_admission(shard: str) -> Non
     assert len(held.live) == quotas.of(shard)
     over = [e for i, e in mesh.effects if i == 0 and isinstance(e, Alarm)]
     assert {alarm.event for alarm in over} == {"chain.over_quota"}
+
+
+def test_an_author_that_lies_about_its_root_loses_its_chain_everywhere() -> None:
+    mesh = Wire(3)
+    mesh.link(0, 1)
+    mesh.link(1, 2)
+    put(mesh.replicas[0], b"honest", shard=SHARD)
+    mesh.run()
+    id = ChainId(mesh.nodes[0], "mesh")
+    liar = Chain(id, Epoch(7, b"e" * 8))
+    liar.put(b"k", b"v")
+    sign = partial(ed25519.sign, mesh.seeds[0])
+    honest = liar.seal(mesh.replicas[0].roster.mesh_id, sign, ())
+    header = honest._replace(root=b"?" * 32).signed(mesh.replicas[0].roster.mesh_id, sign)
+    delta = replace(liar.since(liar.epoch, 0), header=header)
+    mesh.replicas[1].receive(mesh.nodes[0], wire.encode(wire.Deltas((delta,))), mesh.now_ns)
+    mesh.run()
+    for victim in (mesh.replicas[1], mesh.replicas[2]):
+        assert victim.lattice.record(id, b"k") == b"v", "taken on its word, and passed on"
+        victim.take_changes()
+    mesh.tick()
+    for i in (1, 2):
+        victim = mesh.replicas[i]
+        assert list(victim.lattice.chains()) == [ChainId(mesh.nodes[0], SHARD)]
+        assert Change(mesh.nodes[0], "mesh", b"k", None) in victim.take_changes()
+        mine = [effect for node, effect in mesh.effects if node == i]
+        assert DropBranches(id, (liar.epoch,)) in mine
+        assert any(isinstance(e, Alarm) and e.event == "chain.disproved" for e in mine)
+        assert not any(isinstance(effect, DropPeer) for effect in mine), "no relay is blamed"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+from crdt import entry
+from crdt.entry import Entry
 from crdt.header import ChainId, Epoch
-from mesh.core.effects import Forget, Persist, PersistStatements
+from mesh.core.effects import DropBranches, Forget, Persist, PersistStatements
 
-Effect = Persist | PersistStatements | Forget
-Branch = tuple[bytes, dict[bytes, tuple[int, bytes]]]
+Effect = Persist | DropBranches | PersistStatements | Forget
+Branch = tuple[bytes, dict[bytes, Entry]]
 
 
 @dataclass
@@ -24,14 +26,17 @@ class Model:
         if isinstance(effect, Forget):
             self.branches = {i: b for i, b in self.branches.items() if i[0].node != effect.node}
             return
+        if isinstance(effect, DropBranches):
+            for epoch in effect.epochs:
+                self.branches.pop((effect.chain, epoch), None)
+            return
         old = (effect.chain, effect.relabel_from or effect.epoch)
         _, records = self.branches.pop(old, (b"", {}))
         if effect.replace:
             records = {}
         for key in effect.deletes:
             records.pop(key, None)
-        for key, seq, record in effect.puts:
-            records[key] = (seq, record)
+        records.update(effect.puts)
         self.branches[effect.chain, effect.epoch] = (effect.header, records)
         for epoch in effect.drop:
             self.branches.pop((effect.chain, epoch), None)
@@ -63,6 +68,8 @@ class Author:
             return Forget(gone)
         chain = ChainId(bytes([chance.randrange(3)]) * 16, chance.choice(["mesh", "ab" * 16]))
         epochs = self._epochs.setdefault(chain, [])
+        if epochs and chance.random() < 0.05:
+            return DropBranches(chain, (epochs.pop(), Epoch(0, b"unknown.")))
         relabel_from = None
         drop: tuple[Epoch, ...] = ()
         if not epochs or chance.random() < 0.2:
@@ -74,15 +81,15 @@ class Author:
         if len(epochs) > 1 and chance.random() < 0.5:
             drop = (*drop, *epochs[:-1])
             del epochs[:-1]
-        puts = []
+        puts: dict[bytes, Entry] = {}
         for key in chance.sample(range(12), chance.randint(0, 6)):
             self._seq += 1
-            puts.append((b"k%d" % key, self._seq, chance.randbytes(chance.randint(0, 40))))
+            puts[b"k%d" % key] = entry.pack(self._seq, chance.randbytes(chance.randint(0, 40)))
         return Persist(
             chain,
             epochs[-1],
             chance.randbytes(20),
-            tuple(puts),
+            puts,
             tuple(b"k%d" % chance.randrange(12) for _ in range(chance.randint(0, 3))),
             replace=chance.random() < 0.1,
             relabel_from=relabel_from,

@@ -112,9 +112,8 @@ async def test_a_write_is_on_disk_when_it_is_acknowledged(tmp_path: Path) -> Non
     made = found(new_node(tmp_path, "a1", "a"), "m")
     async with running(made.config) as node:
         await write_vpc(node)
-        rows = {(b.chain.shard, key) for b in node.store.load().branches for key, _, _ in b.records}
-        held = {("mesh", key) for key, _, _ in
-                node.replica.lattice.entries(ChainId(node.id, "mesh"))}  # fmt: skip
+        rows = {(b.chain.shard, key) for b in node.store.load().branches for key in b.records}
+        held = {("mesh", key) for key in node.replica.lattice.keys(ChainId(node.id, "mesh"))}
         assert held == rows
 
 
@@ -134,7 +133,7 @@ async def test_a_damaged_branch_is_left_out_and_fetched_from_peers(tmp_path: Pat
             await until(lambda: equal(a, b) and len(b.view.vpcs) == 1)
             await b.durable()
         store = Node(read_config(second.config)).store
-        store._db.execute("UPDATE record SET record = CAST(record || 'x' AS BLOB)")
+        store._db.execute("UPDATE record SET entry = CAST(entry || 'x' AS BLOB)")
         store.close()
         async with running(second.config) as b:
             assert b.damaged_branches

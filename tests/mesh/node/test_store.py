@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crdt import entry
 from crdt.header import ChainId, Epoch
 from mesh.core.bounds import Quotas
 from mesh.core.effects import Persist, PersistStatements
@@ -45,12 +46,9 @@ def held(store: Store) -> Model:
     state = store.load()
     model = Model(set(state.statements))
     for branch in state.branches:
-        seqs = [seq for _, seq, _ in branch.records]
-        assert seqs == sorted(seqs), "records load in seq order"
-        model.branches[branch.chain, branch.epoch] = (
-            branch.header,
-            {key: (seq, record) for key, seq, record in branch.records},
-        )
+        entries = list(branch.records.values())
+        assert entries == sorted(entries), "records load in seq order"
+        model.branches[branch.chain, branch.epoch] = (branch.header, branch.records)
     return model
 
 
@@ -76,26 +74,26 @@ def test_what_was_applied_is_what_loads(
 
 
 def test_a_batch_that_fails_changes_nothing(store: Store) -> None:
-    store.apply([Persist(CHAIN, FIRST, b"h1", ((b"a", 1, b"x"),), ())])
+    store.apply([Persist(CHAIN, FIRST, b"h1", {b"a": entry.pack(1, b"x")}, ())])
     before = held(store)
     with pytest.raises(StoreError, match="no branch"):
         store.apply(
             [
                 PersistStatements((b"s",)),
-                Persist(CHAIN, FIRST, b"h2", ((b"b", 2, b"y"),), (b"a",)),
-                Persist(CHAIN, SECOND, b"h3", (), (), relabel_from=Epoch(9, b"9" * 8)),
+                Persist(CHAIN, FIRST, b"h2", {b"b": entry.pack(2, b"y")}, (b"a",)),
+                Persist(CHAIN, SECOND, b"h3", {}, (), relabel_from=Epoch(9, b"9" * 8)),
             ]
         )
     assert held(store) == before
-    store.apply([Persist(CHAIN, FIRST, b"h2", (), ())])
+    store.apply([Persist(CHAIN, FIRST, b"h2", {}, ())])
     assert held(store).branches[CHAIN, FIRST][0] == b"h2", "the store goes on after a refusal"
 
 
 def test_a_relabel_writes_no_record(store: Store) -> None:
-    rows = tuple((b"%d" % number, number, b"r") for number in range(1, 1001))
+    rows = {b"%d" % number: entry.pack(number, b"r") for number in range(1, 1001)}
     store.apply([Persist(CHAIN, FIRST, b"h1", rows, ())])
     changes = store._db.total_changes
-    store.apply([Persist(CHAIN, SECOND, b"h2", (), (), relabel_from=FIRST)])
+    store.apply([Persist(CHAIN, SECOND, b"h2", {}, (), relabel_from=FIRST)])
     assert store._db.total_changes - changes == 1
     (branch,) = store.load().branches
     assert (branch.epoch, branch.header, branch.records) == (SECOND, b"h2", rows)
@@ -217,7 +215,7 @@ def test_a_later_version_is_refused(home: Path) -> None:
 def test_a_damaged_page_is_an_error_that_says_what_to_do(home: Path) -> None:
     path = home / "store.db"
     store = Store(path)
-    rows = tuple((b"%06d" % number, number, b"r" * 100) for number in range(1, 2001))
+    rows = {b"%06d" % number: entry.pack(number, b"r" * 100) for number in range(1, 2001)}
     store.apply([Persist(CHAIN, FIRST, b"h1", rows, ())])
     store.close()
     with path.open("r+b") as file:

@@ -15,6 +15,7 @@ import pytest
 import crdt.chain
 from crdt.chain import Chain, Planned, RootMismatch
 from crdt.delta import Delta
+from crdt.entry import record_of, seq_bytes
 from crdt.header import ChainId, Epoch
 from crdt.lattice import Applied, Lattice, Rejected
 from mesh.core import own
@@ -40,15 +41,15 @@ def roots_not_checked(patch: Patch) -> None:
         try:
             return plan(self, delta)
         except RootMismatch:
-            puts = tuple(put for put in delta.puts if put[1] > self.head)
-            written = {key: (seq, record) for key, seq, record in puts}
+            mark = seq_bytes(self.head + 1)
+            puts = {key: entry for key, entry in delta.puts.items() if entry >= mark}
             keep = vars(crdt.chain)["kept"](delta)
             if keep is None:
-                gone = [key for seq, key in delta.deletes if seq > self.head]
+                gone = [key for key, seq in delta.deletes.items() if seq >= mark]
             else:
-                gone = [key for key, (seq, _) in self.live.items() if seq not in keep]
-            drops = tuple(key for key in gone if key in self.live and key not in written)
-            made = self.index.plan(self.live, written, drops, delta.header.bits)
+                gone = [key for key, entry in self.live.items() if entry[:6] not in keep]
+            drops = tuple(key for key in gone if key in self.live and key not in puts)
+            made = self.index.plan(self.live, puts, drops, delta.header.bits)
             made.root = delta.header.root
             return Planned(delta, puts, drops, made)
 
@@ -157,7 +158,7 @@ def tail_not_taken_up(patch: Patch) -> None:
         take_up(self, opened, empty)
         for key, entry in kept_live.items():
             if key not in opened.chain.live:
-                opened.chain.put(key, entry[1])
+                opened.chain.put(key, record_of(entry))
 
     patch.setattr(own.OwnChains, "_take_up", lazy)
 
@@ -184,7 +185,7 @@ def view_not_told_of_deletes(patch: Patch) -> None:
 
     def quiet(self: Lattice, *args: Any) -> Applied:
         applied = install(self, *args)
-        return replace(applied, changed=tuple(key for key, _, _ in applied.planned.puts))
+        return replace(applied, changed=tuple(applied.puts))
 
     patch.setattr(Lattice, "_install", quiet)
 
