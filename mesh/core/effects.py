@@ -42,9 +42,10 @@ class DropBranches:
 
 @dataclass(frozen=True, slots=True)
 class PersistStatements:
-    """Add roster statements to the store."""
+    """Add roster statements to the store, and delete those that left the set."""
 
     statements: tuple[bytes, ...]
+    left: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ from mesh.core.ops import Change, NodeId, Op, Put
 from mesh.core.own import OwnChains
 from mesh.core.persisting import stored_header
 from mesh.core.roster import Roster
+from mesh.core.statements import forks
 
 SECOND_NS = 1_000_000_000
 SYNC_PERIOD_NS = 10 * SECOND_NS
@@ -567,18 +568,20 @@ class Replica:
         """In the roster's order: a frame never holds a signer after its use."""
         wanted = set(blobs)
         ordered = [blob for blob in self.roster.statements() if blob in wanted] if wanted else []
-        for start in range(0, len(ordered), 512):
-            self._send(peer, wire.Statements(tuple(ordered[start : start + 512])))
+        for group in wire.chunks((blob, len(blob)) for blob in ordered):
+            self._send(peer, wire.Statements(tuple(group)))
 
     def _take_statements(self, blobs: Iterable[bytes], sender: NodeId | None, now_ns: int) -> None:
         fresh = self.roster.add(blobs)
         if not fresh:
             return
-        self._effects.append(PersistStatements(tuple(fresh)))
+        self._effects.append(PersistStatements(tuple(fresh), tuple(self.roster.take_left())))
         self._effects.append(MembersChanged())
+        for proof in forks(fresh):
+            self._effects.append(Alarm("chain.forked", {"node": proof.node, "shard": proof.shard}))
         for peer in sorted(self._peers):
             if peer != sender:
-                self._send(peer, wire.Statements(tuple(fresh)))
+                self._send_statements(peer, fresh)
         self._drop_forgotten()
         for peer, state in sorted(self._peers.items()):
             member = self.roster.members().get(peer)
@@ -592,12 +595,14 @@ class Replica:
         self.peer_down(peer, now_ns)
 
     def _drop_forgotten(self) -> None:
-        """Drop what there is of nodes that are forgotten now."""
-        members = self.roster.members().values()
-        gone = {m.node for m in members if m.state == "forgotten"} - self._forgotten
+        """Drop what there is of nodes that are forgotten now, or members no more because the root
+        key does not keep their admission."""
+        members = self.roster.members()
+        known = {self.node, *members, *(id.node for id in self.lattice.chains())}
+        forgotten = {n for n in known if n not in members or members[n].state == "forgotten"}
+        gone, self._forgotten = forgotten - self._forgotten, forgotten
         if not gone:
             return
-        self._forgotten |= gone
         if self.node in gone:
             self._own.close()
             self._note_own_changes()

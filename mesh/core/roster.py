@@ -1,131 +1,43 @@
-"""The roster: who is in the mesh, as a grow-only set of self-certifying statements.
+"""The roster: who is in the mesh, as a set of self-certifying statements.
 
-- Join is union; membership is a pure function of the set, so the order of arrival is irrelevant.
-- The mesh root key makes admins. Admins (and the root key) admit nodes. An admin, or a node itself,
-  retires a node; an admin forgets one, or retires it as compromised, which forgets it at once. All
-  of it is for good: forgotten counts before retired, and retired before active.
-- An admission carries its token's hash: of two for one token the lower statement hash wins, so that
-  a token that two partitioned admins accepted admits one node.
-
-A statement is msgpack `[body, signature]`, body is msgpack `[version, kind, mesh, signer, fields]`.
-`signer` is the node id of an admin or of the node itself, empty for the root key. Kinds and fields
-that a newer version adds are kept and passed on once their signature holds.
+- Join is union; membership is a pure function of the set (`membership`), so the order of arrival is
+  irrelevant. What the statements are, and who signs which, is in `statements`.
+- A statement is taken once its signer's key is known, and its signer may say such a thing or did
+  once; until then it waits, that is, it is left out and offered again by whoever holds it. Only
+  what no honest node can hold is its sender's fault: what is malformed, forged or of another mesh.
+- The set is bounded (`retaining`), so that no member can fill it. Within the bounds nothing leaves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from hashlib import sha256
 from types import MappingProxyType
 
-import msgpack
-
+from crdt.header import Header
 from mesh.core import ed25519
-from mesh.core.bounds import MESH_RECORDS, QUOTA_MAX, VPC_RECORDS, Quotas
+from mesh.core.bounds import QUOTA_MAX, Quotas
 from mesh.core.errors import PeerError, Refused
-from mesh.core.members import Member, MemberState
+from mesh.core.members import Member
+from mesh.core.membership import Authority, members_by
 from mesh.core.ops import NodeId
-
-STATEMENT_VERSION = 1
-STATEMENT_BYTES_MAX = 2048
-STATEMENTS_MAX = 20_000
-"""Ten for each of two thousand gateways. Only admins can grow the set."""
-NAME_BYTES_MAX = 63
-
-MESH, ADMIN, ADMIT, RETIRE, FORGET = "mesh", "admin", "admit", "retire", "forget"
-_ORDER = {MESH: 0, ADMIN: 1, ADMIT: 2, RETIRE: 3, FORGET: 4}
-"""Statements are taken in this order, so that one frame never holds a signer after its use."""
-
-
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """One parsed statement; `hash` is the SHA-256 of `blob` and its identity."""
-
-    blob: bytes
-    hash: bytes
-    kind: str
-    mesh: bytes
-    signer: NodeId
-    fields: Mapping[str, object]
-    body: bytes
-    signature: bytes
-
-    @classmethod
-    def parse(cls, blob: bytes) -> Statement:
-        """Raises PeerError on anything malformed."""
-        if len(blob) > STATEMENT_BYTES_MAX:
-            raise PeerError(f"statement of {len(blob)} bytes")
-        try:
-            body, signature = msgpack.unpackb(blob)
-            version, kind, mesh, signer, fields = msgpack.unpackb(body)[:5]
-        except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
-            raise PeerError(f"statement: {type(error).__name__}") from None
-        shapes = (
-            (version, int),
-            (kind, str),
-            (mesh, bytes),
-            (signer, bytes),
-            (fields, dict),
-            (signature, bytes),
-        )
-        if any(type(value) is not wanted for value, wanted in shapes):
-            raise PeerError("statement: wrong types")
-        return cls(blob, sha256(blob).digest(), kind, mesh, signer, fields, body, signature)
-
-    def text(self, field: str) -> str:
-        """A name field. Raises PeerError."""
-        value = self.fields.get(field)
-        if not isinstance(value, str) or not 0 < len(value.encode()) <= NAME_BYTES_MAX:
-            raise PeerError(f"statement: {field}")
-        return value
-
-    def blob_of(self, field: str, size_bytes: int) -> bytes:
-        value = self.fields.get(field)
-        if not isinstance(value, bytes) or len(value) != size_bytes:
-            raise PeerError(f"statement: {field}")
-        return value
-
-    def quotas(self) -> Quotas:
-        """What an admission grants, the usual when it names nothing. Raises PeerError."""
-        granted = self.fields.get("quotas", [MESH_RECORDS, VPC_RECORDS])
-        if not isinstance(granted, list) or len(granted) < 2:
-            raise PeerError("statement: quotas")
-        if any(type(n) is not int or not 0 < n <= QUOTA_MAX for n in granted[:2]):
-            raise PeerError(f"statement: quotas beyond {QUOTA_MAX}")
-        return Quotas(*granted[:2])
-
-
-def make_statement(
-    seed: bytes, signer: NodeId, mesh: bytes, kind: str, fields: Mapping[str, object]
-) -> bytes:
-    """Sign a statement with the key `seed`; `signer` is empty for the root key."""
-    body = msgpack.packb([STATEMENT_VERSION, kind, mesh, signer, dict(fields)])
-    return bytes(msgpack.packb([body, ed25519.sign(seed, body)]))
-
-
-def found_mesh(
-    name: str, root_seed: bytes, node_seed: bytes, node_name: str, site: str
-) -> tuple[bytes, ...]:
-    """The founding statements: the mesh, its first admin, and that node's admission."""
-    root_key = ed25519.public_key(root_seed)
-    mesh = ed25519.mesh_id(root_key)
-    key = ed25519.public_key(node_seed)
-    node = ed25519.node_id(key)
-    return (
-        make_statement(root_seed, b"", mesh, MESH, {"name": name, "root": root_key}),
-        make_statement(root_seed, b"", mesh, ADMIN, {"key": key}),
-        make_statement(node_seed, node, mesh, ADMIT, _admission(key, node_name, site, b"")),
-    )
-
-
-def _admission(
-    key: bytes, name: str, site: str, token_hash: bytes, quotas: Quotas | None = None
-) -> dict[str, object]:
-    admission: dict[str, object] = {"key": key, "name": name, "site": site, "token": token_hash}
-    if quotas is not None:
-        admission["quotas"] = [quotas.mesh, quotas.vpc]
-    return admission
+from mesh.core.retaining import beyond_bounds
+from mesh.core.statements import (
+    ADMIN,
+    ADMIT,
+    FORGET,
+    FORK,
+    MESH,
+    ORDER,
+    RETIRE,
+    Statement,
+    admission,
+    contradict,
+    demotions,
+    make_fork,
+    make_statement,
+    rank,
+)
 
 
 class Roster:
@@ -133,7 +45,6 @@ class Roster:
 
     def __init__(self, mesh: bytes) -> None:
         self.mesh_id = mesh
-        self.mesh_name = ""
         self._statements: dict[bytes, Statement] = {}
         self._root_key = b""
         self._admin_keys: dict[NodeId, bytes] = {}
@@ -141,6 +52,7 @@ class Roster:
         """of every admission, also of those that count for nothing: what a key signed before that
         was known is in the set everywhere or nowhere"""
         self._members: Mapping[NodeId, Member] | None = None
+        self._left: list[bytes] = []
 
     @classmethod
     def founded_by(cls, statements: Iterable[bytes]) -> Roster:
@@ -156,10 +68,21 @@ class Roster:
 
     # ---- the set ----
 
+    @property
+    def mesh_name(self) -> str:
+        """What the root key calls the mesh; of several names the one of the lowest hash."""
+        named = [s for s in self._statements.values() if s.kind == MESH]
+        return min(named, key=rank).text("name") if named else ""
+
     def statements(self) -> list[bytes]:
         """Every statement, in an order in which an empty roster can take them."""
-        ordered = sorted(self._statements.values(), key=_rank)
+        ordered = sorted(self._statements.values(), key=rank)
         return [statement.blob for statement in ordered]
+
+    def said_by(self, node: NodeId) -> list[Statement]:
+        """What the node has signed, in the order of `statements`."""
+        said = (s for s in self._statements.values() if s.signer == node and s.kind != FORK)
+        return sorted(said, key=rank)
 
     def hashes(self) -> set[bytes]:
         return set(self._statements)
@@ -173,130 +96,106 @@ class Roster:
         return sha256(b"".join(sorted(self._statements))).digest()
 
     def add(self, blobs: Iterable[bytes]) -> list[bytes]:
-        """Take in statements; the new ones. Those of a signer not known yet are left out.
+        """Take in statements; the new ones. Those that wait for their signer are left out.
 
         Raises PeerError when one is malformed, of another mesh or forged; none is taken then.
         """
-        fresh: list[Statement] = []
+        parsed = sorted(map(Statement.parse, blobs), key=rank)
+        fresh: dict[bytes, Statement] = {}
         try:
-            for statement in sorted(map(Statement.parse, set(blobs)), key=_rank):
-                if statement.hash in self._statements:
-                    continue
-                if len(self._statements) >= STATEMENTS_MAX:
-                    raise PeerError(f"roster: beyond {STATEMENTS_MAX} statements")
-                if self._accept(statement):
+            for statement in parsed:
+                if statement.hash not in self._statements and self._accept(statement):
                     self._statements[statement.hash] = statement
-                    fresh.append(statement)
+                    fresh[statement.hash] = statement
         except PeerError:
-            self._take_back(fresh)
+            for hash in fresh:
+                del self._statements[hash]
+            self._learn_keys()
             raise
         if fresh:
             self._members = None
-        return [statement.blob for statement in fresh]
+            self._let_go(fresh)
+        return [statement.blob for statement in fresh.values()]
 
-    def _take_back(self, taken: Iterable[Statement]) -> None:
-        for statement in taken:
+    def _let_go(self, fresh: dict[bytes, Statement]) -> None:
+        """Drop what is beyond the bounds, of the set and of what is `fresh` in it."""
+        leaving = beyond_bounds(self._statements.values())
+        for statement in leaving:
             del self._statements[statement.hash]
-        self._root_key, self.mesh_name = b"", ""
-        self._admin_keys.clear()
-        self._admitted_keys.clear()
-        for statement in sorted(self._statements.values(), key=_rank):
-            self._accept(statement)
+            if fresh.pop(statement.hash, None) is None:
+                self._left.append(statement.blob)
+        if leaving:
+            self._learn_keys()
+
+    def take_left(self) -> list[bytes]:
+        """The statements that left the set since the last call, for the store to drop."""
+        left, self._left = self._left, []
+        return left
 
     def _accept(self, statement: Statement) -> bool:
+        """Whether to take a statement now. Raises PeerError where no honest node would hold it."""
         if statement.mesh != self.mesh_id:
             raise PeerError("roster: statement of another mesh")
+        if statement.by_root_only and statement.signer:
+            raise PeerError(f"roster: {statement.kind} by another than the root key")
+        statement.check()
+        key = self._key_for(statement)
+        if key is None:
+            return False
+        if statement.kind == FORK:
+            self._check_fork(statement, key)
+        elif not ed25519.verify(key, statement.body, statement.signature):
+            raise PeerError("roster: forged statement")
+        if statement.kind == MESH:
+            self._root_key = key
+        elif statement.kind == ADMIN:
+            self._admin_keys[statement.node()] = statement.key()
+        elif statement.kind == ADMIT:
+            self._admitted_keys[statement.node()] = statement.key()
+        return True
+
+    def _key_for(self, statement: Statement) -> bytes | None:
+        """The key that must have signed it; None while that, or the signer's right, is unknown."""
         if statement.kind == MESH:
             root_key = statement.blob_of("root", ed25519.KEY_BYTES)
             if ed25519.mesh_id(root_key) != self.mesh_id:
                 raise PeerError("roster: founding key is not this mesh's")
-            self._check(statement, root_key)
-            self._root_key = root_key
-            self.mesh_name = statement.text("name")
-            return True
-        key = self._key_of(statement)
-        if key is None:
-            return False
-        self._check(statement, key)
-        if statement.kind == ADMIN:
-            if statement.signer:
-                raise PeerError("roster: only the root key makes admins")
-            admin_key = statement.blob_of("key", ed25519.KEY_BYTES)
-            self._admin_keys[ed25519.node_id(admin_key)] = admin_key
-        elif statement.kind == ADMIT:
-            if statement.signer and statement.signer not in self._admin_keys:
-                raise PeerError("roster: admission by one who is no admin")
-            statement.text("name"), statement.text("site"), statement.quotas()
-            admitted_key = statement.blob_of("key", ed25519.KEY_BYTES)
-            self._admitted_keys[ed25519.node_id(admitted_key)] = admitted_key
-        elif statement.kind == RETIRE:
-            node = statement.blob_of("node", ed25519.ID_BYTES)
-            if statement.signer not in (b"", node) and statement.signer not in self._admin_keys:
-                raise PeerError("roster: retirement by one who is no admin")
-        elif statement.kind == FORGET:
-            statement.blob_of("node", ed25519.ID_BYTES)
-            if statement.signer and statement.signer not in self._admin_keys:
-                raise PeerError("roster: forgetting by one who is no admin")
-        return True
-
-    def _key_of(self, statement: Statement) -> bytes | None:
+            return root_key
+        if statement.kind == FORK:
+            return self._key_of(statement.node())
         if not statement.signer:
             return self._root_key or None
-        return self._admin_keys.get(statement.signer) or self._admitted_keys.get(statement.signer)
+        if statement.kind in ORDER and not statement.of_itself:
+            return self._admin_keys.get(statement.signer)
+        return self._key_of(statement.signer)
 
-    @staticmethod
-    def _check(statement: Statement, key: bytes) -> None:
-        if not ed25519.verify(key, statement.body, statement.signature):
-            raise PeerError("roster: forged statement")
+    def _key_of(self, node: NodeId) -> bytes | None:
+        return self._admin_keys.get(node) or self._admitted_keys.get(node)
+
+    def _check_fork(self, statement: Statement, key: bytes) -> None:
+        a, b = statement.headers()
+        if not (contradict(a, b) and self._signed(a, key) and self._signed(b, key)):
+            raise PeerError("roster: a fork that is not proven")
+
+    def _signed(self, header: Header, key: bytes) -> bool:
+        return ed25519.verify(key, header.message(self.mesh_id), header.signature)
+
+    def _learn_keys(self) -> None:
+        """Know exactly the keys that the set holds."""
+        held = self._statements.values()
+        self._root_key = next(
+            (s.blob_of("root", ed25519.KEY_BYTES) for s in held if s.kind == MESH), b""
+        )
+        self._admin_keys = {s.node(): s.key() for s in held if s.kind == ADMIN}
+        self._admitted_keys = {s.node(): s.key() for s in held if s.kind == ADMIT}
 
     # ---- membership ----
 
     def members(self) -> Mapping[NodeId, Member]:
-        """Every node ever admitted, by id: a pure function of the set."""
+        """Every node whose admission counts, by id: a pure function of the set."""
         if self._members is None:
-            self._members = MappingProxyType(self._compute())
+            self._members = MappingProxyType(members_by(self._statements.values()))
         return self._members
-
-    def _compute(self) -> dict[NodeId, Member]:
-        admissions = sorted(
-            (s for s in self._statements.values() if s.kind == ADMIT), key=lambda s: s.hash
-        )
-        states = self._states()
-        members: dict[NodeId, Member] = {}
-        tokens: set[object] = set()
-        for statement in admissions:
-            key = statement.blob_of("key", ed25519.KEY_BYTES)
-            node = ed25519.node_id(key)
-            token = statement.fields.get("token")
-            if node in members or (token and token in tokens):
-                continue
-            tokens.add(token)
-            members[node] = Member(
-                node=node,
-                name=statement.text("name"),
-                site=statement.text("site"),
-                key=key,
-                state=states.get(node, "active"),
-                admin=node in self._admin_keys and node not in states,
-                quotas=statement.quotas(),
-            )
-        return dict(sorted(members.items()))
-
-    def _states(self) -> dict[NodeId, MemberState]:
-        """The nodes that are not active (any more)."""
-        states: dict[NodeId, MemberState] = {}
-        for statement in self._statements.values():
-            if statement.kind not in (RETIRE, FORGET):
-                continue
-            node = statement.blob_of("node", ed25519.ID_BYTES)
-            by_admin = not statement.signer or statement.signer in self._admin_keys
-            # Of a node that is no admin, its word about itself only ever means that it has left.
-            compromised = by_admin and statement.fields.get("compromised") is True
-            if statement.kind == FORGET or compromised:
-                states[node] = "forgotten"
-            else:
-                states.setdefault(node, "retired")
-        return states
 
     def active(self, node: NodeId) -> Member | None:
         """The member `node` if it is active."""
@@ -325,9 +224,8 @@ class Roster:
     ) -> bytes:
         """The statement by which the admin `seed` admits the node of public key `key`.
 
-        `quotas` are within QUOTA_MAX; None: the usual ones.
-
-        The caller adds it to the roster. Raises Refused.
+        `quotas` are within QUOTA_MAX; None: the usual ones. The caller adds it to the roster.
+        Raises Refused.
         """
         signer = ed25519.node_id(ed25519.public_key(seed))
         member = self.active(signer)
@@ -339,12 +237,11 @@ class Roster:
         if any(other.state == "active" for other in self.by_name(name)):
             raise Refused(f"node name {name} is taken: choose another")
         if token_hash and any(
-            s.kind == ADMIT and s.fields.get("token") == token_hash
-            for s in self._statements.values()
+            s.kind == ADMIT and s.token() == token_hash for s in self._statements.values()
         ):
             raise Refused("token was used before: ask for a new one")
-        admission = _admission(key, name, site, token_hash, quotas)
-        return make_statement(seed, signer, self.mesh_id, ADMIT, admission)
+        fields = admission(key, name, site, token_hash, quotas)
+        return make_statement(seed, signer, self.mesh_id, ADMIT, fields)
 
     def retire(self, seed: bytes, node: NodeId, *, compromised: bool = False) -> bytes:
         """The statement by which `seed`'s node retires `node` (or itself, as not compromised).
@@ -363,6 +260,48 @@ class Roster:
         signer = self._author(seed, "forget", need_admin=True)
         return make_statement(seed, signer, self.mesh_id, FORGET, {"node": self._known(node)})
 
+    def appoint(self, root_seed: bytes, node: NodeId) -> bytes:
+        """The statement by which the root key makes an active member an admin. Raises Refused."""
+        self._check_root(root_seed)
+        member = self.active(self._known(node))
+        if member is None:
+            raise Refused("only an active node can be an admin: name another one")
+        authority = Authority(self._statements.values())
+        if node in authority.kept:
+            raise Refused(
+                f"node {member.name} was an admin, and what it signs counts no more, for good:"
+                " make another node an admin"
+            )
+        return make_statement(root_seed, b"", self.mesh_id, ADMIN, {"key": member.key})
+
+    def demote(self, root_seed: bytes, node: NodeId, keep: Iterable[bytes]) -> list[bytes]:
+        """The statements by which the root key ends a node's being an admin, for good.
+
+        Of what it has signed `keep` stays (hashes), with what earlier demotions of it keep; it goes
+        on as a member if its own admission stays. Raises Refused.
+        """
+        self._check_root(root_seed)
+        if node not in Authority(self._statements.values()).keys:
+            raise Refused(f"node {node.hex()} never was an admin: see weft members -o json")
+        return list(demotions(root_seed, self.mesh_id, node, keep))
+
+    def fork_proof(self, a: Header, b: Header) -> bytes | None:
+        """The statement by which two headers of one chain prove that its node signed two histories.
+
+        None when they prove nothing. At most one is kept a node, the first to arrive: any two say
+        the same (see `statements`), so a node that goes on forking makes no second one.
+        """
+        key = self._key_of(a.chain.node)
+        if key is None or not contradict(a, b):
+            return None
+        if not (self._signed(a, key) and self._signed(b, key)):
+            return None
+        return make_fork(self.mesh_id, a, b)
+
+    def _check_root(self, root_seed: bytes) -> None:
+        if ed25519.public_key(root_seed) != self._root_key:
+            raise Refused("the root key is another mesh's: give the file of this one")
+
     def _author(self, seed: bytes, what: str, *, need_admin: bool) -> NodeId:
         signer = ed25519.node_id(ed25519.public_key(seed))
         member = self.active(signer)
@@ -376,7 +315,3 @@ class Roster:
         if node not in self.members():
             raise Refused(f"no node {node.hex()} in the mesh")
         return node
-
-
-def _rank(statement: Statement) -> tuple[int, bytes]:
-    return (_ORDER.get(statement.kind, len(_ORDER)), statement.hash)

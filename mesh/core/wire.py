@@ -22,13 +22,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import msgpack
 
 from crdt.delta import Delta
 from crdt.header import NONCE_BYTES, Epoch
 from mesh.core.errors import PeerError
+
+T = TypeVar("T")
 
 WIRE_VERSION = 1
 FRAME_BYTES_MAX = 4 << 20
@@ -295,16 +297,16 @@ def _held(value: object) -> Held:
     )
 
 
-def chunks(deltas: Iterable[tuple[Delta, int]]) -> Iterable[list[Delta]]:
-    """Group (delta, bytes) so that each group is about CHUNK_BYTES at most."""
-    group: list[Delta] = []
+def chunks(items: Iterable[tuple[T, int]]) -> Iterable[list[T]]:
+    """Group (deltas or statements, bytes) so that each group is about CHUNK_BYTES at most."""
+    group: list[T] = []
     size_bytes = 0
-    for delta, delta_bytes in deltas:
-        if group and size_bytes + delta_bytes > CHUNK_BYTES:
+    for item, item_bytes in items:
+        if group and size_bytes + item_bytes > CHUNK_BYTES:
             yield group
             group, size_bytes = [], 0
-        group.append(delta)
-        size_bytes += delta_bytes
+        group.append(item)
+        size_bytes += item_bytes
     if group:
         yield group
 

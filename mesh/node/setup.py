@@ -19,7 +19,8 @@ from typing import Final
 from mesh.core import ed25519, validate
 from mesh.core.effects import PersistStatements
 from mesh.core.errors import BadInput, NotReady, PeerError, Refused
-from mesh.core.roster import Roster, found_mesh
+from mesh.core.roster import Roster
+from mesh.core.statements import found_mesh
 from mesh.core.token import Token, join_request, parse_join_answer
 from mesh.node.config import (
     CONFIG_NAME,

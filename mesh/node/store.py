@@ -215,6 +215,7 @@ class Store:
             for effect in effects:
                 if isinstance(effect, PersistStatements):
                     self._add_statements(effect.statements)
+                    self._delete_statements(effect.left)
                 elif isinstance(effect, Forget):
                     self._forget(effect.node)
                 elif isinstance(effect, DropBranches):
@@ -226,6 +227,12 @@ class Store:
         self._db.executemany(
             "INSERT OR IGNORE INTO statement (hash, body) VALUES (?, ?)",
             [(hashlib.sha256(body).digest(), body) for body in statements],
+        )
+
+    def _delete_statements(self, statements: Sequence[bytes]) -> None:
+        self._db.executemany(
+            "DELETE FROM statement WHERE hash = ?",
+            [(hashlib.sha256(body).digest(),) for body in statements],
         )
 
     def _forget(self, node: bytes) -> None:

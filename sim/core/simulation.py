@@ -17,7 +17,8 @@ from crdt.lattice import Lattice
 from mesh.core import ed25519
 from mesh.core.effects import Alarm, Effect
 from mesh.core.ops import Op
-from mesh.core.roster import Roster, found_mesh
+from mesh.core.roster import Roster
+from mesh.core.statements import found_mesh
 from sim.core.chance import ChanceOf, below
 from sim.core.checkers import Ledger, RestChecks, StepChecks, Violation, Violations, digests
 from sim.core.clock import SECOND_NS, Clock

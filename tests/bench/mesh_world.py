@@ -18,7 +18,8 @@ from mesh.core.effects import Effect, Send
 from mesh.core.forwarding import Forwarding
 from mesh.core.ops import MESH_SHARD, Change, NodeId
 from mesh.core.replica import Replica
-from mesh.core.roster import Roster, found_mesh
+from mesh.core.roster import Roster
+from mesh.core.statements import found_mesh
 from mesh.core.view import View
 
 NODES, SITES, VPCS = 50, 10, 20

@@ -25,7 +25,6 @@ _USAGE_WAIT_S: Final = 0.3  # status answers within 1 s, also while a large batc
 _ALARM_FIXES: Final = {
     "endpoint.moves_held": "find out which two places claim the address in turn, and stop one",
     "node.cloned": "stop the other process that runs with this node's directory, restart this one",
-    "chain.forked": "find out who signed two histories with that node's key, and retire the node",
     "chain.over_quota": "remove records at that node, or find out what writes so many",
 }
 
@@ -104,6 +103,17 @@ class MembershipService:
         found = [
             {"what": f"{alarm}: {fields}", "fix": _ALARM_FIXES.get(alarm, "see the node's log")}
             for alarm, fields in sorted(node.alarms.items())
+            if alarm != "chain.forked"  # it is one of the mesh: below, and after a restart too
+        ]
+        found += [
+            {
+                "what": f"node {member.name} signed two histories of one chain: its claims rank"
+                " last everywhere",
+                "fix": "find out who else runs with its key or an old copy of its memory, then run"
+                f" weft retire {member.name} (--compromised if the key is stolen)",
+            }
+            for member in node.replica.roster.members().values()
+            if member.forked and member.state == "active"
         ]
         if node.replica.retired:
             found.append(

@@ -21,7 +21,8 @@ from mesh.core.effects import Alarm, DropBranches, DropPeer, Effect, Persist, Se
 from mesh.core.errors import NotReady, Refused
 from mesh.core.ops import Change, Delete, Put
 from mesh.core.replica import OPENING_NS, SECOND_NS, Replica
-from mesh.core.roster import Roster, found_mesh
+from mesh.core.roster import Roster
+from mesh.core.statements import found_mesh
 
 
 class Wire:

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from mesh.core import ed25519, token
 from mesh.core.bounds import QUOTA_MAX, Quotas
 from mesh.core.errors import PeerError, Refused
-from mesh.core.roster import ADMIT, FORGET, RETIRE, Roster, found_mesh, make_statement
+from mesh.core.roster import Roster
+from mesh.core.statements import (
+    ADMIT,
+    DEMOTE,
+    FORGET,
+    RETIRE,
+    Statement,
+    found_mesh,
+    make_statement,
+)
 from mesh.core.token import Token
 
 ROOT, FOUNDER = b"r" * 32, b"f" * 32
@@ -76,17 +85,28 @@ def test_states_and_rights() -> None:
         roster.admit(FOUNDER, KEYS[2], "y", "s")
 
 
-def test_statements_of_those_without_the_right_are_refused() -> None:
+def test_what_one_without_the_right_says_waits_and_what_nobody_can_say_is_refused() -> None:
+    """It may be that its appointment is still under way; a forgery never becomes anything else."""
     roster = grown()
     before = roster.digest()
     admission = {"key": ed25519.public_key(b"z" * 32), "name": "z", "site": "s", "token": b""}
     founder = ed25519.node_id(ed25519.public_key(FOUNDER))
-    hostile = [
+    waiting = [
         make_statement(SEEDS[2], NODES[2], roster.mesh_id, ADMIT, admission),
-        make_statement(SEEDS[2], founder, roster.mesh_id, ADMIT, admission),
         make_statement(SEEDS[2], NODES[2], roster.mesh_id, RETIRE, {"node": NODES[3]}),
         make_statement(SEEDS[2], NODES[2], roster.mesh_id, FORGET, {"node": NODES[3]}),
         make_statement(SEEDS[2], NODES[2], roster.mesh_id, FORGET, {"node": NODES[2]}),
+    ]
+    assert roster.add(waiting) == []
+    assert roster.digest() == before
+    hostile = [
+        make_statement(SEEDS[2], founder, roster.mesh_id, ADMIT, admission),
+        make_statement(FOUNDER, founder, roster.mesh_id, ADMIT, {**admission, "token": [1]}),
+        make_statement(FOUNDER, founder, roster.mesh_id, ADMIT, {**admission, "name": "n" * 64}),
+        make_statement(FOUNDER, founder, roster.mesh_id, "admin", {"key": KEYS[2]}),
+        make_statement(FOUNDER, founder, roster.mesh_id, DEMOTE, {"node": founder, "keep": []}),
+        make_statement(ROOT, b"", roster.mesh_id, DEMOTE, {"node": founder, "keep": [b"short"]}),
+        make_statement(ROOT, b"", roster.mesh_id, DEMOTE, {"node": founder}),
         make_statement(FOUNDER, founder, roster.mesh_id, FORGET, {"node": "x2"}),
         make_statement(SEEDS[2], NODES[2], roster.mesh_id, "admin", {"key": KEYS[2]}),
         make_statement(FOUNDER, founder, b"x" * 16, ADMIT, admission),
@@ -95,7 +115,8 @@ def test_statements_of_those_without_the_right_are_refused() -> None:
         b"",
         b"\xc1",
         msgpack.packb([b"", b""]),
-        bytes(3000),
+        bytes(20_000),
+        make_statement(FOUNDER, founder, roster.mesh_id, "hologram", {"x": bytes(2048)}),
     ]
     for blob in hostile:
         with pytest.raises(PeerError):
@@ -122,7 +143,7 @@ def test_of_statements_with_a_bad_one_among_them_none_is_taken() -> None:
     roster = founded()
     before = roster.digest(), roster.mesh_name, roster.members()
     admission = roster.admit(FOUNDER, KEYS[2], "x2", "s")
-    bad = make_statement(SEEDS[2], NODES[2], roster.mesh_id, FORGET, {"node": NODES[3]})
+    bad = make_statement(SEEDS[2], b"", roster.mesh_id, FORGET, {"node": NODES[3]})
     with pytest.raises(PeerError):
         roster.add([admission, bad])
     assert (roster.digest(), roster.mesh_name, roster.members()) == before
@@ -147,7 +168,7 @@ def test_one_token_admits_one_node_even_through_two_admins() -> None:
     both = [roster.admit(FOUNDER, KEYS[i], f"x{i}", "s", b"token") for i in range(2)]
     roster.add(both)
     admitted = [node for node in NODES[:2] if node in roster.members()]
-    winner = min(both, key=lambda blob: sha256(blob).digest())
+    winner = min(both, key=lambda blob: Statement.parse(blob).hash)
     assert admitted == [NODES[both.index(winner)]]
 
 

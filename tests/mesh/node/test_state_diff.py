@@ -12,7 +12,8 @@ from crdt.lattice import Lattice
 from mesh.core import ed25519, wire
 from mesh.core.errors import NotReady
 from mesh.core.replica import Replica
-from mesh.core.roster import Roster, found_mesh
+from mesh.core.roster import Roster
+from mesh.core.statements import found_mesh
 from mesh.core.sync import held
 from mesh.node.inquiry import ANSWER_S, Inquiries
 from mesh.node.service.state import compare
