@@ -26,7 +26,7 @@ from typing import Final
 
 import msgpack
 
-from crdt.header import ChainId, Header
+from crdt.header import HEADER_BYTES_MAX, ChainId, Header
 from mesh.core import ed25519
 from mesh.core.bounds import MESH_RECORDS, QUOTA_MAX, VPC_RECORDS, Quotas
 from mesh.core.errors import PeerError
@@ -45,8 +45,7 @@ ORDER: Final = {
 }
 """Statements are taken in this order, so that one frame never holds a signer after its use."""
 _BYTES_MAX: Final = {
-    # Two headers of 2,750 bytes at most, with 64 covers each (`crdt.header.COVERS_MAX`).
-    FORK: 8192,
+    FORK: 2 * HEADER_BYTES_MAX + 512,
     DEMOTE: 16_384,
 }
 _ANY_BYTES_MAX: Final = max(_BYTES_MAX.values())
@@ -249,14 +248,14 @@ def contradict(a: Header, b: Header) -> bool:
     if a.chain != b.chain or a.epoch != b.epoch:
         return False
     if max(a.lo, b.lo) < min(a.hi, b.hi):
-        return a.message(b"") != b.message(b"")
+        return a.packed != b.packed
     first, then = (a, b) if a.hi <= b.lo else (b, a)
     return first.hi == then.lo and then.prev_root != first.root
 
 
 def make_fork(mesh: bytes, a: Header, b: Header) -> bytes:
     """The statement that shows two headers which contradict each other, the lower one first."""
-    low, high = sorted((a, b), key=lambda header: (header.lo, header.hi, header.message(mesh)))
+    low, high = sorted((a, b), key=lambda header: (header.lo, header.hi, header.packed))
     body = msgpack.packb([STATEMENT_VERSION, FORK, mesh, b"", {"a": low.pack(), "b": high.pack()}])
     return bytes(msgpack.packb([body, b""]))
 
