@@ -25,8 +25,8 @@ def explain(view: View, vpc: str, ip: str) -> dict[str, Any]:
     claims = [_claim(view, claim, ranked[0]) for claim in ranked]
     counted = {claim.node for claim in ranked}
     ignored = [
-        _ignored(view, found, addr, node, model.decode_claim(record))
-        for node, record in view.table.records(found.id, addr)
+        _ignored(view, found, addr, node, claim)
+        for node, claim in view.table.claims(found.id, keys.ENDPOINT + addr)
         if node not in counted
     ]
     return {

@@ -58,7 +58,7 @@ class Forwarding:
             self._tell_vpc(vpc)
         for subnet in sorted(delta.subnets):
             self._tell_subnet(subnet)
-        for vpc, ip in sorted(delta.endpoints):
+        for vpc, ip in delta.places():
             self._tell_endpoint(vpc, ip)
         told, self._told = self._told, False
         return told

@@ -82,7 +82,7 @@ class Housekeeper:
     def _note_endpoints(self, delta: ViewDelta, now_ns: int) -> list[Op]:
         ops: list[Op] = []
         author, view = self._author, self._view
-        for vpc, ip in sorted(delta.endpoints):
+        for vpc, ip in delta.places():
             hosted = self._hosted.get(vpc, set())
             claims = view.claims(vpc, ip)
             self._damper.note((vpc, ip), claims[0] if claims else None, now_ns)
@@ -164,7 +164,7 @@ class Housekeeper:
     # --- the sweep ---------------------------------------------------------------------------
 
     def _sweep(self, now_ns: int) -> list[Op]:
-        catalog, table, node = self._view.catalog, self._view.table, self._author.node
+        catalog, owners, node = self._view.catalog, self._view.table.owners, self._author.node
         ops: list[Op] = []
         gone = {
             vpc
@@ -172,9 +172,8 @@ class Housekeeper:
             if ns_of_hlc(hlc) + REMOVED_VPC_KEPT_NS <= now_ns
         }
         for vpc in sorted(gone):
-            for addr in table.addrs(vpc):
-                if table.record(node, vpc, addr) is not None:
-                    ops.append(_drop_claim(vpc, addr))
+            claimed = (key for key in owners.keys(vpc) if node in owners.owners(vpc, key))
+            ops += (Delete(vpc, key) for key in claimed)
         for key in catalog.written_by(node):
             if self._is_useless(key, gone, now_ns):
                 ops.append(Delete(MESH_SHARD, keys.pack(key)))

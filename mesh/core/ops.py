@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 NodeId: TypeAlias = bytes
 """16 bytes: the truncated SHA-256 of the node's first public key. Text form: 32 hex digits."""
@@ -32,10 +33,23 @@ class Delete:
 Op: TypeAlias = Put | Delete
 
 
-class Change(NamedTuple):
-    """One node's record for a key became `record` (None: the node holds none any more)."""
+class Touched(NamedTuple):
+    """Keys under which one node's records may have changed since they were last read."""
 
     node: NodeId
     shard: str
-    key: bytes
-    record: bytes | None
+    keys: tuple[bytes, ...]
+    """Each at most once."""
+
+
+class Records(Protocol):
+    """Where the view reads what nodes hold. Records are not copied: they stay where they are."""
+
+    def read(self, node: NodeId, shard: str, key: bytes) -> bytes | None:
+        """The node's record under the key, as it is now."""
+
+    def read_all(self, node: NodeId, shard: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        """As `read` for each of the keys, in their order."""
+
+    def held(self, node: NodeId) -> Iterator[Touched]:
+        """Every key of the node, shard by shard. The caller changes nothing meanwhile."""

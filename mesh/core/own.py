@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from crdt.chain import Chain
@@ -99,6 +99,15 @@ class OwnChains:
             entry = own.chain.live.get(key)
             return record_of(entry) if entry else None
         return self._lattice.record(ChainId(self.node, shard), key)
+
+    def shards(self) -> list[str]:
+        """The shards that this process has written to."""
+        return list(self._open)
+
+    def keys(self, shard: str) -> Iterable[bytes] | None:
+        """The own keys, unsealed writes included; None: it has not been written to."""
+        own = self._open.get(shard)
+        return own.chain.live if own else None
 
     def count(self, shard: str) -> int:
         """Own records in `shard`."""

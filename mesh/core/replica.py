@@ -34,7 +34,8 @@ from mesh.core.effects import (
     Send,
 )
 from mesh.core.errors import NotReady, PeerError, Refused
-from mesh.core.ops import Change, NodeId, Op, Put
+from mesh.core.holdings import Holdings
+from mesh.core.ops import NodeId, Op, Put, Touched
 from mesh.core.own import OwnChains
 from mesh.core.persisting import stored_header
 from mesh.core.roster import Roster
@@ -83,6 +84,7 @@ class Replica:
         self.roster = roster
         self.lattice = lattice
         self._own = OwnChains(node, roster.mesh_id, lattice, sign, nonce)
+        self.holdings = Holdings(lattice, self._own)
         self._verify = verify
         self._jitter = jitter
         self._peers: dict[NodeId, sync.Peer] = {}
@@ -91,7 +93,6 @@ class Replica:
         for id in lattice.chains():
             self._chains_of[id.node] = self._chains_of.get(id.node, 0) + 1
         self._effects: list[Effect] = []
-        self._changes: dict[tuple[NodeId, str, bytes], None] = {}
         self._outbox: list[tuple[Delta, NodeId | None]] = []
         self._next_want = 1
         self._forgotten: set[NodeId] = set()
@@ -240,21 +241,17 @@ class Replica:
 
     # ---- outputs ----
 
-    def take_changes(self) -> tuple[Change, ...]:
-        """What became of the records touched since the last call, for the view.
+    def take_touched(self) -> list[Touched]:
+        """The records touched since the last call, for the view, which reads `holdings`.
 
         Apart from `drain`, because the next local write needs a view that has this one in it, long
         before this one is durable.
         """
-        touched, self._changes = self._changes, {}
-        changes = []
-        for node, shard, key in touched:
-            if node == self.node:
-                record = self._own.record(shard, key)
-            else:
-                record = self.lattice.record(ChainId(node, shard), key)
-            changes.append(Change(node, shard, key, record))
-        return tuple(changes)
+        return self.holdings.take_touched()
+
+    def read(self, node: NodeId, shard: str, key: bytes) -> bytes | None:
+        """A node's effective record under `key`, own writes that are not drained yet included."""
+        return self.holdings.read(node, shard, key)
 
     def drain(self) -> list[Effect]:
         """The effects since the last call, in order; own writes are signed here."""
@@ -472,8 +469,7 @@ class Replica:
             id = disproof.id
             self._effects.append(Alarm("chain.disproved", {"node": id.node, "shard": id.shard}))
             self._effects.append(DropBranches(id, (disproof.epoch,)))
-            for key in disproof.changed:
-                self._changes[(id.node, id.shard, key)] = None
+            self.holdings.touch(id, disproof.changed)
             for state in self._peers.values():
                 state.sync_at_ns = min(state.sync_at_ns, now_ns + self._spread(SYNC_AGAIN_NS))
 
@@ -546,8 +542,7 @@ class Replica:
             # An answer that was asked for is not pushed on: a bootstrap would be sent to all
             # neighbours. They are told with the exchange that follows it.
             self._outbox.append((delta, peer))
-        for key in result.changed:
-            self._changes[(id.node, id.shard, key)] = None
+        self.holdings.touch(id, result.changed)
         if id.node == self.node:
             branch = next((b for b in self.lattice.branches(id) if b.epoch == header.epoch), None)
             if branch is not None and not self._own.meet(branch):
@@ -607,8 +602,7 @@ class Replica:
             self._own.close()
             self._note_own_changes()
         for id in [id for id in self.lattice.chains() if id.node in gone]:
-            for key in self.lattice.keys(id):
-                self._changes[(id.node, id.shard, key)] = None
+            self.holdings.touch(id, self.lattice.keys(id))
             self.lattice.discard(id)
         for node in sorted(gone):
             self._chains_of.pop(node, None)
@@ -634,7 +628,7 @@ class Replica:
 
     def _note_own_changes(self) -> None:
         for shard, key in self._own.take_touched():
-            self._changes[(self.node, shard, key)] = None
+            self.holdings.touch(ChainId(self.node, shard), (key,))
 
     def _send(self, peer: NodeId, frame: wire.Frame, *, push: bool = False) -> None:
         self._effects.append(Send(peer, wire.encode(frame), push))

@@ -36,7 +36,7 @@ from mesh.core.effects import (
 )
 from mesh.core.errors import RequestError
 from mesh.core.forwarding import Forwarding
-from mesh.core.ops import Change, NodeId, Op
+from mesh.core.ops import NodeId, Op
 from mesh.core.replica import Replica
 from mesh.core.view import View
 from mesh.core.writer import Writer
@@ -62,8 +62,6 @@ MISBEHAVED_BACKOFF_S = 30.0
 SOFT_STATE_S = 1.0
 MOVES_HELD = "endpoint.moves_held"
 HELD_NAMED_MAX = 5
-START_BATCH = 10_000
-"""Stored records given to the view at a time, so that a start can be interrupted."""
 
 _logger = logging.getLogger("weft.node")
 
@@ -83,7 +81,6 @@ class Node:
         self.id: NodeId = booted.member.node
         self.member = booted.member
         self.damaged_branches = booted.damaged
-        self.view = View()
         self.clock = HybridClock()
         self.replica = Replica(
             self.id,
@@ -94,6 +91,7 @@ class Node:
             jitter=random.random,
             now_ns=time.monotonic_ns(),
         )
+        self.view = View(self.replica.holdings)
         self.writer = Writer(self.id, self.member.site, self.view, self.clock, secrets.token_bytes)
         self._gateways_seen = self.view.reader()
         self.forwarding = Forwarding(self.id, self.member.site, self.view)
@@ -206,15 +204,9 @@ class Node:
     async def _load_view(self) -> None:
         """Read everything stored, so that forwarding starts before any peer is met."""
         self.view.set_members(self.replica.roster.members())
-        batch: list[Change] = []
-        for id in self.replica.lattice.chains():
-            for key, _, _, record in self.replica.lattice.entries(id):
-                batch.append(Change(id.node, id.shard, key, record))
-                if len(batch) == START_BATCH:
-                    self.view.apply(batch)
-                    batch = []
-                    await trio.lowlevel.checkpoint()
-        self.view.apply(batch)
+        for touched in self.replica.holdings.everything():
+            self.view.update((touched,))
+            await trio.lowlevel.checkpoint()
         for attachment in self.store.attachments():
             self.forwarding.attach(attachment.ifname, attachment.vpc, attachment.ip, attachment.mac)
         self.forwarding.update()
@@ -246,9 +238,8 @@ class Node:
 
     def _absorb(self) -> None:
         """Bring the view and the rows up to what the replica holds now."""
-        changes = self.replica.take_changes()
-        if changes:
-            self.view.apply(changes)
+        if touched := self.replica.take_touched():
+            self.view.update(touched)
         if self.forwarding.update():
             self.forwarder.poke()
         self._work.set()

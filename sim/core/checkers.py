@@ -27,7 +27,7 @@ from mesh.core.effects import Alarm, Effect, Persist
 from mesh.core.errors import RequestError
 from mesh.core.forwarding import Forwarding
 from mesh.core.keytext import parse_key
-from mesh.core.ops import Change, NodeId, Op, Put
+from mesh.core.ops import NodeId, Op, Put
 from mesh.core.persisting import load_header
 from mesh.core.view import View
 from sim.core import reference
@@ -401,14 +401,8 @@ def digests(lattice: Lattice) -> dict[str, bytes]:
 
 def reread(process: Process) -> View:
     """A view of the same records, in another order and one by one."""
-    view = View()
-    lattice = process.replica.lattice
-    changes = [
-        Change(id.node, id.shard, key, record)
-        for id in lattice.chains()
-        for key, _, _, record in lattice.entries(id)
-    ]
-    for change in reversed(changes):
-        view.apply([change])
+    view = View(process.replica.holdings)
+    for touched in reversed(list(process.replica.holdings.everything(1))):
+        view.update((touched,))
     view.set_members(process.replica.roster.members())
     return view

@@ -32,7 +32,7 @@ from mesh.core.effects import (
 )
 from mesh.core.errors import RequestError
 from mesh.core.forwarding import Forwarding
-from mesh.core.ops import Change, NodeId, Op
+from mesh.core.ops import NodeId, Op
 from mesh.core.replica import Replica, Verify
 from mesh.core.roster import Roster
 from mesh.core.view import View
@@ -138,7 +138,6 @@ class Process:
         self._machine = machine
         self._world = world
         chance = world.chance_of(f"node/{identity.index}/{machine.starts}")
-        self.view = View()
         self.clock = HybridClock()
         self.replica = Replica(
             identity.node,
@@ -150,6 +149,7 @@ class Process:
             now_ns=world.clock.now_ns,
             verify=world.verify,
         )
+        self.view = View(self.replica.holdings)
         self.writer = Writer(identity.node, identity.site, self.view, self.clock, chance.randbytes)
         self.forwarding = Forwarding(identity.node, identity.site, self.view)
         self.down: set[NodeId] = set()
@@ -170,12 +170,7 @@ class Process:
 
     def _load_view(self) -> None:
         self.view.set_members(self.replica.roster.members())
-        lattice = self.replica.lattice
-        self.view.apply(
-            Change(id.node, id.shard, key, record)
-            for id in lattice.chains()
-            for key, _, _, record in lattice.entries(id)
-        )
+        self.view.update(self.replica.holdings.everything())
         for ifname, (vpc, ip, mac) in self._machine.attachments.items():
             self.forwarding.attach(ifname, vpc, ip, mac)
         self.forwarding.update()
@@ -249,9 +244,8 @@ class Process:
 
     def absorb(self) -> None:
         """Bring view and rows up to the replica, carry out what it wants, set the timers."""
-        changes = self.replica.take_changes()
-        if changes:
-            self.view.apply(changes)
+        if touched := self.replica.take_touched():
+            self.view.update(touched)
             self._have_house_kept()
         if self.forwarding.update():
             self._machine.dataplane.apply(self.forwarding.take_delta())

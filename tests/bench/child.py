@@ -35,9 +35,9 @@ def scale(each: int) -> dict[str, float]:
         # The writer's chain is dropped each time: only the receiver's stays.
         for frame in world.frames(world.new_chain(number), claims(number, each), BATCH):
             start = time.thread_time()
-            changes = receiver.join(frame)
+            touched = receiver.join(frame)
             joined = time.thread_time()
-            receiver.view.apply(changes)
+            receiver.view.update(touched)
             pause_s = max(pause_s, joined - start, time.thread_time() - joined)
     record_bytes = (resident_bytes() - empty_bytes) / (CHAINS * each)
     one_us = _one_changed_us(world, receiver, each)

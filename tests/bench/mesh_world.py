@@ -6,7 +6,7 @@ given to the view directly; every endpoint claim goes through frames and the rep
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from crdt.lattice import Lattice
 from mesh.core import ed25519, keys, model, wire
 from mesh.core.effects import Effect, Send
 from mesh.core.forwarding import Forwarding
-from mesh.core.ops import MESH_SHARD, Change, NodeId
+from mesh.core.ops import MESH_SHARD, NodeId, Records, Touched
 from mesh.core.replica import Replica
 from mesh.core.roster import Roster
 from mesh.core.statements import found_mesh
@@ -76,13 +76,13 @@ class MeshWorld:
     def new_chain(self, number: int) -> Chain:
         return Chain(self.chain_id(number), Epoch(1, b"benchmrk"))
 
-    def facts(self) -> list[Change]:
-        """The VPCs, a subnet of all sites in each, and the gateways."""
+    def facts(self) -> dict[NodeId, dict[bytes, bytes]]:
+        """The VPCs, a subnet of all sites in each, and the gateways: records by node and key."""
         me, sites = self.me.node, tuple(sorted({writer.site for writer in self.writers}))
-        found: list[Change] = []
+        found: dict[NodeId, dict[bytes, bytes]] = {}
 
         def add(node: NodeId, key: keys.Key, record: model.Record) -> None:
-            found.append(Change(node, MESH_SHARD, keys.pack(key), model.encode(record)))
+            found.setdefault(node, {})[keys.pack(key)] = model.encode(record)
 
         for vni, (vpc, nonce) in enumerate(zip(self.vpcs, self._nonces, strict=True), 1):
             vpc_record = model.VpcRecord(
@@ -113,6 +113,28 @@ class MeshWorld:
         )
 
 
+class Given:
+    """The records of a replica, and the world's facts for the `mesh` shard."""
+
+    def __init__(self, facts: dict[NodeId, dict[bytes, bytes]], held: Records) -> None:
+        self._facts = facts
+        self._held = held
+
+    def read(self, node: NodeId, shard: str, key: bytes) -> bytes | None:
+        if shard == MESH_SHARD:
+            return self._facts.get(node, {}).get(key)
+        return self._held.read(node, shard, key)
+
+    def read_all(self, node: NodeId, shard: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        if shard == MESH_SHARD:
+            return [self.read(node, shard, key) for key in keys]
+        return self._held.read_all(node, shard, keys)
+
+    def held(self, node: NodeId) -> Iterator[Touched]:
+        yield Touched(node, MESH_SHARD, tuple(self._facts.get(node, ())))
+        yield from self._held.held(node)
+
+
 class Receiver:
     """A node that takes frames of a peer up to its view, and to its rows once asked to."""
 
@@ -123,21 +145,22 @@ class Receiver:
         self.replica = world.replica(world.me)
         self.replica.peer_up(self.peer, 0)
         self.replica.drain()
-        self.view = View()
+        facts = world.facts()
+        self.view = View(Given(facts, self.replica.holdings))
         self.view.set_members(world.roster.members())
-        self.view.apply(world.facts())
+        self.view.update(Touched(node, MESH_SHARD, tuple(held)) for node, held in facts.items())
 
-    def join(self, frame: bytes) -> tuple[Change, ...]:
-        """From the wire into the lattice; what is to be shown."""
+    def join(self, frame: bytes) -> list[Touched]:
+        """From the wire into the lattice; what is to be read again."""
         self.replica.receive(self.peer, frame, 1)
-        changes = self.replica.take_changes()
-        assert changes, "a frame brought nothing"
+        touched = self.replica.take_touched()
+        assert touched, "a frame brought nothing"
         self.replica.drain()
-        return changes
+        return touched
 
     def take(self, frame: bytes) -> None:
         """From the wire into the view."""
-        self.view.apply(self.join(frame))
+        self.view.update(self.join(frame))
 
     def forwarding(self) -> Forwarding:
         return Forwarding(self.node, self.site, self.view)

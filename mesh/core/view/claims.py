@@ -1,7 +1,7 @@
-"""Endpoint claims: stored packed, ranked when read.
+"""Endpoint claims: who claims what is kept, what they say is read when it is asked for.
 
-There may be a million, so a claim is kept as the bytes that came (shared with the replica) in a
-flat tuple (node, record, node, record, …) per address, which the garbage collector does not track.
+There may be a million, so records stay where they are (`mesh.core.ops.Records`) and only an index
+of owners is kept here. A claim that cannot be read is as one that is not there.
 
 Rank: higher mobility, then earlier hlc, then lower hash of (node, key). Claims of one site with
 equal mobility are one claim with several writers. Claims of different sites with the highest
@@ -11,15 +11,14 @@ mobility are a conflict: neither knew of the other.
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from mesh.core import keys
-from mesh.core.model import Claim, decode_claim
-from mesh.core.ops import NodeId
+from mesh.core.model import Claim, InvalidRecord, UnknownRecord, decode_claim
+from mesh.core.ops import NodeId, Records
 from mesh.core.view.catalog import Catalog
-from mesh.core.view.layout import Span
+from mesh.core.view.owners import OwnerIndex
 from mesh.core.view.types import Endpoint, EndpointState
 
 RULE_ONLY = "only claim"
@@ -30,9 +29,6 @@ RULE_HASH = "lower hash of node and key"
 LOST_MOBILITY = "lower mobility"
 LOST_HLC = "later hlc"
 LOST_HASH = "higher hash of node and key"
-
-Packed: TypeAlias = tuple[bytes, ...]
-"""(node, record, node, record, …) for one address."""
 
 
 class Ranked(NamedTuple):
@@ -55,120 +51,90 @@ class Contest(NamedTuple):
 
 
 class ClaimTable:
-    """All claims of all VPCs, and which addresses are contested."""
+    """All claims of all VPCs by key, and which are contested."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, records: Records) -> None:
+        self.owners = OwnerIndex()
         self._catalog = catalog
-        self._packed: dict[str, dict[bytes, Packed]] = {}
-        self._contested: defaultdict[str, set[bytes]] = defaultdict(set)
+        self._records = records
+        self._contested: dict[str, set[bytes]] = {}
 
-    # --- storing -----------------------------------------------------------------------------
+    # --- deciding ----------------------------------------------------------------------------
 
-    def put(self, node: NodeId, vpc: str, addr: bytes, record: bytes | None) -> None:
-        """Store what the node claims now. The record must decode; `judge` must follow."""
-        claims = self._packed.get(vpc)
-        if claims is None:
-            claims = self._packed[vpc] = {}
-        held = claims.get(addr, ())
-        if not held or (len(held) == 2 and held[0] == node):
-            kept: Packed = ()
-        else:
-            kept = tuple(
-                part for i in range(0, len(held), 2) if held[i] != node for part in held[i : i + 2]
-            )
-        if record is not None:
-            claims[addr] = (*kept, node, record)
-        elif kept:
-            claims[addr] = kept
-        else:
-            claims.pop(addr, None)
-            if not claims:
-                del self._packed[vpc]
-
-    def judge(self, vpc: str, addr: bytes) -> bool:
-        """Decide anew whether the address is contested; True if it is, or was until now."""
-        contested = self._contested.get(vpc, ())
-        was = addr in contested
-        single = len(self._packed.get(vpc, {}).get(addr, ())) <= 2
-        now = not single and self.contest(vpc, addr) is not None
-        if now:
-            self._contested[vpc].add(addr)
-        elif was:
-            self._contested[vpc].discard(addr)
-            if not self._contested[vpc]:
-                del self._contested[vpc]
-        return was or now
+    def judge(self, vpc: str, touched: Iterable[bytes]) -> bool:
+        """Decide anew which of these keys are contested; whether any is, or was until now. Only
+        keys with several owners, and those that had them, are looked at."""
+        contested, shared = self._contested.get(vpc), self.owners.shared(vpc)
+        if not shared and not contested:
+            return False
+        changed = False
+        for key in touched:
+            was = contested is not None and key in contested
+            now = key in shared and self.contest(vpc, key) is not None
+            changed |= was or now
+            if now and not was:
+                contested = self._contested.setdefault(vpc, set())
+                contested.add(key)
+            elif was and not now and contested is not None:
+                contested.discard(key)
+        if contested is not None and not contested:
+            del self._contested[vpc]
+        return changed
 
     # --- reading -----------------------------------------------------------------------------
 
-    def record(self, node: NodeId, vpc: str, addr: bytes) -> bytes | None:
-        """What the node claims, whether or not it counts."""
-        held = self._packed.get(vpc, {}).get(addr, ())
-        for i in range(0, len(held), 2):
-            if held[i] == node:
-                return held[i + 1]
-        return None
+    def claim(self, node: NodeId, vpc: str, key: bytes) -> Claim | None:
+        """What the node claims, whether or not it counts; None for what cannot be read, too."""
+        record = self._records.read(node, vpc, key)
+        if record is None:
+            return None
+        try:
+            return decode_claim(record)
+        except (InvalidRecord, UnknownRecord):
+            return None
 
-    def records(self, vpc: str, addr: bytes) -> list[tuple[NodeId, bytes]]:
-        """Every node's claim for the address, whether or not it counts, by node."""
-        held = self._packed.get(vpc, {}).get(addr, ())
-        return sorted(zip(held[::2], held[1::2], strict=True))
+    def claims(self, vpc: str, key: bytes) -> list[tuple[NodeId, Claim]]:
+        """Every node's claim under the key, whether or not it counts, by node."""
+        found = ((node, self.claim(node, vpc, key)) for node in self.owners.owners(vpc, key))
+        return [(node, claim) for node, claim in found if claim is not None]
 
-    def vpcs(self) -> list[str]:
-        """The VPCs, live or not, of which there are claims."""
-        return sorted(self._packed)
+    def contests(self) -> Iterator[tuple[str, bytes, Contest]]:
+        """(VPC, key, conflict) of every conflict, by VPC and key."""
+        for vpc, key in sorted((vpc, k) for vpc, held in self._contested.items() for k in held):
+            contest = self.contest(vpc, key)
+            if contest is not None:  # None: a record went, of which the view is told next
+                yield vpc, key, contest
 
-    def addrs(self, vpc: str) -> list[bytes]:
-        """The VPC's addresses of which there are claims, IPv4 first, in order."""
-        return sorted(self._packed.get(vpc, ()), key=lambda addr: (len(addr), addr))
-
-    def within(self, vpc: str, spans: Iterable[Span]) -> Iterator[bytes]:
-        """Those of `addrs` within any of the spans, in no order."""
-        bounds = list(spans)
-        for addr in self._packed.get(vpc, ()):
-            size = len(addr)
-            if any(len(first) == size and first <= addr <= last for first, last in bounds):
-                yield addr
-
-    def contests(self) -> list[tuple[str, bytes, Contest]]:
-        """(VPC, address, conflict) of every conflict, by VPC and address."""
-        found: list[tuple[str, bytes, Contest]] = []
-        for vpc, addr in sorted((vpc, a) for vpc, addrs in self._contested.items() for a in addrs):
-            contest = self.contest(vpc, addr)
-            assert contest is not None, "judged contested since anything about it changed"
-            found.append((vpc, addr, contest))
-        return found
-
-    def ranked(self, vpc: str, addr: bytes) -> list[Ranked]:
+    def ranked(self, vpc: str, key: bytes) -> list[Ranked]:
         """The claims that count, best first. This is where authority is judged."""
-        held = self._packed.get(vpc, {}).get(addr)
+        owners = self.owners.owners(vpc, key)
         catalog = self._catalog
         live = catalog.vpcs.get(vpc)
-        if held is None or live is None:
+        if not owners or live is None:
             return []
+        addr = key[1:]
         subnet = catalog.layouts[vpc].claimable(addr)
         if subnet is None:
             return []
         found: list[Ranked] = []
-        for i in range(0, len(held), 2):
-            node = held[i]
+        for node in owners:
             if not catalog.reads(node):
                 continue
             site = catalog.members[node].site
             if not live.admits(site) or not subnet.admits(site):
                 continue
-            claim = decode_claim(held[i + 1])
-            if claim.mobility <= catalog.hidden_up_to(vpc, addr, node):
+            claim = self.claim(node, vpc, key)
+            if claim is None or claim.mobility <= catalog.hidden_up_to(vpc, addr, node):
                 continue
-            tie = _tie(node, addr) if len(held) > 2 else b""
+            tie = _tie(node, key) if len(owners) > 1 else b""
             found.append(Ranked(-claim.mobility, claim.hlc, tie, node, site, claim))
         if len(found) > 1:
             found.sort()
         return found
 
-    def contest(self, vpc: str, addr: bytes) -> Contest | None:
-        """The conflict about the address, if there is one."""
-        ranked = self.ranked(vpc, addr)
+    def contest(self, vpc: str, key: bytes) -> Contest | None:
+        """The conflict about the key, if there is one."""
+        ranked = self.ranked(vpc, key)
         top = [r for r in ranked if r.minus_mobility == ranked[0].minus_mobility]
         firsts: dict[str, Ranked] = {}
         for claim in top:
@@ -178,12 +144,12 @@ class ClaimTable:
         best, rival = list(firsts.values())[:2]
         return Contest(tuple(top), _won(best, rival), rival.hlc)
 
-    def endpoints(self, vpc: str, addr: bytes) -> tuple[Endpoint, ...]:
+    def endpoints(self, vpc: str, key: bytes) -> tuple[Endpoint, ...]:
         """The claims that count as readers see them, best first."""
-        ranked = self.ranked(vpc, addr)
+        ranked = self.ranked(vpc, key)
         if not ranked:
             return ()
-        best, ip = ranked[0], keys.ip_of(addr)
+        best, ip = ranked[0], keys.ip_of(key[1:])
         rivals = [r for r in ranked[1:] if not _co_writer(best, r)]
         rule = _won(best, rivals[0]) if rivals else RULE_ONLY
         shown = [_endpoint(vpc, ip, best, "active", rule)]
@@ -192,8 +158,8 @@ class ClaimTable:
         return tuple(shown)
 
 
-def _tie(node: NodeId, addr: bytes) -> bytes:
-    return hashlib.sha256(node + keys.ENDPOINT + addr).digest()[:8]
+def _tie(node: NodeId, key: bytes) -> bytes:
+    return hashlib.sha256(node + key).digest()[:8]
 
 
 def _co_writer(best: Ranked, other: Ranked) -> bool:

@@ -93,14 +93,14 @@ class Names:
         """Claims of several sites."""
         return [
             Conflict(
-                key=self.endpoint_key(vpc, addr),
+                key=self.endpoint_key(vpc, key[1:]),
                 kind="endpoint",
                 claimants=tuple(self.node_text(claim.node) for claim in contest.claims),
                 winner=self.node_text(contest.claims[0].node),
                 rule=contest.rule,
                 since_hlc=contest.since_hlc,
             )
-            for vpc, addr, contest in contests
+            for vpc, key, contest in contests
         ]
 
     def catalog_conflicts(self) -> Iterator[Conflict]:

@@ -6,9 +6,11 @@ stamps (`hlc`) as in `mesh.core.clock`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from mesh.core import keys
 from mesh.core.ops import NodeId
 
 VpcState: TypeAlias = Literal["active", "vni-conflict"]
@@ -142,11 +144,23 @@ class ViewDelta:
 
     vpcs: set[str] = field(default_factory=set)
     subnets: set[str] = field(default_factory=set)
-    endpoints: set[tuple[str, str]] = field(default_factory=set)
-    """(VPC id, IP text)."""
+    endpoints: dict[str, dict[bytes, None]] = field(default_factory=dict)
+    """VPC id → keys of endpoint claims, in the order in which they came. No VPC without a key."""
     gateways: set[NodeId] = field(default_factory=set)
     peerings: bool = False
     conflicts: bool = False
+
+    def places(self) -> list[tuple[str, str]]:
+        """`endpoints` as (VPC id, IP text), sorted."""
+        return sorted(
+            (vpc, keys.ip_of(key[1:])) for vpc, touched in self.endpoints.items() for key in touched
+        )
+
+    def touch(self, vpc: str, touched: Iterable[bytes]) -> None:
+        """Name these keys of the VPC."""
+        named = dict.fromkeys(touched)
+        if named:
+            self.endpoints.setdefault(vpc, {}).update(named)
 
     def __bool__(self) -> bool:
         return bool(

@@ -12,9 +12,13 @@ the same `fingerprint`, whatever the order of arrival and however it was cut int
 - **Then rank.** See `claims` for endpoints, `registers` for registers, `layout` for subnets that
   overlap, `Catalog.votes` for a VNI that two VPCs have.
 - A claim counts while it lies in an installed subnet of its VPC; it appears and vanishes with it.
-- Records that cannot be read (hostile or newer) are read as absent and counted.
+- Records that cannot be read (hostile or newer) are read as absent and counted. A claim that begins
+  as every claim of this version does is not decoded to be counted: should it be ill-formed further
+  on, it is read as absent like the others, and not counted.
 
-The cost of `apply` follows what changed. A change of a VPC's sites or subnets reads that VPC's
+Records of the `mesh` shard are kept decoded, endpoint claims are read where they are held: the view
+is told what was touched, and has to be told before it is read again. The cost of `update` follows
+what changed. A change of a VPC's sites or subnets reads that VPC's
 claims in those subnets again; a change of the roster reads everything again only if it changes the
 rights of a node that has written something.
 """
@@ -22,16 +26,17 @@ rights of a node that has written something.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple
+from operator import itemgetter
 from types import MappingProxyType
-from typing import Final
+from typing import Final, cast
 
 import msgpack
 
 from mesh.core import keys, model
 from mesh.core.members import Member
-from mesh.core.ops import Change, NodeId
+from mesh.core.ops import MESH_SHARD, NodeId, Records, Touched
 from mesh.core.view.catalog import Catalog
 from mesh.core.view.claims import ClaimTable
 from mesh.core.view.names import Names
@@ -48,6 +53,14 @@ from mesh.core.view.types import (
 UNREAD_MAX: Final = 10_000
 """Unreadable records that are remembered. Past it `unknown` and `invalid` are lower bounds: a
 hostile member can fill its chains with such records and must not fill this machine's memory."""
+
+
+_ADDR_KEY_BYTES: Final = {1 + size for size in keys.ADDR_BYTES}
+_ENDPOINT_KINDS: Final = {keys.ENDPOINT[0]}
+_KIND = itemgetter(0)
+_HEAD = itemgetter(slice(0, 3))
+_CLAIM_HEADS: Final = frozenset(bytes((0x80 | n, 0, model.RECORD_VERSION)) for n in range(1, 16))
+"""How a packed record begins: a map of 1 to 15 fields, of which field 0, the version, is first."""
 
 
 class DeltaReader:
@@ -70,7 +83,8 @@ class DeltaReader:
         mine = self._delta
         mine.vpcs |= delta.vpcs
         mine.subnets |= delta.subnets
-        mine.endpoints |= delta.endpoints
+        for vpc, touched in delta.endpoints.items():
+            mine.touch(vpc, touched)
         mine.gateways |= delta.gateways
         mine.peerings |= delta.peerings
         mine.conflicts |= delta.conflicts
@@ -79,12 +93,14 @@ class DeltaReader:
 class View:
     """See the module. IPs given to it must be canonical text (`mesh.core.validate.ip`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, records: Records) -> None:
         self.catalog: Final = Catalog()
-        self.table: Final = ClaimTable(self.catalog)
+        self.table: Final = ClaimTable(self.catalog, records)
         self.names: Final = Names(self.catalog)
-        self._unread: dict[tuple[NodeId, str, bytes], bool] = {}
-        self._unknown = 0
+        self._records = records
+        self._unread: dict[tuple[NodeId, str], dict[bytes, bool]] = {}
+        """By chain: keys of records that cannot be read, and whether they are of a newer form."""
+        self._invalid = self._unknown = 0
         self._readers: list[DeltaReader] = []
         self._own_reader: DeltaReader | None = None
 
@@ -93,57 +109,105 @@ class View:
     def set_members(self, members: Mapping[NodeId, Member]) -> None:
         """The roster as it is now."""
         self.catalog.set_members(members)
-        self._settle(set())
+        self._settle(ViewDelta())
 
-    def apply(self, changes: Iterable[Change]) -> None:
-        """Records that nodes hold now, or hold no longer. Never raises for what is in a record.
-
-        Afterwards the view is whole: of two changes for one (node, shard, key) the later counts.
-        """
-        touched: set[tuple[str, bytes]] = set()
-        for node, shard, key, record in changes:
-            if self._unread:
-                self._forget_unread(node, shard, key)
-            try:
-                parsed = keys.unpack(shard, key)
-            except (keys.UnknownKey, keys.InvalidKey) as error:
-                if record is not None:
-                    self._note_unread(node, shard, key, isinstance(error, keys.UnknownKey))
-                continue
-            decoded: model.Record | None = None
-            if record is not None:
-                try:
-                    decoded = model.decode(parsed, record)
-                except (model.UnknownRecord, model.InvalidRecord) as error:
-                    self._note_unread(node, shard, key, isinstance(error, model.UnknownRecord))
-                    record = None
-            if isinstance(parsed, keys.EndpointKey):
-                self.catalog.note_writer(node)
-                self.table.put(node, shard, parsed.addr, record)
-                touched.add((shard, parsed.addr))
-            else:
-                self.catalog.put(node, parsed, decoded)
-        self._settle(touched)
-
-    def _settle(self, touched: set[tuple[str, bytes]]) -> None:
+    def update(self, touched: Iterable[Touched]) -> None:
+        """Read again what was touched. Never raises for what is in a record."""
         delta = ViewDelta()
+        for node, shard, changed in touched:
+            if self._unread:
+                self._forget_unread(node, shard, changed)
+            if shard != MESH_SHARD and keys.is_vpc_shard(shard):
+                self._read_claims(node, shard, changed, delta)
+            else:
+                self._read_mesh(node, shard, changed)
+        self._settle(delta)
+
+    def _read_claims(
+        self, node: NodeId, vpc: str, touched: Sequence[bytes], delta: ViewDelta
+    ) -> None:
+        self.catalog.note_writer(node)
+        records = self._records.read_all(node, vpc, touched)
+        held: Sequence[bytes] = touched
+        gone: Sequence[bytes] = ()
+        if not _are_ordinary(touched, records):
+            held, gone = self._sort_out(node, vpc, touched, records)
+        self.table.owners.add(node, vpc, held)
+        self.table.owners.remove(node, vpc, gone)
+        delta.touch(vpc, held)
+        delta.touch(vpc, gone)
+
+    def _sort_out(
+        self, node: NodeId, vpc: str, touched: Sequence[bytes], records: Sequence[bytes | None]
+    ) -> tuple[list[bytes], list[bytes]]:
+        """The keys of claims that can be read, and of those that cannot or are not there."""
+        held: list[bytes] = []
+        gone: list[bytes] = []
+        for key, record in zip(touched, records, strict=True):
+            parsed = self._parse(node, vpc, key, record)
+            if parsed is None:
+                continue
+            readable = record is not None and (
+                record[:3] in _CLAIM_HEADS
+                or self._decode(node, vpc, key, parsed, record) is not None
+            )
+            (held if readable else gone).append(key)
+        return held, gone
+
+    def _read_mesh(self, node: NodeId, shard: str, touched: Sequence[bytes]) -> None:
+        for key, record in zip(touched, self._records.read_all(node, shard, touched), strict=True):
+            parsed = self._parse(node, shard, key, record)
+            if parsed is not None:
+                decoded = None
+                if record is not None:
+                    decoded = self._decode(node, shard, key, parsed, record)
+                self.catalog.put(node, parsed, decoded)
+
+    def _parse(self, node: NodeId, shard: str, key: bytes, record: bytes | None) -> keys.Key | None:
+        try:
+            return keys.unpack(shard, key)
+        except (keys.UnknownKey, keys.InvalidKey) as error:
+            if record is not None:
+                self._note_unread(node, shard, key, isinstance(error, keys.UnknownKey))
+            return None
+
+    def _decode(
+        self, node: NodeId, shard: str, key: bytes, parsed: keys.Key, record: bytes
+    ) -> model.Record | None:
+        try:
+            return model.decode(parsed, record)
+        except (model.UnknownRecord, model.InvalidRecord) as error:
+            self._note_unread(node, shard, key, isinstance(error, model.UnknownRecord))
+            return None
+
+    def _settle(self, delta: ViewDelta) -> None:
         rescan = self.catalog.settle(delta)
-        touched |= rescan.addrs
+        for vpc, addr in sorted(rescan.addrs):
+            delta.touch(vpc, (keys.ENDPOINT + addr,))
         for vpc, spans in rescan.spans.items():
-            touched.update((vpc, addr) for addr in self.table.within(vpc, spans))
-        for vpc, addr in touched:
-            delta.endpoints.add((vpc, keys.ip_of(addr)))
-            delta.conflicts |= self.table.judge(vpc, addr)
+            for found in self.table.owners.within(vpc, spans):
+                delta.touch(vpc, found)
+        for vpc, touched in delta.endpoints.items():
+            delta.conflicts |= self.table.judge(vpc, touched)
         for reader in self._readers:
             reader.add(delta)
 
     def _note_unread(self, node: NodeId, shard: str, key: bytes, unknown: bool) -> None:
-        if len(self._unread) < UNREAD_MAX:
-            self._unread[node, shard, key] = unknown
+        if self._invalid + self._unknown < UNREAD_MAX:
+            self._unread.setdefault((node, shard), {})[key] = unknown
             self._unknown += unknown
+            self._invalid += not unknown
 
-    def _forget_unread(self, node: NodeId, shard: str, key: bytes) -> None:
-        self._unknown -= self._unread.pop((node, shard, key), False)
+    def _forget_unread(self, node: NodeId, shard: str, touched: Iterable[bytes]) -> None:
+        noted = self._unread.get((node, shard))
+        if noted is None:
+            return
+        for key in noted.keys() & touched:
+            unknown = noted.pop(key)
+            self._unknown -= unknown
+            self._invalid -= not unknown
+        if not noted:
+            del self._unread[node, shard]
 
     # --- changes -----------------------------------------------------------------------------
 
@@ -151,20 +215,17 @@ class View:
         """A new consumer of changes, which starts with everything there is."""
         catalog = self.catalog
         subnets = (layout.subnets for layout in catalog.layouts.values())
-        reader = DeltaReader(
-            ViewDelta(
-                vpcs=set(catalog.vpcs) | set(catalog.removed),
-                subnets={subnet for ids in subnets for subnet in ids},
-                endpoints={
-                    (vpc, keys.ip_of(addr))
-                    for vpc in self.table.vpcs()
-                    for addr in self.table.addrs(vpc)
-                },
-                gateways=set(catalog.gateways),
-                peerings=True,
-                conflicts=True,
-            )
+        delta = ViewDelta(
+            vpcs=set(catalog.vpcs) | set(catalog.removed),
+            subnets={subnet for ids in subnets for subnet in ids},
+            gateways=set(catalog.gateways),
+            peerings=True,
+            conflicts=True,
         )
+        for vpc in self.table.owners.vpcs():
+            for part in self.table.owners.parts(vpc):
+                delta.touch(vpc, part)
+        reader = DeltaReader(delta)
         self._readers.append(reader)
         return reader
 
@@ -188,7 +249,7 @@ class View:
     @property
     def invalid(self) -> int:
         """Records held that no version writes, up to `UNREAD_MAX`."""
-        return len(self._unread) - self._unknown
+        return self._invalid
 
     @property
     def members(self) -> Mapping[NodeId, Member]:
@@ -237,15 +298,16 @@ class View:
 
     def endpoints(self, vpc_id: str | None = None, site: str | None = None) -> Iterator[Endpoint]:
         """Every claim that counts, by (VPC id, address), best first for each address."""
-        for vpc in self.table.vpcs() if vpc_id is None else (vpc_id,):
-            for addr in self.table.addrs(vpc):
-                for endpoint in self.table.endpoints(vpc, addr):
+        owners = self.table.owners
+        for vpc in owners.vpcs() if vpc_id is None else (vpc_id,):
+            for key in owners.keys(vpc):
+                for endpoint in self.table.endpoints(vpc, key):
                     if site is None or endpoint.site == site:
                         yield endpoint
 
     def claims(self, vpc_id: str, ip: str) -> tuple[Endpoint, ...]:
         """The claims for the address that count, best first."""
-        return self.table.endpoints(vpc_id, keys.addr_of(ip))
+        return self.table.endpoints(vpc_id, keys.ENDPOINT + keys.addr_of(ip))
 
     def winner(self, vpc_id: str, ip: str) -> Endpoint | None:
         """The claim that decides where the address is."""
@@ -268,8 +330,7 @@ class View:
 
     def claim(self, node: NodeId, vpc_id: str, ip: str) -> model.Claim | None:
         """What the node itself claims, whether or not it counts."""
-        record = self.table.record(node, vpc_id, keys.addr_of(ip))
-        return None if record is None else model.decode_claim(record)
+        return self.table.claim(node, vpc_id, keys.ENDPOINT + keys.addr_of(ip))
 
     def canonical(self) -> list[object]:
         """Everything that can be read, as plain sorted lists: equal for equal views."""
@@ -286,3 +347,14 @@ class View:
     def fingerprint(self) -> bytes:
         """32 bytes, equal for equal views. Costs a whole reading."""
         return hashlib.sha256(msgpack.packb(self.canonical())).digest()
+
+
+def _are_ordinary(touched: Sequence[bytes], records: Sequence[bytes | None]) -> bool:
+    """Whether all of these are claims under keys of claims, as this version writes them. Nothing
+    here looks at one after the other, which is what the view's speed hangs on."""
+    return (
+        None not in records
+        and _ADDR_KEY_BYTES.issuperset(map(len, touched))
+        and _ENDPOINT_KINDS.issuperset(map(_KIND, touched))
+        and _CLAIM_HEADS.issuperset(map(_HEAD, cast("Sequence[bytes]", records)))
+    )

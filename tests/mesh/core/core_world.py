@@ -9,9 +9,10 @@ from typing import Any
 
 from mesh.core.clock import HybridClock
 from mesh.core.members import Member, MemberState
-from mesh.core.ops import Change, NodeId, Op, Put
+from mesh.core.ops import NodeId, Op, Put
 from mesh.core.view import Endpoint, View
 from mesh.core.writer import Writer
+from tests.mesh.core.view_feed import Change, FedView
 
 START_NS = 1_700_000_000_000_000_000
 SECOND_NS = 1_000_000_000
@@ -33,7 +34,7 @@ class World:
     def __init__(self, *names: str, admins: Sequence[str] = ()) -> None:
         self.now_ns = START_NS
         self.members = {node_id(name): member(name, admin=name in admins) for name in names}
-        self.views = {name: View() for name in names}
+        self.views = {name: FedView() for name in names}
         self.writers = {name: self._writer(name) for name in names}
         self.log: list[Change] = []
         self._heard = dict.fromkeys(names, 0)
@@ -94,7 +95,7 @@ class World:
             self.views[name].apply(self.log[self._heard[name] :])
             self._heard[name] = len(self.log)
 
-    def view(self) -> View:
+    def view(self) -> FedView:
         """A node's view, once all are found equal."""
         prints = {view.fingerprint() for view in self.views.values()}
         assert len(prints) == 1, "views differ"

@@ -14,7 +14,7 @@ from crdt.lattice import Lattice
 from mesh.core import wire
 from mesh.core.effects import DropPeer, Forget, PersistStatements, Send
 from mesh.core.errors import NotReady
-from mesh.core.ops import Change, Put
+from mesh.core.ops import Put, Touched
 from mesh.core.replica import FAREWELL_NS, Replica
 from mesh.core.roster import Roster
 from tests.mesh.core.test_replica import SHARD, Wire, put
@@ -52,7 +52,7 @@ def holds(replica: Replica, node: bytes) -> bool:
 def test_what_a_forgotten_node_wrote_is_dropped_by_all_and_its_link_cut(how: str) -> None:
     mesh = line(0, 1, 2)
     for replica in mesh.replicas:
-        replica.take_changes()
+        replica.take_touched()
     mesh.effects.clear()
     say(mesh, forget(mesh, 2) if how == "forget" else retire(mesh, 2, compromised=True))
     mesh.run()
@@ -60,10 +60,11 @@ def test_what_a_forgotten_node_wrote_is_dropped_by_all_and_its_link_cut(how: str
     for i in (0, 1):
         assert not holds(mesh.replicas[i], gone)
         assert mesh.replicas[i].lattice.shards() == []
-        assert set(mesh.replicas[i].take_changes()) == {
-            Change(gone, "mesh", b"k", None),
-            Change(gone, SHARD, b"k", None),
+        assert set(mesh.replicas[i].take_touched()) == {
+            Touched(gone, "mesh", (b"k",)),
+            Touched(gone, SHARD, (b"k",)),
         }
+        assert mesh.replicas[i].read(gone, "mesh", b"k") is None
         assert (i, Forget(gone)) in mesh.effects
         kinds = [type(effect) for at, effect in mesh.effects if at == i]
         assert kinds.index(PersistStatements) < kinds.index(Forget)
@@ -137,9 +138,10 @@ def test_a_retired_node_hears_of_it_then_its_link_is_cut_and_its_chains_stay() -
 def test_a_node_that_hears_that_it_is_forgotten_drops_its_own_too() -> None:
     mesh = line(0, 1, 2)
     put(mesh.replicas[2], b"unsigned")
-    mesh.replicas[2].take_changes()
+    mesh.replicas[2].take_touched()
     say(mesh, forget(mesh, 2), at=2)
-    assert {change.key for change in mesh.replicas[2].take_changes()} == {b"k", b"unsigned"}
+    touched = mesh.replicas[2].take_touched()
+    assert {key for each in touched for key in each.keys} == {b"k", b"unsigned"}
     assert mesh.replicas[2].record("mesh", b"unsigned") is None
     assert mesh.replicas[2].lattice.shards() == []
 
@@ -177,10 +179,11 @@ def test_the_order_in_which_words_and_records_arrive_changes_nothing(order: list
             replica.add_statements([blob], 0)
         else:
             replica.receive(mesh.nodes[3], blob, 0)
-        for change in replica.take_changes():
-            view.pop((change.node, change.key), None)
-            if change.record is not None:
-                view[change.node, change.key] = change.record
+        for node, shard, touched in replica.take_touched():
+            for key in touched:
+                view.pop((node, key), None)
+                if (record := replica.read(node, shard, key)) is not None:
+                    view[node, key] = record
     assert not holds(replica, mesh.nodes[2])
     states = [replica.roster.members()[node].state for node in mesh.nodes]
     assert states == ["active", "retired", "forgotten", "active"]

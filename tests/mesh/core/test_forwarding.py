@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from dataplane.fib.rows import NO_GROUP, EndpointKey, EndpointRow, Tables, apply_delta, ip_number
 from mesh.core import keys, model
 from mesh.core.forwarding import Forwarding
-from mesh.core.ops import Change
-from mesh.core.view import View
 from tests.mesh.core import view_records as laws
 from tests.mesh.core.core_world import SECOND_NS, World, node_id
+from tests.mesh.core.view_feed import Change, FedView
 
 IP = "10.0.200.5"
 MAC = "02:00:00:00:00:05"
@@ -264,7 +263,7 @@ def test_a_gateway_without_an_underlay_carries_no_traffic() -> None:
 def test_updates_add_up_to_a_fresh_compilation(played: list[Any], self_index: int) -> None:
     node = laws.NODES[self_index]
     site = laws.FULL[node].site
-    view = View()
+    view = FedView()
     forwarding = Forwarding(node, site, view)
     rows = Tables()
     for i, ip in enumerate(("10.0.1.5", "10.0.1.6")):
@@ -284,7 +283,7 @@ def test_updates_add_up_to_a_fresh_compilation(played: list[Any], self_index: in
 
 
 def test_ipv6_has_no_rows() -> None:
-    view = View()
+    view = FedView()
     view.set_members(laws.FULL)
     view.apply(laws.founding())
     forwarding = Forwarding(laws.NODES[0], "a", view)

@@ -9,8 +9,9 @@ from mesh.core.housekeeping import (
     SWEEP_INTERVAL_NS,
     WITHDRAW_AFTER_NS,
 )
-from mesh.core.ops import MESH_SHARD, Change, Delete, Put
+from mesh.core.ops import MESH_SHARD, Delete, Put
 from tests.mesh.core.core_world import SECOND_NS, World, node_id
+from tests.mesh.core.view_feed import Change
 
 IP = "10.0.200.5"
 CLAIM = keys.pack(keys.EndpointKey(keys.addr_of(IP)))

@@ -12,8 +12,8 @@ from mesh.core import keys, model
 from mesh.core.errors import BadInput, NotFound, RequestError
 from mesh.core.keytext import describe_record, key_text, parse_key
 from mesh.core.ops import MESH_SHARD
-from mesh.core.view import View
 from tests.mesh.core.core_world import World, node_id
+from tests.mesh.core.view_feed import FedView
 
 ADDR = keys.addr_of("10.0.200.5")
 
@@ -51,7 +51,7 @@ def test_every_kind_of_key_has_a_text_that_reads_back() -> None:
 
 
 def test_a_key_of_another_version_is_unknown_and_reads_back() -> None:
-    view = View()
+    view = FedView()
     assert key_text(view, MESH_SHARD, b"z!") == "unknown/7a21"
     assert key_text(view, MESH_SHARD, b"v") == "unknown/76"
     assert parse_key(view, "unknown/7a21") == (MESH_SHARD, b"z!")
@@ -100,7 +100,7 @@ def test_what_is_no_key_or_names_nothing_is_refused(text: str, error: type[Excep
 @given(st.text())
 def test_any_text_reads_or_is_refused(text: str) -> None:
     try:
-        parse_key(View(), text)
+        parse_key(FedView(), text)
     except RequestError as error:
         assert "\n" not in str(error)
 

@@ -19,7 +19,7 @@ from mesh.core import ed25519, model, wire
 from mesh.core.bounds import Quotas
 from mesh.core.effects import Alarm, DropBranches, DropPeer, Effect, Persist, Send
 from mesh.core.errors import NotReady, Refused
-from mesh.core.ops import Change, Delete, Put
+from mesh.core.ops import Delete, Put, Touched
 from mesh.core.replica import OPENING_NS, SECOND_NS, Replica
 from mesh.core.roster import Roster
 from mesh.core.statements import found_mesh
@@ -108,8 +108,9 @@ def test_a_write_reaches_every_node_over_a_line() -> None:
     put(mesh.replicas[0], b"k")
     mesh.run()
     assert len(mesh.digests()) == 1
-    change = Change(mesh.nodes[0], "mesh", b"k", b"x")
-    assert all(change in replica.take_changes() for replica in mesh.replicas)
+    touched = Touched(mesh.nodes[0], "mesh", (b"k",))
+    assert all(replica.take_touched() == [touched] for replica in mesh.replicas)
+    assert all(replica.read(*touched[:2], b"k") == b"x" for replica in mesh.replicas)
 
 
 def test_persist_comes_before_the_first_send() -> None:
@@ -359,12 +360,13 @@ def test_an_author_that_lies_about_its_root_loses_its_chain_everywhere() -> None
     mesh.run()
     for victim in (mesh.replicas[1], mesh.replicas[2]):
         assert victim.lattice.record(id, b"k") == b"v", "taken on its word, and passed on"
-        victim.take_changes()
+        victim.take_touched()
     mesh.tick()
     for i in (1, 2):
         victim = mesh.replicas[i]
         assert list(victim.lattice.chains()) == [ChainId(mesh.nodes[0], SHARD)]
-        assert Change(mesh.nodes[0], "mesh", b"k", None) in victim.take_changes()
+        assert Touched(mesh.nodes[0], "mesh", (b"k",)) in victim.take_touched()
+        assert victim.read(mesh.nodes[0], "mesh", b"k") is None
         mine = [effect for node, effect in mesh.effects if node == i]
         assert DropBranches(id, (liar.epoch,)) in mine
         assert any(isinstance(e, Alarm) and e.event == "chain.disproved" for e in mine)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 
 from mesh.core import keys, model
 from mesh.core.errors import NotFound
-from mesh.core.ops import MESH_SHARD, Change
+from mesh.core.ops import MESH_SHARD
 from mesh.core.view import View, claims
 from mesh.core.view.view import UNREAD_MAX
 from tests.mesh.core.core_world import SECOND_NS, World, node_id, shape
+from tests.mesh.core.view_feed import Change, FedView
 
 
 def both_claim(world: World) -> str:
@@ -174,13 +177,13 @@ def test_a_claim_appears_and_vanishes_with_its_subnet() -> None:
     world.view().take_delta()
     world.everywhere("a1", "add_subnet", "late", "red", "10.0.7.0/24")
     view = world.views["a1"]
-    assert (red, "10.0.7.5") in view.take_delta().endpoints
+    assert (red, "10.0.7.5") in view.take_delta().places()
     assert len(view.claims(red, "10.0.7.5")) == 2 and len(view.conflicts()) == 1
     subnet = view.subnet("red", "late")
     removal = model.SubnetRecord(2, 2, True, node_id("a1"), _nonce_of(view, subnet.id, red))
     key = keys.pack(keys.SubnetKey(red, subnet.id))
     view.apply([Change(node_id("a1"), MESH_SHARD, key, model.encode(removal))])
-    assert (red, "10.0.7.5") in view.take_delta().endpoints
+    assert (red, "10.0.7.5") in view.take_delta().places()
     assert view.claims(red, "10.0.7.5") == () and view.conflicts() == []
     assert view.subnet_by_id(subnet.id) is None
 
@@ -201,7 +204,7 @@ def test_a_restricted_subnet_and_a_vpcs_site_list_say_who_may_claim() -> None:
     assert len(view.claims(red, "10.0.1.5")) == 2 and len(view.conflicts()) == 1
     view.take_delta()
     world.everywhere("a1", "set_vpc", "red", sites=["a", "c"])
-    assert (red, "10.0.1.5") in view.take_delta().endpoints
+    assert (red, "10.0.1.5") in view.take_delta().places()
     assert [c.site for c in world.view().claims(red, "10.0.1.5")] == ["a"]
     assert world.view().conflicts() == []
 
@@ -261,7 +264,7 @@ def test_an_owner_not_known_yet_is_waited_for() -> None:
     world = World("a1", "b1")
     red = world.red()
     world.do("a1", "add_endpoint", "red", "10.0.1.5")
-    late = View()
+    late = FedView()
     late.set_members({node: m for node, m in world.members.items() if m.name != "a1"})
     late.apply(world.log)
     assert not late.vpcs and not late.subnets()
@@ -382,7 +385,7 @@ def test_the_vni_belongs_to_the_vpc_that_more_of_its_sites_have_bound() -> None:
 
 
 def test_equal_stamps_leave_the_vni_to_the_lower_id() -> None:
-    view = View()
+    view = FedView()
     world = World("a1")
     view.set_members(world.members)
     ids = []
@@ -547,7 +550,7 @@ def test_two_subnets_of_one_name_go_by_their_ids() -> None:
 
 
 def test_what_cannot_be_read_is_counted_while_it_is_held() -> None:
-    view = View()
+    view = FedView()
     key = b"zfuture"
     changes = [
         Change(b"n" * 16, MESH_SHARD, key, b"?"),
@@ -564,7 +567,7 @@ def test_what_cannot_be_read_is_counted_while_it_is_held() -> None:
 
 
 def test_a_flood_of_unreadable_records_is_counted_up_to_a_bound() -> None:
-    view = View()
+    view = FedView()
     view.apply(Change(b"n" * 16, MESH_SHARD, b"z%d" % i, b"") for i in range(UNREAD_MAX + 1))
     assert view.unknown == UNREAD_MAX
     view.apply([Change(b"n" * 16, MESH_SHARD, b"z%d" % UNREAD_MAX, None)])
@@ -606,13 +609,13 @@ def test_a_change_of_one_endpoint_judges_one_address(monkeypatch: pytest.MonkeyP
     judged: list[bytes] = []
     judge = claims.ClaimTable.judge
 
-    def counting(table: claims.ClaimTable, vpc: str, addr: bytes) -> bool:
-        judged.append(addr)
-        return judge(table, vpc, addr)
+    def counting(table: claims.ClaimTable, vpc: str, touched: Iterable[bytes]) -> bool:
+        judged.extend(touched)
+        return judge(table, vpc, touched)
 
     monkeypatch.setattr(claims.ClaimTable, "judge", counting)
     world.do("a1", "add_endpoint", "red", "10.0.1.200")
-    assert judged == [keys.addr_of("10.0.1.200")]
+    assert judged == [keys.pack(keys.EndpointKey(keys.addr_of("10.0.1.200")))]
     judged.clear()
     world.do("a1", "add_subnet", "x", "red", "10.0.50.0/24")
     view.set_members({**world.members, node_id("c1"): view.member("a1")})

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from mesh.core import keys, model
 from mesh.core.members import Member
-from mesh.core.ops import MESH_SHARD, Change, NodeId
-from mesh.core.view import View
+from mesh.core.ops import MESH_SHARD, NodeId
+from tests.mesh.core.view_feed import Change, FedView
 from tests.mesh.core.view_records import (
     ADDRS,
     FULL,
@@ -35,10 +35,10 @@ def test_the_view_is_a_function_of_the_records_and_the_roster(
     played: list[Any], roster: dict[NodeId, Member], rng: Any, batch: int
 ) -> None:
     # whatever came before and in whatever order and batches, only what is held counts
-    incremental = play(View(), [*played, roster])
+    incremental = play(FedView(), [*played, roster])
     records = final(played)
     rng.shuffle(records)
-    rebuilt = View()
+    rebuilt = FedView()
     cut = rng.randrange(len(records) + 1)
     for start in range(0, cut, batch):
         rebuilt.apply(records[start : min(cut, start + batch)])
@@ -52,7 +52,7 @@ def test_the_view_is_a_function_of_the_records_and_the_roster(
 @settings(max_examples=80, deadline=None)
 @given(steps)
 def test_what_a_delta_does_not_name_has_not_changed(played: list[Any]) -> None:
-    view = View()
+    view = FedView()
     view.set_members(FULL)
     reader = view.reader()
     vpcs: dict[str, Any] = {}
@@ -67,7 +67,7 @@ def test_what_a_delta_does_not_name_has_not_changed(played: list[Any]) -> None:
         assert not reader
         vpcs |= {vpc: view.vpcs.get(vpc) for vpc in delta.vpcs}
         subnets |= {subnet: view.subnet_by_id(subnet) for subnet in delta.subnets}
-        endpoints |= {place: view.claims(*place) for place in delta.endpoints}
+        endpoints |= {place: view.claims(*place) for place in delta.places()}
         gateways |= {node: view.gateways.get(node) for node in delta.gateways}
         peerings = view.peerings() if delta.peerings else peerings
         conflicts = view.conflicts() if delta.conflicts else conflicts
@@ -83,11 +83,11 @@ def test_what_a_delta_does_not_name_has_not_changed(played: list[Any]) -> None:
 @settings(max_examples=80, deadline=None)
 @given(steps)
 def test_a_reader_that_comes_late_starts_with_everything(played: list[Any]) -> None:
-    view = play(View(), [FULL, *played])
+    view = play(FedView(), [FULL, *played])
     delta = view.reader().take()
     assert delta.vpcs >= set(view.vpcs)
     assert delta.subnets >= {subnet.id for subnet in view.subnets()}
-    assert delta.endpoints >= {(endpoint.vpc, endpoint.ip) for endpoint in view.endpoints()}
+    assert set(delta.places()) >= {(endpoint.vpc, endpoint.ip) for endpoint in view.endpoints()}
     assert delta.gateways >= set(view.gateways)
     assert delta.peerings and delta.conflicts
     assert view.take_delta() == delta
@@ -96,11 +96,12 @@ def test_a_reader_that_comes_late_starts_with_everything(played: list[Any]) -> N
 @settings(max_examples=80, deadline=None)
 @given(steps)
 def test_claims_are_totally_ordered_and_conflicts_need_two_sites(played: list[Any]) -> None:
-    view = play(View(), [*played, FULL])
+    view = play(FedView(), [*played, FULL])
     contested = {c.key for c in view.conflicts() if c.kind == "endpoint"}
     seen = set()
-    for vpc in view.table.vpcs():
-        for addr in view.table.addrs(vpc):
+    for vpc in view.table.owners.vpcs():
+        for key in view.table.owners.keys(vpc):
+            addr = key[1:]
             claims = view.claims(vpc, keys.ip_of(addr))
             ranks = [(-claim.mobility, claim.hlc) for claim in claims]
             assert ranks == sorted(ranks)
@@ -121,7 +122,7 @@ def test_claims_are_totally_ordered_and_conflicts_need_two_sites(played: list[An
 def test_one_vpc_at_most_is_active_under_a_vni_and_installed_subnets_are_disjoint(
     played: list[Any],
 ) -> None:
-    view = play(View(), [*played, FULL])
+    view = play(FedView(), [*played, FULL])
     active = [vpc.vni for vpc in view.vpcs.values() if vpc.state == "active"]
     assert sorted(active) == sorted({vpc.vni for vpc in view.vpcs.values()})
     for vpc in view.vpcs:
@@ -145,7 +146,7 @@ def _covers(cidr: str, addr: bytes) -> bool:
 def test_deleted_wins_for_good(
     played: list[Any], vpc: tuple[NodeId, bytes], writer: NodeId, hlc: int
 ) -> None:
-    view = play(View(), [FULL])
+    view = play(FedView(), [FULL])
     owner = FULL[vpc[0]].site
     vpc_id = model.vpc_id(*vpc)
     key = keys.pack(keys.VpcKey(vpc_id))
@@ -208,7 +209,7 @@ def test_hostile_records_raise_nothing_and_unreadable_ones_change_nothing(
     honest: list[Change], bad: list[Change]
 ) -> None:
     honest = [*founding(), *honest]
-    view = play(View(), [FULL, honest])
+    view = play(FedView(), [FULL, honest])
     for change in bad:
         before = view.canonical(), view.unknown + view.invalid
         held = {(c.node, c.shard, c.key) for c in final([honest])}
@@ -220,4 +221,4 @@ def test_hostile_records_raise_nothing_and_unreadable_ones_change_nothing(
     view.fingerprint()
     view.apply([change._replace(record=None) for change in [*honest, *bad]])
     assert (view.unknown, view.invalid) == (0, 0)
-    assert view.fingerprint() == play(View(), [FULL]).fingerprint()
+    assert view.fingerprint() == play(FedView(), [FULL]).fingerprint()

@@ -9,9 +9,10 @@ import pytest
 from mesh.core import keys, model
 from mesh.core.claiming import EndpointSpec
 from mesh.core.errors import BadInput, NotFound, Refused, RequestError
-from mesh.core.ops import MESH_SHARD, Change, Delete, Put
+from mesh.core.ops import MESH_SHARD, Delete, Put
 from mesh.core.view import Endpoint
 from tests.mesh.core.core_world import SECOND_NS, World, node_id
+from tests.mesh.core.view_feed import Change
 
 IP = "10.0.200.5"
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from mesh.core import keys, model
 from mesh.core.members import Member, MemberState
-from mesh.core.ops import MESH_SHARD, Change, NodeId
-from mesh.core.view import View
+from mesh.core.ops import MESH_SHARD, NodeId
 from tests.mesh.core.core_world import member, node_id
+from tests.mesh.core.view_feed import Change, FedView
 
 NAMES = ("a1", "a2", "b1", "c1")
 NODES = [node_id(name) for name in NAMES]
@@ -162,7 +162,7 @@ steps = st.lists(st.one_of(batches, batches, batches, rosters()), max_size=12).m
 )
 
 
-def play(view: View, steps: Iterable[list[Change] | dict[NodeId, Member]]) -> View:
+def play(view: FedView, steps: Iterable[list[Change] | dict[NodeId, Member]]) -> FedView:
     for step in steps:
         if isinstance(step, dict):
             view.set_members(step)

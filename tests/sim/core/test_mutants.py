@@ -6,7 +6,7 @@ defence (a root that is checked), there is a bug with it and one that takes it a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from mesh.core.housekeeping import Housekeeper
 from mesh.core.replica import Replica
 from mesh.core.view import Peering, catalog, claims
 from mesh.core.view.catalog import Catalog
+from mesh.core.view.owners import OwnerIndex
 from mesh.core.view.registers import Decided
 from sim.core.scenario import Scenario
 from sim.core.simulation import run
@@ -193,20 +194,21 @@ def view_not_told_of_deletes(patch: Patch) -> None:
 def rank_by_arrival(patch: Patch) -> None:
     """Of equal claims the one that came first wins."""
     arrived: dict[int, dict[tuple[bytes, bytes], int]] = {}
-    put = claims.ClaimTable.put
+    add = OwnerIndex.add
     ranked = claims.ClaimTable.ranked
 
-    def noting(self: claims.ClaimTable, node: bytes, vpc: str, addr: bytes, record: Any) -> None:
+    def noting(self: OwnerIndex, node: bytes, vpc: str, claimed: Sequence[bytes]) -> None:
         known = arrived.setdefault(id(self), {})
-        known.setdefault((node, addr), len(known))
-        put(self, node, vpc, addr, record)
+        for key in claimed:
+            known.setdefault((node, key), len(known))
+        add(self, node, vpc, claimed)
 
-    def by_arrival(self: claims.ClaimTable, vpc: str, addr: bytes) -> list[claims.Ranked]:
-        known = arrived.get(id(self), {})
-        order = ranked(self, vpc, addr)
-        return sorted(order, key=lambda claim: known.get((claim.node, addr), 0))
+    def by_arrival(self: claims.ClaimTable, vpc: str, key: bytes) -> list[claims.Ranked]:
+        known = arrived.get(id(self.owners), {})
+        order = ranked(self, vpc, key)
+        return sorted(order, key=lambda claim: known.get((claim.node, key), 0))
 
-    patch.setattr(claims.ClaimTable, "put", noting)
+    patch.setattr(OwnerIndex, "add", noting)
     patch.setattr(claims.ClaimTable, "ranked", by_arrival)
 
 

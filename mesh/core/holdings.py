@@ -1,0 +1,75 @@
+"""What a replica holds, as its view reads it: effective records by node, shard and key.
+
+The only place that knows both how the lattice keeps entries and that own writes count before they
+are signed. Nothing is kept here but which keys were touched since the view was last told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from crdt.entry import record_of
+from crdt.header import ChainId
+from crdt.lattice import Lattice
+from mesh.core.ops import NodeId, Touched
+from mesh.core.own import OwnChains
+
+LOAD_BATCH: Final = 10_000
+"""Records given to a view that starts in one go: a few milliseconds."""
+
+
+class Holdings:
+    """`mesh.core.ops.Records` over a lattice and a node's own chains in it."""
+
+    def __init__(self, lattice: Lattice, own: OwnChains) -> None:
+        self._lattice = lattice
+        self._own = own
+        self._touched: dict[ChainId, dict[bytes, None]] = {}
+
+    # ---- reading ----
+
+    def read(self, node: NodeId, shard: str, key: bytes) -> bytes | None:
+        if node == self._own.node:
+            return self._own.record(shard, key)
+        return self._lattice.record(ChainId(node, shard), key)
+
+    def read_all(self, node: NodeId, shard: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        if node == self._own.node:
+            return [self._own.record(shard, key) for key in keys]
+        branches = self._lattice.branches(ChainId(node, shard))
+        if len(branches) != 1:
+            return [self.read(node, shard, key) for key in keys]
+        entries = map(branches[0].live.get, keys)
+        return [None if entry is None else record_of(entry) for entry in entries]
+
+    def held(self, node: NodeId) -> Iterator[Touched]:
+        for shard in sorted({*self._lattice.shards(), *self._own.shards()}):
+            if keys := tuple(self._keys(node, shard)):
+                yield Touched(node, shard, keys)
+
+    def everything(self, batch: int = LOAD_BATCH) -> Iterator[Touched]:
+        """Every key of every node, at most `batch` at a time: for a view that starts."""
+        own = (ChainId(self._own.node, shard) for shard in self._own.shards())
+        for id in sorted({*self._lattice.chains(), *own}):
+            keys = tuple(self._keys(id.node, id.shard))
+            for start in range(0, len(keys), batch):
+                yield Touched(id.node, id.shard, keys[start : start + batch])
+
+    def _keys(self, node: NodeId, shard: str) -> Iterable[bytes]:
+        own = self._own.keys(shard) if node == self._own.node else None
+        if own is not None:
+            return own
+        return self._lattice.keys(ChainId(node, shard))
+
+    # ---- what was touched ----
+
+    def touch(self, id: ChainId, keys: Iterable[bytes]) -> None:
+        """Records of the chain under these keys may have changed."""
+        self._touched.setdefault(id, {}).update(dict.fromkeys(keys))
+
+    def take_touched(self) -> list[Touched]:
+        """What was touched since the last call: each chain once, in the order of the first touch,
+        and each key of it once."""
+        touched, self._touched = self._touched, {}
+        return [Touched(id.node, id.shard, tuple(keys)) for id, keys in touched.items() if keys]
