@@ -54,10 +54,22 @@ class Planned:
 class Chain:
     """A chain in one epoch. `header` signs the entries, unless own writes are pending."""
 
-    __slots__ = ("_pending", "epoch", "floor", "head", "header", "id", "index", "live", "ring")
+    __slots__ = (
+        "_pending",
+        "epoch",
+        "floor",
+        "head",
+        "header",
+        "id",
+        "index",
+        "live",
+        "ring",
+        "short",
+    )
 
     def __init__(self, id: ChainId, epoch: Epoch) -> None:
         self.id = id
+        self.short = id.short()
         self.epoch = epoch
         self.head = 0
         self.floor = 0

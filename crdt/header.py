@@ -25,6 +25,9 @@ HEADER_BYTES_MAX = 8192
 """Twice what the longest header takes, for the fields of newer versions."""
 
 _DOMAIN = b"weft-flush-1"
+_WHOLE_MAX = (1 << 63) - 1
+_TYPES = (bytes, str, int, bytes, int, int, int, int, bytes, bytes, bytes, list)
+_SIZES_BYTES = (16, NONCE_BYTES, HASH_BYTES, HASH_BYTES, HASH_BYTES)
 NO_ROOT = bytes(HASH_BYTES)
 """`prev_root` of an epoch's first flush: nothing precedes it."""
 
@@ -131,23 +134,30 @@ class Header(NamedTuple):
             raise ValueError(f"header: {type(error).__name__}") from None
         if not isinstance(fields, list) or len(fields) < 12:
             raise ValueError("header: not a list of 12")
-        node, shard, counter, nonce, lo, hi, count, bits, prev, payload, root, covers = fields[:12]
-        if not isinstance(shard, str) or not 0 < len(shard) <= 64:
-            raise ValueError("header: shard")
-        if not isinstance(covers, list) or len(covers) > COVERS_MAX:
-            raise ValueError("header: covers")
-        if not _whole(lo) < _whole(hi) <= SEQ_MAX:
-            raise ValueError("header: empty interval, or seqs out of bounds")
+        # All types and all sizes at once: this is done to every flush that comes.
+        if tuple(map(type, fields[:12])) != _TYPES:
+            raise ValueError("header: types")
+        node, shard, counter, nonce, lo, hi, entries, bits, *rest = fields[:12]
+        prev, payload, root, covers = rest
+        if (
+            tuple(map(len, (node, nonce, prev, payload, root))) != _SIZES_BYTES
+            or not 0 < len(shard) <= 64
+        ):
+            raise ValueError("header: sizes")
+        if not 0 <= lo < hi <= SEQ_MAX or min(counter, entries, bits) < 0:
+            raise ValueError("header: empty interval, or numbers below 0")
+        if max(counter, entries, bits) > _WHOLE_MAX or len(covers) > COVERS_MAX:
+            raise ValueError("header: numbers or covers out of bounds")
         return cls(
-            ChainId(_blob(node, 16), shard),
-            Epoch(_whole(counter), _blob(nonce, NONCE_BYTES)),
+            ChainId(node, shard),
+            Epoch(counter, nonce),
             lo,
             hi,
-            _whole(count),
-            _whole(bits),
-            _blob(prev, HASH_BYTES),
-            _blob(payload, HASH_BYTES),
-            _blob(root, HASH_BYTES),
+            entries,
+            bits,
+            prev,
+            payload,
+            root,
             tuple(map(_cover, covers)),
             packed,
             signature,
@@ -172,7 +182,7 @@ def _cover(raw: object) -> Cover:
 
 
 def _whole(value: object) -> int:
-    if type(value) is not int or not 0 <= value < 1 << 63:
+    if type(value) is not int or not 0 <= value <= _WHOLE_MAX:
         raise ValueError("not a 63-bit number")
     return value
 

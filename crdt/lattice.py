@@ -10,6 +10,7 @@ Baquero 2018; deltas are the join-irreducible intervals of Enes et al. 2019).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -23,6 +24,7 @@ from crdt.header import ChainId, Epoch, common_head
 BRANCHES_MAX = 16
 """Uncovered epochs kept a chain: the latest. Only clones of a writer make more than two."""
 _DIGEST_MODULUS = 1 << 256
+_NO_BRANCHES: dict[Epoch, Chain] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class Lattice:
         self._weights: dict[ChainId, int] = {}
         self._digest: dict[str, int] = {}
         self._shards: dict[str, set[ChainId]] = {}
+        self._chains_of: Counter[bytes] = Counter()
         self._unproved: dict[ChainId, None] = {}
 
     # ---- reading ----
@@ -93,6 +96,13 @@ class Lattice:
         """The branches held of a chain, latest epoch first."""
         held = self._branches.get(id, {})
         return [held[epoch] for epoch in sorted(held, reverse=True)]
+
+    def branch(self, id: ChainId, epoch: Epoch) -> Chain | None:
+        return self._branches.get(id, _NO_BRANCHES).get(epoch)
+
+    def chains_of(self, node: bytes) -> int:
+        """How many chains of `node` are held."""
+        return self._chains_of[node]
 
     def latest(self, id: ChainId) -> Chain | None:
         branches = self.branches(id)
@@ -315,6 +325,9 @@ class Lattice:
         if self._branches.pop(id, None) is None:
             return
         self._unproved.pop(id, None)
+        self._chains_of[id.node] -= 1
+        if not self._chains_of[id.node]:
+            del self._chains_of[id.node]
         self._weigh(id, 0)
         del self._weights[id], self._short[id.short()]
         self._shards[id.shard].discard(id)
@@ -328,6 +341,7 @@ class Lattice:
         if id not in self._branches:
             self._branches[id] = held
             self._short[id.short()] = id
+            self._chains_of[id.node] += 1
             self._shards.setdefault(id.shard, set()).add(id)
         self._weigh(id, sum(map(_weight, held.values())))
 
@@ -363,7 +377,7 @@ def _weight(chain: Chain) -> int:
         return 0
     text = b"".join(
         (
-            chain.id.short(),
+            chain.short,
             header.epoch.counter.to_bytes(8, "big"),
             header.epoch.nonce,
             header.hi.to_bytes(8, "big"),

@@ -35,6 +35,4 @@ USUAL_QUOTAS = Quotas()
 
 def shard_is_known(shard: str) -> bool:
     """Whether `shard` is of a form this version knows: the mesh's or a VPC id."""
-    return shard == MESH_SHARD or (
-        len(shard) == 32 and all(digit in "0123456789abcdef" for digit in shard)
-    )
+    return shard == MESH_SHARD or (len(shard) == 32 and not shard.strip("0123456789abcdef"))

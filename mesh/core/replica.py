@@ -89,9 +89,6 @@ class Replica:
         self._jitter = jitter
         self._peers: dict[NodeId, sync.Peer] = {}
         self._wanted: dict[bytes, NodeId] = {}
-        self._chains_of: dict[NodeId, int] = {}
-        for id in lattice.chains():
-            self._chains_of[id.node] = self._chains_of.get(id.node, 0) + 1
         self._effects: list[Effect] = []
         self._outbox: list[tuple[Delta, NodeId | None]] = []
         self._next_want = 1
@@ -440,7 +437,6 @@ class Replica:
             return
         if id.node == self.node and self._is_clone(delta):
             return
-        new_chain = self.lattice.latest(id) is None
         try:
             result = self.lattice.apply(delta)
         except RootMismatch:
@@ -456,8 +452,6 @@ class Replica:
         except BadDelta as error:
             raise PeerError(f"delta: {error}") from None
         if isinstance(result, Applied):
-            if new_chain:
-                self._chains_of[id.node] = self._chains_of.get(id.node, 0) + 1
             self._applied(peer, state, delta, result)
         elif result.reason != "known":
             self._ask_again(peer, state, id, now_ns, fresh=result.reason == "snapshot")
@@ -493,13 +487,14 @@ class Replica:
             # The next exchange brings both, or one of us the word that it is to be forgotten.
             self.peer_lagging(peer, now_ns)
             return False
+        branch = self.lattice.branch(id, header.epoch)
         if header.entries > self.roster.quota(*id) or (
-            self.lattice.latest(id) is None
-            and self._chains_of.get(id.node, 0) >= CHAINS_PER_NODE_MAX
+            branch is None
+            and self.lattice.latest(id) is None
+            and self.lattice.chains_of(id.node) >= CHAINS_PER_NODE_MAX
         ):
             self._effects.append(Alarm("chain.over_quota", {"node": id.node, "shard": id.shard}))
             return False
-        branch = next((b for b in self.lattice.branches(id) if b.epoch == header.epoch), None)
         if branch and (branch.head, branch.root) >= (header.hi, header.root):
             return False
         if not self._verify(member.key, header.message(self.roster.mesh_id), header.signature):
@@ -538,13 +533,13 @@ class Replica:
                 drop=result.dropped,
             )
         )
-        if self._wanted.get(id.short()) != peer and wire.size_of(delta) <= wire.CHUNK_BYTES:
+        if self._wanted.get(result.chain.short) != peer and wire.size_of(delta) <= wire.CHUNK_BYTES:
             # An answer that was asked for is not pushed on: a bootstrap would be sent to all
             # neighbours. They are told with the exchange that follows it.
             self._outbox.append((delta, peer))
         self.holdings.touch(id, result.changed)
         if id.node == self.node:
-            branch = next((b for b in self.lattice.branches(id) if b.epoch == header.epoch), None)
+            branch = self.lattice.branch(id, header.epoch)
             if branch is not None and not self._own.meet(branch):
                 self._alarm_clone(id.shard)
             self._note_own_changes()
@@ -605,7 +600,6 @@ class Replica:
             self.holdings.touch(id, self.lattice.keys(id))
             self.lattice.discard(id)
         for node in sorted(gone):
-            self._chains_of.pop(node, None)
             self._effects.append(Forget(node))
         self._outbox = [
             (d, sender) for d, sender in self._outbox if d.header.chain.node not in gone
