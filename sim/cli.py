@@ -20,6 +20,7 @@ from mesh.cli.app import ExitNo, Group
 from mesh.cli.options import prints
 from mesh.cli.output import Output
 from mesh.core.errors import BadInput
+from sim.core.recording import Recording
 from sim.core.scenario import Scenario, parse
 from sim.core.simulation import Result, run
 from sim.seeding import chance_of
@@ -53,11 +54,20 @@ def sim() -> None:
     show_default=True,
     help="Decides all that is left to chance.",
 )
+@click.option(
+    "--report",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="OUT.html",
+    help="Write a page about the run: timeline, convergence, bytes, conflicts, violations.",
+)
 @prints
-def run_command(out: Output, file: Path, seed: int) -> None:
+def run_command(out: Output, file: Path, seed: int, report: Path | None) -> None:
     """Run a scenario once; exit 1 if something that must hold did not."""
-    result = _run(load(file), seed)
-    _tell(out, file, result)
+    scenario = load(file)
+    if report is None:
+        _tell(out, file, _run(scenario, seed))
+    else:
+        _tell(out, file, _run_reported(scenario, file, seed, report))
 
 
 @sim.command()
@@ -137,6 +147,35 @@ def _run(scenario: Scenario, seed: int) -> Result:
     return run(scenario, seed, chance_of(seed))
 
 
+def _run_reported(scenario: Scenario, file: Path, seed: int, report: Path) -> Result:
+    """Run, and write the page. Whatever stops that is found before the run."""
+    try:
+        from sim.report import page
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        words = "--report draws with matplotlib, which is not here: pip install 'weft[report]'"
+        raise BadInput(words) from None
+    try:
+        with report.open("a"):
+            pass
+    except OSError as error:
+        raise BadInput(f"--report: {report}: {error.strerror}") from None
+    recording = Recording()
+    result = run(scenario, seed, chance_of(seed), recording)
+    source = file.read_text(encoding="utf-8")
+    text = page.render(
+        page.Run(str(file), source, _replay(file, seed), scenario, result, recording)
+    )
+    report.write_text(text, encoding="utf-8")
+    click.echo(f"report: {report}", err=True)
+    return result
+
+
+def _replay(file: Path, seed: int) -> str:
+    return shlex.join(["weft", "sim", "run", str(file), "--seed", str(seed)])
+
+
 def _results(scenario: Scenario, seeds: range, jobs: int) -> Iterator[Result]:
     """In the order of the seeds, so that the first violation is the same however many jobs."""
     if jobs == 1 or len(seeds) == 1:
@@ -164,6 +203,5 @@ def _tell(out: Output, file: Path, result: Result, more: dict[str, object] | Non
         for violation in result.violations:
             click.echo(f"{violation.at_s:>10.3f} s  {violation.check}: {violation.detail}")
     if not result.ok:
-        command = shlex.join(["weft", "sim", "run", str(file), "--seed", str(result.seed)])
-        click.echo(f"replay: {command}", err=True)
+        click.echo(f"replay: {_replay(file, result.seed)}", err=True)
         raise ExitNo

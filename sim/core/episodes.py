@@ -9,7 +9,7 @@ from sim.core.clock import Clock
 
 EPISODES_MAX = 20_000
 """Beyond what can be told apart on a page; the rest is only counted."""
-NAMES_SHOWN_MAX = 6
+NAMES_SHOWN_MAX = 4
 
 
 @dataclass(slots=True)
@@ -51,14 +51,16 @@ class Episodes:
 
 
 def sides_text(sides: Sequence[Sequence[str]]) -> str:
-    """The sides of a cut in a line; of a long side the first names and how many there are."""
-    return " | ".join(_names_text(side) for side in sides if side)
+    """The sides of a cut in a line; of a long side its first names and how many there are, and of
+    the longest only how many, since they are the rest."""
+    named = [list(dict.fromkeys(side)) for side in sides if side]
+    longest = max(named, key=len, default=[])
+    return " | ".join(_names_text(names, names is longest) for names in named)
 
 
-def _names_text(names: Sequence[str]) -> str:
-    # Gateways of one site are named once.
-    unique = list(dict.fromkeys(names))
-    if len(unique) <= NAMES_SHOWN_MAX:
-        return ", ".join(unique)
-    shown = ", ".join(unique[: NAMES_SHOWN_MAX - 2])
-    return f"{shown}, … ({len(unique)} in all)"
+def _names_text(names: Sequence[str], rest: bool) -> str:
+    if len(names) <= NAMES_SHOWN_MAX:
+        return ", ".join(names)
+    if rest:
+        return f"{len(names)} others"
+    return f"{', '.join(names[: NAMES_SHOWN_MAX - 1])}, … ({len(names)})"

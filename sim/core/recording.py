@@ -126,6 +126,8 @@ class Travels:
         """by bin: the other arrivals"""
         self.followed: dict[int, Update] = {}
         self.made = 0
+        self.made_in: dict[str, int] = {}
+        """by shard"""
         self.stride = 1
         """one update of so many is followed"""
         self.holders: dict[str, int] = {}
@@ -161,6 +163,7 @@ class Travels:
         if self.made % self.stride == 0:
             self.followed[self.made] = Update(now_ns, node, shard, array("I", bytes(4 * BINS)))
         self.made += 1
+        self.made_in[shard] = self.made_in.get(shard, 0) + 1
         if len(self.followed) > FOLLOWED_MAX:
             self.stride *= 2
             self.followed = {n: u for n, u in self.followed.items() if n % self.stride == 0}

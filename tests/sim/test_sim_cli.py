@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +15,7 @@ import pytest
 from mesh.cli.app import run
 from mesh.core.replica import Replica
 
+ROOT = Path(__file__).parents[2]
 SCENARIO = """
 duration_s = 5
 sites = 2
@@ -122,3 +126,51 @@ def test_wrong_seeds_exit_2(weft: Weft, file: Path, seeds: str) -> None:
     done = weft("soak", str(file), f"--seeds={seeds}")
     assert done.exit_code == 2
     assert "--seeds" in done.stderr
+
+
+def test_a_report_is_written_beside_the_same_result(weft: Weft, file: Path, tmp_path: Path) -> None:
+    page = tmp_path / "out.html"
+    plain = weft("run", str(file), "--seed", "3", "-o", "json")
+    done = weft("run", str(file), "--seed", "3", "-o", "json", "--report", str(page))
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout == plain.stdout
+    text = page.read_text()
+    assert html.escape(f"weft sim run '{file}' --seed 3") in text
+    assert html.escape(SCENARIO) in text
+
+
+def test_a_violation_has_its_report_too(
+    weft: Weft, file: Path, tmp_path: Path, broken: None
+) -> None:
+    page = tmp_path / "out.html"
+    done = weft("run", str(file), "--seed", "3", "--report", str(page))
+    assert done.exit_code == 1
+    assert "comes to rest in time" in page.read_text()
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_run(
+    weft: Weft, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sim.cli.run", lambda *_: pytest.fail("ran"))
+    done = weft("run", str(file), "--report", str(tmp_path / "no" / "out.html"))
+    assert done.exit_code == 2
+    assert "--report: " in done.stderr
+    assert "No such file or directory" in done.stderr
+
+
+def test_without_matplotlib_the_fix_is_named(file: Path, tmp_path: Path) -> None:
+    page = tmp_path / "out.html"
+    code = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "from mesh.cli.app import run; sys.exit(run(['sim', 'run', *sys.argv[1:]]))"
+    )
+    command = [sys.executable, "-c", code, str(file), "--report", str(page)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "pip install 'weft[report]'" in done.stderr
+    assert not page.exists()
+
+
+def test_matplotlib_is_imported_for_a_report_only() -> None:
+    code = "import sys, sim.cli; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

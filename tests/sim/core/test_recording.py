@@ -174,6 +174,14 @@ def test_the_log_of_episodes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     assert ([e.what for e in episodes.logged], episodes.left_out) == (["a", "b"], 1)
 
 
-def test_long_sides_of_a_cut_are_told_by_their_number() -> None:
-    many = [f"s{i}" for i in range(200)]
-    assert sides_text([["a", "a", "b"], many]) == "a, b | s0, s1, s2, s3, … (200 in all)"
+@pytest.mark.parametrize(
+    ("sides", "said"),
+    [
+        ([["a", "a", "b"], ["c"]], "a, b | c"),
+        ([["a"], [f"s{i}" for i in range(200)]], "a | 200 others"),
+        ([list("abcde"), list("fghijk")], "a, b, c, … (5) | 6 others"),
+        ([list("fghijk"), list("abcde"), []], "6 others | a, b, c, … (5)"),
+    ],
+)
+def test_the_sides_of_a_cut_fit_into_a_line(sides: list[list[str]], said: str) -> None:
+    assert sides_text(sides) == said
