@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from crdt.chain import Chain
-from crdt.entry import Entry
+from crdt.chain import Chain, RootMismatch
+from crdt.delta import BadDelta
+from crdt.entry import SEQ_BYTES, Entry
 from crdt.header import ChainId, Epoch, Header
 from crdt.lattice import Lattice
 from mesh.core.effects import DropBranches, Forget, Persist, PersistStatements, Stored
-from mesh.core.persisting import load_header
+from mesh.core.replica import Verify
+from mesh.core.roster import Roster
+from sim.core.chance import Chance, pick
+from sim.core.checkers import load_header
 
 
 class DiskError(Exception):
@@ -33,6 +37,8 @@ class Disk:
     def __init__(self, statements: Iterable[bytes] = ()) -> None:
         self._statements: dict[bytes, None] = dict.fromkeys(statements)
         self._branches: dict[tuple[ChainId, Epoch], _Branch] = {}
+        self.full = False
+        """whether it takes nothing any more"""
 
     def copy(self) -> Disk:
         """A backup: what is stored now."""
@@ -84,10 +90,36 @@ class Disk:
         """The signed header of every branch stored."""
         return {id: load_header(branch.header) for id, branch in self._branches.items()}
 
-    def lattice(self) -> Lattice:
-        """What a node that starts from this disk holds. Raises RootMismatch."""
-        lattice = Lattice()
+    def tear(self, chance: Chance) -> ChainId | None:
+        """Lose a record, or the end of one, that was written; of which chain."""
+        written = [(id, key) for id, b in sorted(self._branches.items()) for key in b.records]
+        if not written:
+            return None
+        id, key = pick(chance, written)
+        records = self._branches[id].records
+        if chance.random() < 0.5 or len(records[key]) <= SEQ_BYTES:
+            del records[key]
+        else:
+            records[key] = records[key][:-1]
+        return id[0]
+
+    def lattice(self, roster: Roster, verify: Verify) -> tuple[Lattice, int]:
+        """What a node that starts from this disk holds, and how many branches it leaves out
+        because they are not what their writer signed: peers have them."""
+        lattice, damaged = Lattice(), 0
+        members = roster.members()
         for _, branch in sorted(self._branches.items(), key=lambda item: item[0]):
+            header = load_header(branch.header)
+            writer = members.get(header.chain.node)
+            if writer is not None and writer.state == "forgotten":
+                continue
             entries = dict(sorted(branch.records.items(), key=lambda row: row[1]))
-            lattice.add(Chain.restore(load_header(branch.header), entries))
-        return lattice
+            try:
+                if writer is None or not verify(
+                    writer.key, header.message(roster.mesh_id), header.signature
+                ):
+                    raise ValueError("signature")
+                lattice.add(Chain.restore(header, entries))
+            except (ValueError, BadDelta, RootMismatch):
+                damaged += 1
+        return lattice, damaged

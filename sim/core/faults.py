@@ -18,6 +18,7 @@ from sim.core.scenario import Crash, Cut, Flap, Scenario
 
 CLONE_RESTART_NS = 5 * SECOND_NS
 """A node that took itself for a clone is started again by its people, who follow the alarm."""
+RESTART_NS = 5 * SECOND_NS
 SHORTEST_NS = SECOND_NS // 10
 
 
@@ -182,6 +183,13 @@ class Faults:
             down.note = "came back with an older copy of its disk"
         self._changed()
         self._clock.after(for_ns, partial(self._start, index))
+
+    def failed(self, index: int) -> None:
+        """A node ended by itself: what looks after its process starts it again."""
+        name = self._machines[index].identity.name
+        self._down[index] = self.episodes.began("down", name, "its disk is full")
+        self._changed()
+        self._clock.after(RESTART_NS, partial(self._start, index))
 
     def _start(self, index: int) -> None:
         if self._machines[index].process is None:

@@ -8,7 +8,7 @@ from crdt.header import ChainId, Epoch
 from crdt.lattice import Lattice
 from mesh.core.effects import Effect, Persist
 from mesh.core.ops import NodeId
-from mesh.core.persisting import load_header
+from sim.core.checkers import load_header
 from sim.core.clock import SECOND_NS, Clock, seconds
 
 LOOK_NS = SECOND_NS // 20

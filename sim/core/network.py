@@ -10,17 +10,20 @@ was under way when a session ended is lost.
 also from one session into the next. The replica must bear that too.
 
 A direction of a link can be cut alone: both ends then miss heartbeats, since each waits for an
-echo.
+echo. A node can stop to read: what is sent to it stays in the buffers between, until they are full.
+
+Links are as `mesh.node.p2p.overlay` makes them: in a small mesh all with all, in a large one a few
+to members at random, and whoever was a neighbour once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, Protocol, TypeAlias
 
-from sim.core.chance import Chance
+from sim.core.chance import Chance, pick
 from sim.core.clock import MS_NS, SECOND_NS, Clock
 
 Pair: TypeAlias = tuple[int, int]
@@ -31,11 +34,24 @@ RETRANSMIT_NS = 200 * MS_NS
 RETRANSMITS_MAX = 6
 ESTABLISH_ROUND_TRIPS = 3
 """TCP, Noise and the opening of our streams."""
-TRY_AGAIN_NS = SECOND_NS // 2
+REDIAL_NS = SECOND_NS
+"""How often a peer is dialled that was lost less than `EAGER_NS` ago."""
+EAGER_NS = 60 * SECOND_NS
+SLOW_DIALS_PER_S = 2
+"""Of one node after that, to all that it has lost together."""
+REFUSED_NS = 5 * SECOND_NS
+"""A handshake that is refused is tried again so soon."""
+FULL_MESH_NODES = 9
+LINKS_MIN = 4
+STALLED_BYTES_MAX = 8 << 20
+"""What a writer gets rid of before a reader that does not read blocks it: measured."""
 
 
 class Port(Protocol):
     """A node as the network sees it. A call for a life that is over is not made."""
+
+    def admits(self, peer: int) -> bool:
+        """Whether it lets the peer through its handshake."""
 
     def link_up(self, peer: int) -> None: ...
 
@@ -64,24 +80,26 @@ class Weather:
     redial_ns: int = 2 * SECOND_NS
 
 
-@dataclass(slots=True)
 class _Lane:
     """One ordered stream of frames in one direction."""
 
-    arrives_ns: int = 0
-    """when the last frame sent arrives: none overtakes it"""
-    held: list[tuple[int, bytes]] = field(default_factory=list)
-    """(session, frame) that a cut stopped"""
+    __slots__ = ("arrives_ns", "held")
+
+    def __init__(self) -> None:
+        self.arrives_ns = 0
+        """when the last frame sent arrives: none overtakes it"""
+        self.held: list[tuple[int, bytes]] = []
+        """(session, frame) that a cut stopped"""
 
 
-@dataclass(slots=True)
 class _Direction:
-    latency_ns: int
-    cuts: int = 0
-    """how many causes cut it"""
-    sent_ns: int = 0
-    """when the last byte handed over has left"""
-    lanes: tuple[_Lane, _Lane] = field(default_factory=lambda: (_Lane(), _Lane()))
+    __slots__ = ("lanes", "latency_ns", "sent_ns")
+
+    def __init__(self, latency_ns: int) -> None:
+        self.latency_ns = latency_ns
+        self.sent_ns = 0
+        """when the last byte handed over has left"""
+        self.lanes = (_Lane(), _Lane())
 
 
 @dataclass(slots=True)
@@ -108,43 +126,57 @@ class Network:
         clock: Clock,
         chance: Chance,
         weather: Weather,
-        latency_ns: dict[Pair, int],
+        latency_ns: Callable[[int, int], int],
         observer: Observer,
     ) -> None:
-        """`latency_ns` has every pair that can be linked, one way, in both directions."""
+        """`latency_ns(a, b)` is from a to b, one way."""
         self.carried = Carried()
+        self.under_way = 0
+        """frames, dials and news of ends that are still to arrive"""
         self._clock = clock
         self._chance = chance
         self._weather = weather
+        self._latency_ns = latency_ns
         self._observer = observer
         self._ports: dict[int, Port] = {}
-        self._directions = {pair: _Direction(ns) for pair, ns in sorted(latency_ns.items())}
-        self._peers: dict[int, list[int]] = {}
-        for a, b in self._directions:
-            self._peers.setdefault(a, []).append(b)
+        self._links: dict[int, set[int]] = {}
+        """of all that were ever started: the peers in `_ends`"""
+        self._directions: dict[Pair, _Direction] = {}
+        self._cuts: dict[Pair, int] = {}
+        """direction -> how many causes cut it"""
+        self._slow: dict[Pair, float] = {}
         self._ends: dict[Pair, int] = {}
         """(node, peer) -> the session that the node has with the peer"""
         self._sessions = 0
         self._dialling: dict[Pair, int] = {}
         self._dials = 0
+        self._waiting: dict[Pair, int] = {}
+        """pairs whose dial a cut holds up, and since when"""
         self._silent_since: dict[Pair, int] = {}
+        self._stalled: dict[int, list[tuple[int, int, bytes]]] = {}
+        """node that does not read -> (sender, session, frame) in the buffers"""
 
     # ---- nodes ----
 
     def start(self, node: int, port: Port) -> None:
         """The node runs: it and its peers dial each other."""
         self._ports[node] = port
-        for peer in self._peers.get(node, ()):
-            if peer in self._ports:
-                self._dial(node, peer, 0)
+        self._links.setdefault(node, set())
+        for pair in [pair for pair in self._waiting if node in pair]:
+            del self._waiting[pair]
+        if len(self._links) <= FULL_MESH_NODES:
+            for peer in self._links:
+                if peer != node and peer in self._ports:
+                    self._dial(node, peer, 0)
+        else:
+            self._want_links(node)
 
     def stop(self, node: int) -> None:
         """The node's process is gone. Its kernel resets the sessions, if that reaches the peers."""
         del self._ports[node]
-        for peer in self._peers.get(node, ()):
-            session = self._ends.pop((node, peer), None)
-            if session is not None:
-                self._tell_end(node, peer, session)
+        self._stalled.pop(node, None)
+        for peer in sorted(self._links[node]):
+            self._tell_end(node, peer, self._close(node, peer))
 
     def linked(self, node: int, peer: int) -> bool:
         """Whether both nodes have the same session and nothing cuts it."""
@@ -155,9 +187,43 @@ class Network:
             and not self._cut(node, peer)
         )
 
+    def peers(self, node: int) -> list[int]:
+        """With whom the node has a session, as far as it knows."""
+        return sorted(self._links.get(node, ()))
+
+    def links(self) -> Iterator[Pair]:
+        """(a, b), a < b, of every session that both ends have."""
+        for (a, b), session in self._ends.items():
+            if a < b and self._ends.get((b, a)) == session:
+                yield a, b
+
     def passes(self, sender: int, receiver: int) -> bool:
         """Whether a packet gets through, whatever the nodes' processes do."""
-        return sender == receiver or not self._directions[sender, receiver].cuts
+        return (sender, receiver) not in self._cuts
+
+    def _close(self, node: int, peer: int) -> int:
+        self._links[node].discard(peer)
+        return self._ends.pop((node, peer))
+
+    def _direction(self, sender: int, receiver: int) -> _Direction:
+        direction = self._directions.get((sender, receiver))
+        if direction is None:
+            direction = _Direction(self._latency_ns(sender, receiver))
+            self._directions[sender, receiver] = direction
+        return direction
+
+    def _want_links(self, node: int) -> None:
+        """In a large mesh: dial members at random until there are LINKS_MIN links."""
+        tried = sum(node in pair for pair in self._dialling)
+        missing = LINKS_MIN - len(self._links[node]) - tried
+        if missing <= 0:
+            return
+        others = [n for n in self._ports if n != node and n not in self._links[node]]
+        others = [n for n in others if _pair(node, n) not in self._dialling]
+        for _ in range(min(missing, len(others))):
+            peer = pick(self._chance, others)
+            others.remove(peer)
+            self._dial(node, peer, 0)
 
     # ---- faults ----
 
@@ -165,7 +231,7 @@ class Network:
         """Cut these directions, silently. Cuts add up: each is undone by its own heal."""
         for a, b in pairs:
             was_cut = self._cut(a, b)
-            self._directions[a, b].cuts += 1
+            self._cuts[a, b] = self._cuts.get((a, b), 0) + 1
             if was_cut:
                 continue
             for node, peer in ((a, b), (b, a)):
@@ -174,20 +240,35 @@ class Network:
     def heal(self, pairs: Iterable[Pair]) -> None:
         """Undo one cut of each of these directions."""
         for pair in pairs:
-            direction = self._directions[pair]
-            direction.cuts -= 1
-            if direction.cuts == 0:
+            self._cuts[pair] -= 1
+            if self._cuts[pair] == 0:
+                del self._cuts[pair]
                 self._release_held(*pair)
+                if _pair(*pair) in self._waiting and not self._cut(*pair):
+                    self._dial_after_heal(*pair)
 
-    def slow(self, pair: Pair, factor: float) -> None:
-        """Multiply the latency of a direction."""
-        direction = self._directions[pair]
-        direction.latency_ns = round(direction.latency_ns * factor)
+    def slow(self, pairs: Iterable[Pair], factor: float) -> None:
+        """Multiply the latency of these directions."""
+        for pair in pairs:
+            factors = self._slow[pair] = self._slow.get(pair, 1.0) * factor
+            if abs(factors - 1.0) < 1e-9:
+                del self._slow[pair]
+
+    def stall(self, node: int) -> None:
+        """The node's process stops to read what its kernel has for it; its heartbeats go on."""
+        if node in self._ports:
+            self._stalled.setdefault(node, [])
+
+    def resume(self, node: int) -> None:
+        """It reads again: what is in the buffers first."""
+        for sender, session, frame in self._stalled.pop(node, ()):
+            if self._ends.get((node, sender)) == session and node in self._ports:
+                self._ports[node].frame_in(sender, frame)
 
     @property
     def whole(self) -> bool:
-        """Whether nothing is cut."""
-        return not any(direction.cuts for direction in self._directions.values())
+        """Whether nothing is cut, and everybody reads."""
+        return not self._cuts and not self._stalled
 
     # ---- frames ----
 
@@ -196,36 +277,51 @@ class Network:
         session = self._ends.get((sender, receiver))
         if session is None:
             return
-        direction = self._directions[sender, receiver]
-        departs_ns = self._departure(direction, len(frame))
-        if departs_ns is None:
-            self.carried.frames_lost += 1
-            self._ports[sender].link_lagging(receiver)
-            return
+        direction = self._directions.get((sender, receiver)) or self._direction(sender, receiver)
+        weather = self._weather
+        departs_ns = self._clock.now_ns
+        if weather.bits_per_s:
+            leaves_ns = self._departure(direction, len(frame))
+            if leaves_ns is None:
+                self.carried.frames_lost += 1
+                self._ports[sender].link_lagging(receiver)
+                return
+            departs_ns = leaves_ns
         self.carried.frames += 1
         sent = self.carried.bytes_by_node
         sent[sender] = sent.get(sender, 0) + len(frame)
         self._observer.frame_sent(sender, receiver, frame)
-        travel_ns = direction.latency_ns + self._jitter_ns()
-        if self._weather.mode == "datagram":
-            self._send_datagram(sender, receiver, frame, departs_ns + travel_ns)
+        arrives_ns = departs_ns + self._travel_ns(sender, receiver, direction) + self._jitter_ns()
+        if weather.mode == "datagram":
+            self._send_datagram(sender, receiver, frame, arrives_ns)
             return
-        if self._hits(self._weather.reset):
-            self._clock.at(departs_ns, partial(self._break, sender, receiver, session))
+        if weather.reset and self._hits(weather.reset):
+            self._later(departs_ns, partial(self._break, sender, receiver, session))
             return
+        if weather.loss:
+            arrives_ns += self._retransmission_ns()
         lane = direction.lanes[push]
-        arrives_ns = departs_ns + travel_ns + self._retransmission_ns()
         lane.arrives_ns = max(lane.arrives_ns, arrives_ns)
-        self._clock.at(
-            lane.arrives_ns, partial(self._arrive, sender, receiver, lane, session, frame)
-        )
+        self._later(lane.arrives_ns, partial(self._arrive, sender, receiver, lane, session, frame))
+
+    def _later(self, when_ns: int, action: Callable[[], None]) -> None:
+        """Something is under way until then."""
+        self.under_way += 1
+        self._clock.at(when_ns, partial(self._arrived, action))
+
+    def _arrived(self, action: Callable[[], None]) -> None:
+        self.under_way -= 1
+        action()
+
+    def _travel_ns(self, sender: int, receiver: int, direction: _Direction) -> int:
+        if not self._slow:
+            return direction.latency_ns
+        return round(direction.latency_ns * self._slow.get((sender, receiver), 1.0))
 
     def _departure(self, direction: _Direction, size_bytes: int) -> int | None:
         """When the frame's last byte has left; None when the queue is full."""
         now_ns = self._clock.now_ns
         rate = self._weather.bits_per_s
-        if not rate:
-            return now_ns
         waiting_ns = max(direction.sent_ns - now_ns, 0)
         if waiting_ns * rate // (8 * SECOND_NS) + size_bytes > self._weather.queue_bytes_max:
             return None
@@ -241,34 +337,46 @@ class Network:
             late_ns = 0
             if self._hits(self._weather.reorder):
                 late_ns = int(self._chance.random() * 2 * SECOND_NS)
-            self._clock.at(
+            self._later(
                 arrives_ns + late_ns, partial(self._arrive_datagram, sender, receiver, frame)
             )
 
     def _arrive_datagram(self, sender: int, receiver: int, frame: bytes) -> None:
         port = self._ports.get(receiver)
-        if port is None or self._directions[sender, receiver].cuts:
+        if port is None or (sender, receiver) in self._cuts:
             self.carried.frames_lost += 1
         else:
             port.frame_in(sender, frame)
 
     def _arrive(self, sender: int, receiver: int, lane: _Lane, session: int, frame: bytes) -> None:
-        if self._directions[sender, receiver].cuts:
+        if (sender, receiver) in self._cuts:
             lane.held.append((session, frame))
         elif self._ends.get((receiver, sender)) != session or receiver not in self._ports:
             self.carried.frames_lost += 1
+        elif receiver in self._stalled:
+            self._buffer(sender, receiver, session, frame)
         else:
             self._ports[receiver].frame_in(sender, frame)
 
+    def _buffer(self, sender: int, receiver: int, session: int, frame: bytes) -> None:
+        waiting = self._stalled[receiver]
+        if sum(len(held) for at, _, held in waiting if at == sender) < STALLED_BYTES_MAX:
+            waiting.append((sender, session, frame))
+            return
+        self.carried.frames_lost += 1
+        if sender in self._ports and self._ends.get((sender, receiver)) == session:
+            self._ports[sender].link_lagging(receiver)
+
     def _release_held(self, sender: int, receiver: int) -> None:
         """What a cut held is sent again, in order, once TCP tries again."""
-        for lane in self._directions[sender, receiver].lanes:
+        direction = self._directions.get((sender, receiver))
+        for lane in direction.lanes if direction else ():
             held, lane.held = lane.held, []
             if held:
                 again_ns = RETRANSMIT_NS + int(self._chance.random() * SECOND_NS)
                 lane.arrives_ns = max(lane.arrives_ns, self._clock.now_ns + again_ns)
             for session, frame in held:
-                self._clock.at(
+                self._later(
                     lane.arrives_ns, partial(self._arrive, sender, receiver, lane, session, frame)
                 )
 
@@ -289,35 +397,57 @@ class Network:
     # ---- sessions ----
 
     def _cut(self, a: int, b: int) -> bool:
-        return bool(self._directions[a, b].cuts or self._directions[b, a].cuts)
+        return bool(self._cuts) and ((a, b) in self._cuts or (b, a) in self._cuts)
 
     def _dial(self, node: int, peer: int, delay_ns: int) -> None:
         """Try to make a session after `delay_ns`, and again until there is one."""
-        pair = (min(node, peer), max(node, peer))
         self._dials += 1
-        self._dialling[pair] = dial = self._dials
-        round_trip_ns = self._directions[node, peer].latency_ns * 2
-        self._clock.after(
-            delay_ns + ESTABLISH_ROUND_TRIPS * round_trip_ns + self._jitter_ns(),
-            partial(self._establish, node, peer, dial),
-        )
+        self._dialling[_pair(node, peer)] = dial = self._dials
+        self._waiting.pop(_pair(node, peer), None)
+        direction = self._direction(node, peer)
+        round_trips_ns = ESTABLISH_ROUND_TRIPS * 2 * self._travel_ns(node, peer, direction)
+        delay_ns += round_trips_ns + self._jitter_ns()
+        self._later(self._clock.now_ns + delay_ns, partial(self._establish, node, peer, dial))
+
+    def _dial_after_heal(self, node: int, peer: int) -> None:
+        """Both have been dialling all the time; when the next dial comes depends on for how long,
+        and to how many others."""
+        since_ns = self._waiting[_pair(node, peer)]
+        between_ns = REDIAL_NS
+        if self._clock.now_ns - since_ns > EAGER_NS:
+            lost = min(sum(end in pair for pair in self._waiting) for end in (node, peer))
+            between_ns = max(between_ns, lost * SECOND_NS // SLOW_DIALS_PER_S)
+        # Each of the two dials once in that time: the sooner one counts.
+        delay_ns = int(between_ns * min(self._chance.random(), self._chance.random()))
+        self._dial(node, peer, delay_ns)
 
     def _establish(self, node: int, peer: int, dial: int) -> None:
-        pair = (min(node, peer), max(node, peer))
+        pair = _pair(node, peer)
         if self._dialling.get(pair) != dial:
             return  # a later attempt is under way
         if node not in self._ports or peer not in self._ports:
+            del self._dialling[pair]
             return  # who starts dials
         if self._cut(node, peer):
-            self._dial(node, peer, TRY_AGAIN_NS)
+            del self._dialling[pair]
+            self._waiting[pair] = self._clock.now_ns
+            if len(self._links) > FULL_MESH_NODES:
+                self._want_links(node)
+            return
+        if not (self._ports[node].admits(peer) and self._ports[peer].admits(node)):
+            self._dials += 1
+            self._dialling[pair] = self._dials
+            again_ns = self._clock.now_ns + REFUSED_NS
+            self._clock.tick_at(again_ns, partial(self._establish, node, peer, self._dials))
             return
         del self._dialling[pair]
         self._sessions += 1
-        for end in ((peer, node), (node, peer)):
-            had = self._ends.get(end)
-            self._ends[end] = self._sessions
-            if had is not None:
-                self._ports[end[0]].link_down(end[1])
+        for a, b in ((peer, node), (node, peer)):
+            had = (a, b) in self._ends
+            self._ends[a, b] = self._sessions
+            self._links[a].add(b)
+            if had:
+                self._ports[a].link_down(b)
         for end in ((peer, node), (node, peer)):
             if self._ends.get(end) == self._sessions and end[0] in self._ports:
                 self._ports[end[0]].link_up(end[1])
@@ -326,18 +456,20 @@ class Network:
         """One end gives the session up, and dials again."""
         if self._ends.get((node, peer)) != session or node not in self._ports:
             return
-        del self._ends[node, peer]
+        self._close(node, peer)
         self._ports[node].link_down(peer)
         if peer in self._ports:
             self._dial(node, peer, self._weather.redial_ns)
+        elif len(self._links) > FULL_MESH_NODES:
+            self._want_links(node)
 
     def _tell_end(self, node: int, peer: int, session: int) -> None:
         """`node` has ended the session: the peer learns by a reset, or by silence."""
-        if self._directions[node, peer].cuts:
+        if (node, peer) in self._cuts:
             delay_ns = self._weather.detect_ns
         else:
-            delay_ns = self._directions[node, peer].latency_ns
-        self._clock.after(delay_ns, partial(self._end, peer, node, session))
+            delay_ns = self._direction(node, peer).latency_ns
+        self._later(self._clock.now_ns + delay_ns, partial(self._end, peer, node, session))
 
     def _break(self, node: int, peer: int, session: int) -> None:
         if self._ends.get((node, peer)) == session:
@@ -357,11 +489,15 @@ class Network:
             return
         silent_ns = self._silent_since[node, peer] = self._clock.now_ns
         late_ns = int(self._chance.random() * SECOND_NS)  # heartbeats are a second apart
-        self._clock.after(
-            self._weather.detect_ns + late_ns,
+        self._later(
+            silent_ns + self._weather.detect_ns + late_ns,
             partial(self._notice_silence, node, peer, session, silent_ns),
         )
 
     def _notice_silence(self, node: int, peer: int, session: int, silent_ns: int) -> None:
         if self._cut(node, peer) and self._silent_since.get((node, peer)) == silent_ns:
             self._end(node, peer, session)
+
+
+def _pair(a: int, b: int) -> Pair:
+    return (a, b) if a < b else (b, a)

@@ -16,7 +16,6 @@ from typing import Protocol
 
 from crdt.lattice import Lattice
 from dataplane.memory import MemoryBackend
-from mesh.core import ed25519
 from mesh.core.clock import HybridClock
 from mesh.core.effects import (
     Alarm,
@@ -33,7 +32,7 @@ from mesh.core.effects import (
 from mesh.core.errors import RequestError
 from mesh.core.forwarding import Forwarding
 from mesh.core.ops import NodeId, Op
-from mesh.core.replica import Replica, Verify
+from mesh.core.replica import Replica
 from mesh.core.roster import Roster
 from mesh.core.view import View
 from mesh.core.writer import Writer
@@ -41,12 +40,15 @@ from sim.core.chance import ChanceOf
 from sim.core.clock import MS_NS, SECOND_NS, Clock
 from sim.core.disk import Disk
 from sim.core.network import Network
+from sim.core.signing import Signatures
 
 WALL_START_NS = 1_767_225_600 * SECOND_NS
 """Wall-clock time at the start of every run: 2026-01-01, so that runs do not depend on today."""
 STORE_NS = MS_NS
 """One transaction: 0.3 ms measured on an SSD, more on what edge sites have."""
 HOUSEKEEPING_NS = SECOND_NS
+MISBEHAVED_BACKOFF_NS = 30 * SECOND_NS
+"""A peer that broke the protocol is not dialled or accepted for so long."""
 VERSION = "sim"
 
 
@@ -79,6 +81,9 @@ class Probe(Protocol):
     def stored(self, node: int, effects: Sequence[Effect]) -> None:
         """They are on the disk."""
 
+    def failed(self, node: int) -> None:
+        """Its store failed, and the process has ended."""
+
 
 @dataclass(frozen=True, slots=True)
 class World:
@@ -87,11 +92,10 @@ class World:
     clock: Clock
     network: Network
     chance_of: ChanceOf
-    verify: Verify
+    signatures: Signatures
     probe: Probe
     nodes: tuple[NodeId, ...]
-    """by index"""
-    index_of: dict[NodeId, int]
+    """by index; a clone has an index of its own and its original's id"""
 
 
 class Machine:
@@ -110,15 +114,29 @@ class Machine:
         self.starts = 0
         self._world = world
 
-    def start(self) -> Process:
-        """Run from what is on the disk."""
+    def start(self) -> bool:
+        """Run from what is on the disk; False: it says that the node was retired."""
         assert self.process is None
+        roster = Roster.founded_by(self.disk.statements)
+        if roster.active(self.identity.node) is None:
+            return False
         self.starts += 1
-        self.process = Process(self, self._world)
+        self.process = Process(self, self._world, roster)
         self._world.probe.started(self.identity.index, self.process.replica.lattice)
         self._world.network.start(self.identity.index, self.process)
         self.process.begin()
-        return self.process
+        return True
+
+    def step_clock(self, ns: int) -> None:
+        """Its wall clock is set forward, or back."""
+        self.skew_ns += ns
+        if self.process is not None:
+            self.process.clock_stepped()
+
+    def fail(self) -> None:
+        """The store cannot write: the process ends, and says so."""
+        self.crash()
+        self._world.probe.failed(self.identity.index)
 
     def crash(self) -> None:
         """End the process as kill -9 does; the disk stays, and so does what forwards packets."""
@@ -132,28 +150,35 @@ class Machine:
 class Process:
     """One life of a node. It is the network's port of the node."""
 
-    def __init__(self, machine: Machine, world: World) -> None:
+    def __init__(self, machine: Machine, world: World, roster: Roster) -> None:
         identity = machine.identity
         self.identity = identity
         self._machine = machine
         self._world = world
         chance = world.chance_of(f"node/{identity.index}/{machine.starts}")
+        self.verify = world.signatures.verify
         self.clock = HybridClock()
+        lattice, self.damaged = machine.disk.lattice(roster, world.signatures.verify)
+        """branches that did not verify and were left out"""
         self.replica = Replica(
             identity.node,
-            Roster.founded_by(machine.disk.statements),
-            machine.disk.lattice(),
-            sign=partial(ed25519.sign, identity.seed),
+            roster,
+            lattice,
+            sign=world.signatures.signer(identity.seed),
             nonce=chance.randbytes,
             jitter=chance.random,
             now_ns=world.clock.now_ns,
-            verify=world.verify,
+            verify=world.signatures.verify,
         )
         self.view = View(self.replica.holdings)
         self.writer = Writer(identity.node, identity.site, self.view, self.clock, chance.randbytes)
         self.forwarding = Forwarding(identity.node, identity.site, self.view)
         self.down: set[NodeId] = set()
         """peers that were linked and are not"""
+        self._instances: dict[NodeId, int] = {}
+        """linked node -> which machine it is: two may run as one node"""
+        self._blocked_until_ns: dict[int, int] = {}
+        self._digests: dict[str, bytes] | None = None
         self._alive = True
         self._busy = False
         """whether a batch of effects is under way"""
@@ -213,10 +238,41 @@ class Process:
         self.forwarding.detach(ifname)
         self.absorb()
 
+    def say(self, statement: bytes) -> None:
+        """Add a roster statement made here."""
+        self.replica.add_statements([statement], self._world.clock.now_ns)
+        self.absorb()
+
+    def digests(self) -> dict[str, bytes]:
+        """Of the roster and of every shard with something in it."""
+        if self._digests is None:
+            lattice = self.replica.lattice
+            found = {shard: lattice.digest(shard) for shard in lattice.shards()}
+            self._digests = {shard: digest for shard, digest in found.items() if any(digest)}
+            self._digests["roster"] = self.replica.roster.digest()
+        return self._digests
+
+    @property
+    def settled(self) -> bool:
+        """Whether it waits for nothing but time: no batch is under way, its start is over."""
+        replica = self.replica
+        return not self._busy and (replica.writable or replica.cloned or replica.retired)
+
     # ---- what the network brings ----
+
+    def admits(self, peer: int) -> bool:
+        node, replica = self._node_of(peer), self.replica
+        if node == self.identity.node or replica.retired:
+            return False
+        if self._instances.get(node, peer) != peer:
+            return False  # that node is linked, and alive
+        if self._blocked_until_ns.get(peer, 0) > self._world.clock.now_ns:
+            return False
+        return replica.roster.active(node) is not None
 
     def link_up(self, peer: int) -> None:
         node = self._node_of(peer)
+        self._instances[node] = peer
         self.replica.peer_up(node, self._world.clock.now_ns)
         self.down.discard(node)
         self.forwarding.set_live(node, True)
@@ -224,6 +280,7 @@ class Process:
 
     def link_down(self, peer: int) -> None:
         node = self._node_of(peer)
+        del self._instances[node]
         self.replica.peer_down(node, self._world.clock.now_ns)
         self.down.add(node)
         self.forwarding.set_live(node, False)
@@ -244,20 +301,24 @@ class Process:
 
     def absorb(self) -> None:
         """Bring view and rows up to the replica, carry out what it wants, set the timers."""
+        self._read()
+        if not self._busy:
+            self._carry_out()
+        self._arm()
+
+    def _read(self) -> None:
         if touched := self.replica.take_touched():
             self.view.update(touched)
             self._have_house_kept()
         if self.forwarding.update():
             self._machine.dataplane.apply(self.forwarding.take_delta())
-        if not self._busy:
-            self._carry_out()
-        self._arm()
 
     def _carry_out(self) -> None:
         """One batch of effects; the next one once the store has this one."""
         self._busy = True
         while effects := self.replica.drain():
             self._world.probe.drained(self.identity.index, effects, self.replica.lattice)
+            self._digests = None
             if any(isinstance(effect, Stored) for effect in effects):
                 self._unsent = effects
                 self._world.clock.after(STORE_NS, self._stored)
@@ -267,6 +328,9 @@ class Process:
 
     def _stored(self) -> None:
         if not self._alive:
+            return
+        if self._machine.disk.full:
+            self._machine.fail()
             return
         effects, self._unsent = self._unsent, None
         assert effects is not None
@@ -284,11 +348,19 @@ class Process:
         for effect in effects:
             match effect:
                 case Send():
-                    network.send(me, self._world.index_of[effect.peer], effect.frame, effect.push)
+                    peer = self._instances.get(effect.peer)
+                    if peer is not None:
+                        network.send(me, peer, effect.frame, effect.push)
                 case MembersChanged():
                     self.view.set_members(self.replica.roster.members())
+                    self._have_house_kept()
+                    self._read()
                 case DropPeer():
-                    network.drop(me, self._world.index_of[effect.peer])
+                    peer = self._instances.get(effect.peer)
+                    if peer is not None:
+                        until_ns = self._world.clock.now_ns + MISBEHAVED_BACKOFF_NS
+                        self._blocked_until_ns[peer] = until_ns
+                        network.drop(me, peer)
                 case Alarm() | Persist() | DropBranches() | PersistStatements() | Forget():
                     pass  # told to the probe
 
@@ -296,7 +368,8 @@ class Process:
         """The process ends now. Of the batch under way, all or nothing reaches the disk."""
         self._alive = False
         chance = self._world.chance_of(f"kill/{self.identity.index}/{self._machine.starts}")
-        if self._unsent is not None and chance.random() < 0.5:
+        stores = chance.random() < 0.5
+        if self._unsent is not None and stores and not self._machine.disk.full:
             self._store(self._unsent)
 
     # ---- time ----
@@ -308,7 +381,7 @@ class Process:
             return
         if self._timer_ns is None or deadline_ns < self._timer_ns:
             self._timer_ns = deadline_ns
-            self._world.clock.at(deadline_ns, partial(self._timer, deadline_ns))
+            self._world.clock.tick_at(deadline_ns, partial(self._timer, deadline_ns))
 
     def _timer(self, at_ns: int) -> None:
         if not self._alive or self._timer_ns != at_ns:
@@ -316,6 +389,9 @@ class Process:
         self._timer_ns = None
         self.replica.timer(self._world.clock.now_ns)
         self.absorb()
+
+    def clock_stepped(self) -> None:
+        self._have_house_kept()
 
     def _have_house_kept(self, at_ns: int = 0) -> None:
         """At the next turn, or at `at_ns` if that is later. A real node looks at every turn; most

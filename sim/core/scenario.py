@@ -148,6 +148,8 @@ class Scenario:
     workload: Workload
     faults: Faults
     events: tuple[Event, ...]
+    real_signatures: bool = False
+    """Ed25519 and no stand-in: what a run with forgers needs"""
 
     @property
     def node_names(self) -> tuple[str, ...]:

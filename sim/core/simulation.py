@@ -8,7 +8,7 @@ mesh must come to rest. The checks are in `checkers`.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import sha256
@@ -20,28 +20,24 @@ from mesh.core.ops import Op
 from mesh.core.roster import Roster
 from mesh.core.statements import found_mesh
 from sim.core.chance import ChanceOf, below
-from sim.core.checkers import Ledger, RestChecks, StepChecks, Violation, Violations, digests
+from sim.core.checkers import StepChecks, Violation, Violations
 from sim.core.clock import SECOND_NS, Clock
 from sim.core.disk import Disk
 from sim.core.faults import Faults
-from sim.core.measures import LOOK_NS, HealTimes, PushTimes
-from sim.core.network import Network, Pair
+from sim.core.ledger import Ledger
+from sim.core.measures import HealTimes, PushTimes
+from sim.core.network import Network
 from sim.core.node import Identity, Machine, World
 from sim.core.recording import Recording
+from sim.core.resting import RestChecks
 from sim.core.scenario import Scenario
+from sim.core.signing import Ed25519, KeyedHashes, Signatures
 from sim.core.workload import Users
 
 FAR_NS = 60 * SECOND_NS
 """Housekeeping that is due later than this does not keep a run from being at rest."""
 READINGS = 6
 """How often in a run a node's view, whatever it holds at the time, is compared to the reference."""
-VERIFIED_MAX = 1 << 16
-
-
-@lru_cache(maxsize=VERIFIED_MAX)
-def verify_shared(key: bytes, message: bytes, signature: bytes) -> bool:
-    """Real Ed25519; nodes of one process share what was found."""
-    return ed25519.verify(key, message, signature)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,18 +115,18 @@ class Simulation:
             self.clock,
             self.network,
             chance_of,
-            verify_shared,
+            _signatures(scenario, identities),
             self,
             tuple(identity.node for identity in identities),
-            {identity.node: identity.index for identity in identities},
         )
+        self.clock.idle = self._idle
         statements = statements_of(identities)
         skews = [site.clock_skew_ns for site in scenario.sites for _ in range(site.gateways)]
         self.machines = [
             Machine(identity, Disk(statements), world, skew_ns=skew_ns)
             for identity, skew_ns in zip(identities, skews, strict=True)
         ]
-        self._rest = RestChecks(self.machines, self.violations)
+        self._rest = RestChecks(self.violations)
         self._chance = chance_of("simulation")
         self.users = Users(scenario.workload, self.machines, self.clock, chance_of("users"))
         self.faults = Faults(
@@ -169,6 +165,9 @@ class Simulation:
         for effect in effects:
             if isinstance(effect, Alarm) and effect.event == "node.cloned":
                 self.ledger.cloned(owner, str(effect.fields["shard"]))
+
+    def failed(self, node: int) -> None:
+        self.faults.failed(node)
 
     def stored(self, node: int, effects: Sequence[Effect]) -> None:
         self.ledger.stored(node, self.machines[node].identity.node, effects)
@@ -244,7 +243,7 @@ class Simulation:
         self.faults.end()
         rests = self._come_to_rest(scenario.duration_ns + scenario.quiet_ns)
         if rests:
-            self._rest.run()
+            self._rest.run(self.machines)
             self._compare_ledger()
         else:
             self._say_what_differs()
@@ -257,18 +256,33 @@ class Simulation:
 
     def _come_to_rest(self, until_ns: int) -> bool:
         """Whether all became the same, and nothing was left to do, in time."""
-        while self.clock.now_ns < until_ns and not self.violations.full:
-            self.clock.run(min(self.clock.now_ns + LOOK_NS, until_ns))
+        while not self.violations.full:
             if self._equal() and self._quiet():
                 return True
+            if not self.clock.step(until_ns):
+                return False
         return False
 
+    def _idle(self) -> bool:
+        """Whether nothing is under way, and linked nodes have nothing to tell each other."""
+        if self.network.under_way:
+            return False
+        processes = [machine.process for machine in self.machines]
+        if not all(process is None or process.settled for process in processes):
+            return False
+        for a, b in self.network.links():
+            one, other = processes[a], processes[b]
+            if one is not None and other is not None and one.digests() != other.digests():
+                return False
+        return True
+
     def _equal(self) -> bool:
+        """Whether all hold the same and nothing is on its way to any of them."""
+        if self.network.under_way:
+            return False
         first = self.machines[0].process
-        assert first is not None
-        expected = digests(first.replica.lattice)
-        return all(
-            machine.process is not None and digests(machine.process.replica.lattice) == expected
+        return first is not None and all(
+            machine.process is not None and machine.process.digests() == first.digests()
             for machine in self.machines[1:]
         )
 
@@ -283,7 +297,7 @@ class Simulation:
         by_shard: dict[str, set[bytes]] = {}
         for machine in self.machines:
             assert machine.process is not None
-            for shard, digest in digests(machine.process.replica.lattice).items():
+            for shard, digest in machine.process.digests().items():
                 by_shard.setdefault(shard, set()).add(digest)
         differing = [shard[:8] for shard, found in sorted(by_shard.items()) if len(found) > 1]
         restless = [
@@ -356,17 +370,20 @@ def _statements(identities: tuple[Identity, ...]) -> tuple[bytes, ...]:
     return tuple(roster.statements())
 
 
-def _latencies(scenario: Scenario, identities: Sequence[Identity]) -> dict[Pair, int]:
-    """Between every two nodes; gateways of one site are on one LAN."""
+def _signatures(scenario: Scenario, identities: Sequence[Identity]) -> Signatures:
+    if scenario.real_signatures:
+        return Ed25519()
+    return KeyedHashes(identity.seed for identity in identities)
+
+
+def _latencies(scenario: Scenario, identities: Sequence[Identity]) -> Callable[[int, int], int]:
+    """From node to node; gateways of one site are on one LAN."""
     lan_ns = min(SECOND_NS // 1000, scenario.latency_ns)
-    latencies: dict[Pair, int] = {}
-    for a in identities:
-        for b in identities:
-            if a.index == b.index:
-                continue
-            if a.site == b.site:
-                latencies[a.index, b.index] = lan_ns
-            else:
-                between = scenario.links.get((a.site, b.site), scenario.latency_ns)
-                latencies[a.index, b.index] = between
-    return latencies
+    sites = [identity.site for identity in identities]
+
+    def latency_ns(a: int, b: int) -> int:
+        if sites[a] == sites[b]:
+            return lan_ns
+        return scenario.links.get((sites[a], sites[b]), scenario.latency_ns)
+
+    return latency_ns

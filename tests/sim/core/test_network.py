@@ -19,6 +19,9 @@ class Port:
     def _note(self, what: str, value: object) -> None:
         self.log.append((self._clock.now_ns / SECOND_NS, what, value))
 
+    def admits(self, peer: int) -> bool:
+        return True
+
     def link_up(self, peer: int) -> None:
         self._note("up", peer)
 
@@ -43,9 +46,10 @@ class Two:
 
     def __init__(self, weather: Weather | None = None, seed: int = 1) -> None:
         self.clock = Clock()
-        latency_ns = {(0, 1): 10 * MS_NS, (1, 0): 10 * MS_NS}
         chance = chance_of(seed)("network")
-        self.network = Network(self.clock, chance, weather or Weather(), latency_ns, self)
+        self.network = Network(
+            self.clock, chance, weather or Weather(), lambda a, b: 10 * MS_NS, self
+        )
         self.ports = [Port(self.clock), Port(self.clock)]
         for node, port in enumerate(self.ports):
             self.network.start(node, port)

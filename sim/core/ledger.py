@@ -1,0 +1,154 @@
+"""What owners wrote, as their users know it: once it is on the owner's disk it is not lost, and
+what was deleted does not come back, unless a disk was lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from crdt.header import ChainId, Epoch, Header
+from crdt.lattice import Lattice
+from mesh.core.effects import Effect, Persist
+from mesh.core.ops import NodeId, Op, Put
+from sim.core.checkers import chain_text, load_header
+from sim.core.disk import Disk
+
+Place = tuple[NodeId, str, bytes]
+"""(owner, shard, key)"""
+
+
+@dataclass(slots=True)
+class _Fact:
+    """The last write of an owner to a key that its disk has taken."""
+
+    record: bytes | None
+    chain: ChainId
+    epoch: Epoch
+    head: int
+    unmet: tuple[tuple[Epoch, int], ...] = ()
+    """earlier writes to the key that the owner had lost with its disk, and not met again"""
+    certain: bool = True
+    """False: a disk was lost, and nobody else's had it"""
+
+
+class Ledger:
+    """What owners wrote, as their users know it: written means on the owner's disk."""
+
+    def __init__(self) -> None:
+        self._facts: dict[Place, _Fact] = {}
+        self._taken: dict[int, list[Op]] = {}
+        """in memory"""
+        self._leaving: dict[int, list[Op]] = {}
+        """in the batch that the store is busy with"""
+
+    def wrote(self, node: int, ops: Sequence[Op]) -> None:
+        self._taken.setdefault(node, []).extend(ops)
+
+    def drained(self, node: int) -> None:
+        self._leaving.setdefault(node, []).extend(self._taken.pop(node, ()))
+
+    def stored(self, node: int, owner: NodeId, effects: Iterable[Effect]) -> None:
+        headers: dict[str, Header] = {}
+        for effect in effects:
+            if isinstance(effect, Persist) and effect.chain.node == owner:
+                headers[effect.chain.shard] = load_header(effect.header)
+        for op in self._leaving.pop(node, ()):
+            header = headers.get(op.shard)
+            if header is None:
+                continue  # deleted what was not there
+            record = op.record if isinstance(op, Put) else None
+            place = (owner, op.shard, op.key)
+            former = self._facts.get(place)
+            unmet = (*former.unmet, (former.epoch, former.head)) if former else ()
+            self._facts[place] = _Fact(
+                record,
+                header.chain,
+                header.epoch,
+                header.hi,
+                tuple(position for position in unmet if not _includes([header], *position)),
+            )
+
+    def stopped(self, node: int) -> None:
+        """What the disk does not have was never acknowledged."""
+        self._taken.pop(node, None)
+        self._leaving.pop(node, None)
+
+    def disk_lost(self, owner: NodeId, disk: Disk, disks: Sequence[Disk]) -> None:
+        """The owner's disk was replaced by `disk`, an older copy.
+
+        What no disk has now may be lost. So may be what belongs to another history than the copy:
+        the owner had gone on from a disk without the copy's, and neither covers the other.
+        """
+        held, restored = _headers(disks), _headers([disk])
+        for (node, _, _), fact in self._facts.items():
+            with_it = [
+                header
+                for header in held.get(fact.chain, ())
+                if _includes([header], fact.epoch, fact.head)
+            ]
+            if not with_it:
+                fact.certain = False
+            elif node == owner:
+                for copy in restored.get(fact.chain, ()):
+                    known = _includes([copy], fact.epoch, fact.head)
+                    if not known and not any(_shares(header, copy) for header in with_it):
+                        fact.certain = False
+
+    def started(self, owner: NodeId, disk: Disk) -> None:
+        """An owner starts. What it wrote over a tail that it has not met stands only as long as
+        the process that wrote it: which keys it deleted is not on its disk."""
+        held = _headers([disk])
+        for (node, _, _), fact in self._facts.items():
+            if node == owner and fact.unmet:
+                found = held.get(fact.chain, ())
+                if not all(_includes(found, *position) for position in fact.unmet):
+                    fact.certain = False
+
+    def cloned(self, owner: NodeId, shard: str) -> None:
+        """The owner went on from an old disk without knowing of its later epochs: two histories,
+        of which people have to say what counts."""
+        for (node, place, _), fact in self._facts.items():
+            if node == owner and place == shard:
+                fact.certain = False
+
+    def compare(self, lattices: Iterable[tuple[str, Lattice]]) -> tuple[list[str], list[str]]:
+        """(lost, resurrected): each key once, in words."""
+        lost: dict[Place, str] = {}
+        resurrected: dict[Place, str] = {}
+        for name, lattice in lattices:
+            for place, fact in self._facts.items():
+                if not fact.certain:
+                    continue
+                record = lattice.record(fact.chain, place[2])
+                if record == fact.record:
+                    continue
+                words = f"{chain_text(fact.chain)} key {place[2].hex()}, read at {name}"
+                if fact.record is None:
+                    resurrected.setdefault(place, words)
+                else:
+                    lost.setdefault(place, words)
+        return list(lost.values()), list(resurrected.values())
+
+    def __len__(self) -> int:
+        return len(self._facts)
+
+
+def _headers(disks: Iterable[Disk]) -> dict[ChainId, list[Header]]:
+    held: dict[ChainId, list[Header]] = {}
+    for disk in disks:
+        for header in disk.headers().values():
+            held.setdefault(header.chain, []).append(header)
+    return held
+
+
+def _includes(headers: Iterable[Header], epoch: Epoch, head: int) -> bool:
+    """Whether one of the signed states holds what was written up to `head` of `epoch`."""
+    return any(
+        (header.epoch == epoch and header.hi >= head) or header.covers_head(epoch, head)
+        for header in headers
+    )
+
+
+def _shares(header: Header, copy: Header) -> bool:
+    """Whether `copy` is an earlier state of what `header` signs."""
+    return header.epoch == copy.epoch or header.covers_head(copy.epoch, copy.hi)

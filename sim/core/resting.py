@@ -1,0 +1,139 @@
+"""What must hold when all is healed and quiet, of the machines that still count:
+
+- digests of every shard, and the readings of all views, are equal; a view read anew in another
+  order is the same, and so is the reference's; the rows are what a compiler makes of it from
+  nothing; the data plane has them;
+- the disk holds what the memory holds;
+- every conflict has two live claims.
+
+What views and rows must be holds at any time, and is also looked at midway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mesh.core import keys
+from mesh.core.errors import RequestError
+from mesh.core.forwarding import Forwarding
+from mesh.core.keytext import parse_key
+from mesh.core.view import View
+from sim.core import reference
+from sim.core.checkers import Violations, chain_text, content_hash
+from sim.core.node import Machine, Process
+
+
+class RestChecks:
+    """Of one run."""
+
+    def __init__(self, violations: Violations) -> None:
+        self._violations = violations
+
+    def run(self, machines: Sequence[Machine]) -> None:
+        """All of them run, and hold the same."""
+        first = machines[0].process
+        assert first is not None
+        view = reread(first)
+        seen = shown(first.view)
+        if shown(view) != seen:
+            self._violations.add(
+                "the view does not depend on the order of arrival", first.identity.name
+            )
+        self.reference(first)
+        self._conflicts(first)
+        for machine in machines:
+            process = machine.process
+            assert process is not None
+            self._entries(first, process)
+            if process.view is not first.view and shown(process.view) != seen:
+                self._violations.add("views are equal", machine.identity.name)
+            self._disk(machine, process)
+            self._forwarding(machine, process, view)
+
+    def _entries(self, first: Process, other: Process) -> None:
+        name = other.identity.name
+        if first.digests() != other.digests():
+            self._violations.add("digests are equal", name)
+        if other is first:
+            return
+        for id in first.replica.lattice.chains():
+            ours = [content_hash(chain) for chain in first.replica.lattice.branches(id)]
+            theirs = [content_hash(chain) for chain in other.replica.lattice.branches(id)]
+            if ours != theirs:
+                self._violations.add("entries are equal", f"{name}: {chain_text(id)}")
+
+    def _disk(self, machine: Machine, process: Process) -> None:
+        lattice = process.replica.lattice
+        stored, _ = machine.disk.lattice(process.replica.roster, process.verify)
+        for id in lattice.chains():
+            if list(lattice.entries(id)) != list(stored.entries(id)):
+                self._violations.add(
+                    "disk and memory agree", f"{machine.identity.name}: {chain_text(id)}"
+                )
+        for shard in {*lattice.shards(), *stored.shards()}:
+            if lattice.digest(shard) != stored.digest(shard):
+                self._violations.add("disk and memory agree", machine.identity.name)
+
+    def _forwarding(self, machine: Machine, process: Process, view: View) -> None:
+        """`view`: the same records, read from nothing."""
+        identity = machine.identity
+        fresh = Forwarding(identity.node, identity.site, view)
+        for ifname, attachment in machine.attachments.items():
+            fresh.attach(ifname, *attachment)
+        for node in process.down:
+            fresh.set_live(node, False)
+        fresh.update()
+        if fresh.tables() != process.forwarding.tables():
+            self._violations.add("rows follow from the view", identity.name)
+        if not machine.dataplane.audit(process.forwarding.tables()).clean:
+            self._violations.add("the data plane has the rows", identity.name)
+
+    def reference(self, process: Process) -> None:
+        """The view of a node, at rest or not, against what the design makes of its records."""
+        lattice = process.replica.lattice
+        held = (
+            (id.node, id.shard, key, record)
+            for id in lattice.chains()
+            for key, _, _, record in lattice.entries(id)
+        )
+        expected = reference.read(held, process.replica.roster.members())
+        for words in reference.differences(expected, reference.rows_of(process.view)):
+            self._violations.add("the view is the reference's", words)
+
+    def _conflicts(self, process: Process) -> None:
+        for conflict in process.view.conflicts():
+            if not conflict.key.startswith("endpoint/"):
+                continue
+            try:
+                shard, raw = parse_key(process.view, conflict.key)
+                parsed = keys.unpack(shard, raw)
+            except RequestError as error:
+                self._violations.add("a conflict's key can be read", str(error))
+                continue
+            assert isinstance(parsed, keys.EndpointKey)
+            claims = process.view.claims(shard, keys.ip_of(parsed.addr))
+            live = {claim.site for claim in claims if claim.state in ("active", "conflict")}
+            if len(live) < 2:
+                self._violations.add("a conflict has two live claims", conflict.key)
+
+
+def shown(view: View) -> tuple[object, ...]:
+    """All that can be read in a view; equal for equal views."""
+    return (
+        dict(view.vpcs),
+        view.subnets(),
+        list(view.endpoints()),
+        dict(view.gateways),
+        view.peerings(),
+        view.conflicts(),
+        dict(view.catalog.removed),
+    )
+
+
+def reread(process: Process) -> View:
+    """A view of the same records, in another order and one by one."""
+    view = View(process.replica.holdings)
+    for touched in reversed(list(process.replica.holdings.everything(1))):
+        view.update((touched,))
+    view.set_members(process.replica.roster.members())
+    return view
