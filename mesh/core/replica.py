@@ -9,6 +9,8 @@ trio, the simulator from one heap. It knows chains, not what their records mean.
 - Anti-entropy runs when a link comes up, after a gap or an overflow, and every `SYNC_PERIOD_NS`.
 - A retired node is told so and its link is cut; a forgotten node's link is cut at once, its chains
   are dropped, and refused from everybody.
+- A header that contradicts the one held proves that its author signed two histories: the proof
+  becomes a statement of the roster.
 - A frame that breaks the protocol costs its sender the link; the state is as before the frame.
 """
 
@@ -39,7 +41,7 @@ from mesh.core.ops import NodeId, Op, Put, Touched
 from mesh.core.own import OwnChains
 from mesh.core.persisting import stored_header
 from mesh.core.roster import Roster
-from mesh.core.statements import forks
+from mesh.core.statements import contradict, forks
 
 SECOND_NS = 1_000_000_000
 SYNC_PERIOD_NS = 10 * SECOND_NS
@@ -495,6 +497,10 @@ class Replica:
         ):
             self._effects.append(Alarm("chain.over_quota", {"node": id.node, "shard": id.shard}))
             return False
+        if branch and branch.header and not member.forked and contradict(branch.header, header):
+            proof = self.roster.fork_proof(branch.header, header)
+            if proof is not None:
+                self._take_statements((proof,), None, now_ns)
         if branch and (branch.head, branch.root) >= (header.hi, header.root):
             return False
         if not self._verify(member.key, header.message(self.roster.mesh_id), header.signature):
