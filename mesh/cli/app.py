@@ -32,6 +32,7 @@ _MODULES: Final = {
     "retire": ("mesh.cli.lifecycle", "Take a node out of the mesh for good."),
     "forget": ("mesh.cli.lifecycle", "Drop everything that a retired node wrote."),
     "leave": ("mesh.cli.lifecycle", "Take this node out of the mesh for good."),
+    "admin": ("mesh.cli.admin", "Say who may admit and retire nodes, with the root key."),
     "status": ("mesh.cli.status", "Show whether the node is ready, and what is wrong."),
     "members": ("mesh.cli.status", "List the nodes of the mesh."),
     "vpc": ("mesh.cli.vpc", "Add, show, change and remove VPCs."),

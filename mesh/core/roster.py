@@ -202,6 +202,28 @@ class Roster:
         member = self.members().get(node)
         return member if member and member.state == "active" else None
 
+    def counts(self, statement: Statement) -> bool:
+        """Whether membership follows from what a member has said, too: it had the right to, and
+        the root key keeps it if its author is an admin no more."""
+        return Authority(self._statements.values()).counts(statement) or statement.of_itself
+
+    def was_admin(self, node: NodeId) -> bool:
+        """Whether the root key ever made the node an admin."""
+        return node in self._admin_keys
+
+    def demoted(self, node: NodeId) -> bool:
+        """Whether the root key has ended the node's being an admin."""
+        return node in Authority(self._statements.values()).kept
+
+    def stray_admins(self) -> list[Member]:
+        """Forgotten members whose key still speaks for an admin: the root key has not ended it."""
+        authority = Authority(self._statements.values())
+        return [
+            member
+            for member in self.members().values()
+            if member.state == "forgotten" and authority.is_admin(member.node)
+        ]
+
     def quota(self, node: NodeId, shard: str) -> int:
         """Records that the node's chain of `shard` may hold; of one not known yet, the most."""
         member = self.members().get(node)
@@ -266,8 +288,7 @@ class Roster:
         member = self.active(self._known(node))
         if member is None:
             raise Refused("only an active node can be an admin: name another one")
-        authority = Authority(self._statements.values())
-        if node in authority.kept:
+        if self.demoted(node):
             raise Refused(
                 f"node {member.name} was an admin, and what it signs counts no more, for good:"
                 " make another node an admin"
@@ -281,7 +302,7 @@ class Roster:
         on as a member if its own admission stays. Raises Refused.
         """
         self._check_root(root_seed)
-        if node not in Authority(self._statements.values()).keys:
+        if node not in self._admin_keys:
             raise Refused(f"node {node.hex()} never was an admin: see weft members -o json")
         return list(demotions(root_seed, self.mesh_id, node, keep))
 

@@ -44,6 +44,9 @@ class NodeContext(Protocol):
     async def submit(self, make_ops: Callable[[], Sequence[Op]]) -> bool:
         """Write what `make_ops` returns; whether anything was, once it is stored."""
 
+    async def durable(self) -> None:
+        """Return when everything given to the replica until now is stored."""
+
     def attach(self, ifname: str, vpc_id: str, ip: str, mac: str) -> None:
         """Install the local port of an endpoint."""
 

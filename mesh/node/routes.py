@@ -17,10 +17,12 @@ Call: TypeAlias = Callable[..., Awaitable[object]]
 BODY_BYTES_MAX: Final = 64 * 1024  # a VPC or subnet with every site and CIDR, several times over
 IMPORT_BYTES_MAX: Final = 4 * 1024 * 1024
 IMPORT_ENDPOINTS_MAX: Final = 1000  # checked in one go between two looks at links and timers
+STATEMENTS_AT_ONCE_MAX: Final = 1000  # a demotion that keeps 100,000 statements is 250
 TTL_S_MAX: Final = 30 * 86_400
 
 NAME: Final = text("A name, or an id where the name is ambiguous", 63)
 IP: Final = text("An IP address in canonical form", 64)
+STATEMENT: Final = text("A signed statement in base64", 32_768)
 SITES: Final = array(text("A site", 63), SITES_MAX, "Sites")
 CIDR: Final = text("A network in canonical form", 64)
 
@@ -77,6 +79,20 @@ ROUTES: Final = (
         "/v1/members/{node}/forget",
         "Drop and refuse everything of a retired node",
         lambda s: s.membership.forget,
+    ),
+    Route(
+        "GET",
+        "/v1/roster",
+        "Every statement that membership follows from, in base64",
+        lambda s: s.roster.statements,
+    ),
+    Route(
+        "POST",
+        "/v1/roster",
+        "Take in statements that were signed elsewhere",
+        lambda s: s.roster.add,
+        body=record({"statements": array(STATEMENT, STATEMENTS_AT_ONCE_MAX, "Statements")}),
+        body_bytes_max=IMPORT_BYTES_MAX,
     ),
     Route("POST", "/v1/leave", "Retire this node", lambda s: s.membership.leave),
     # ---- VPCs and subnets ----

@@ -3,6 +3,7 @@
     objects.py      VPCs, subnets, peerings, conflicts
     endpoints.py    endpoints, their import, and the interfaces they are attached to
     membership.py   status, members, invitations
+    roster.py       the roster's statements
     state.py        digests, dumps, differences of the replicated state
     dataplane.py    installed rows, counters, audit, route explain
 
@@ -17,6 +18,7 @@ from mesh.node.service.dataplane import DataplaneService
 from mesh.node.service.endpoints import EndpointService
 from mesh.node.service.membership import MembershipService
 from mesh.node.service.objects import ObjectService
+from mesh.node.service.roster import RosterService
 from mesh.node.service.state import StateService
 
 
@@ -28,5 +30,6 @@ class Service:
         self.objects = ObjectService(node)
         self.endpoints = EndpointService(node)
         self.membership = MembershipService(node)
+        self.roster = RosterService(node)
         self.state = StateService(node)
         self.dataplane = DataplaneService(node, self.endpoints)

@@ -115,6 +115,14 @@ class MembershipService:
             for member in node.replica.roster.members().values()
             if member.forked and member.state == "active"
         ]
+        found += [
+            {
+                "what": f"node {member.name} is forgotten, and what its key signs as an admin still"
+                " counts",
+                "fix": f"run weft admin rm {member.name} --root-key FILE, with the mesh root key",
+            }
+            for member in node.replica.roster.stray_admins()
+        ]
         if node.replica.retired:
             found.append(
                 {

@@ -36,6 +36,7 @@ ALL = [
     ["retire"],
     ["forget"],
     ["leave"],
+    *(["admin", name] for name in ("add", "rm", "log")),
     ["status"],
     ["members"],
     *(["vpc", name] for name in ("add", "ls", "get", "set", "rm")),

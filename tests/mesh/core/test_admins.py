@@ -178,6 +178,17 @@ def test_demotions_add_up() -> None:
     assert states(roster)["n1"] == "retired"
 
 
+def test_a_forgotten_admin_strays_until_the_root_key_ends_it() -> None:
+    roster = founded(said(None, ADMIN, key=KEYS[1]), admits(0, 1), admits(0, 2))
+    roster.add([said(0, RETIRE, node=NODES[2], compromised=True)])
+    roster.add([said(0, RETIRE, node=NODES[1])])
+    assert roster.stray_admins() == []
+    roster.add([said(0, RETIRE, node=NODES[1], compromised=True)])
+    assert [member.name for member in roster.stray_admins()] == ["n1"]
+    roster.add(roster.demote(ROOT, NODES[1], []))
+    assert roster.stray_admins() == []
+
+
 def test_a_retirement_that_only_a_demoted_admin_signed_does_not_hold() -> None:
     base = [said(None, ADMIN, key=KEYS[1]), admits(0, 1), admits(0, 2), admits(0, 3)]
     roster = founded(*base, said(1, RETIRE, node=NODES[2]), said(1, FORGET, node=NODES[3]))

@@ -22,6 +22,7 @@ class Model:
     def apply(self, effect: Effect) -> None:
         if isinstance(effect, PersistStatements):
             self.statements.update(effect.statements)
+            self.statements.difference_update(effect.left)
             return
         if isinstance(effect, Forget):
             self.branches = {i: b for i, b in self.branches.items() if i[0].node != effect.node}
@@ -48,6 +49,7 @@ class Author:
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
         self._seq = 0
+        self._said: list[bytes] = []
         self._counter = 0
         self._epochs: dict[ChainId, list[Epoch]] = {}
 
@@ -57,9 +59,10 @@ class Author:
     def _effect(self) -> Effect:
         chance = self._random
         if chance.random() < 0.1:
-            return PersistStatements(
-                tuple(chance.randbytes(8) for _ in range(chance.randint(0, 3)))
-            )
+            fresh = tuple(chance.randbytes(8) for _ in range(chance.randint(0, 3)))
+            left = tuple(chance.sample(self._said, min(len(self._said), chance.randint(0, 2))))
+            self._said = [blob for blob in (*self._said, *fresh) if blob not in left]
+            return PersistStatements(fresh, left)
         if chance.random() < 0.03:
             gone = bytes([chance.randrange(3)]) * 16
             for chain in self._epochs:
