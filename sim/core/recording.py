@@ -84,21 +84,27 @@ class Update:
 class Series:
     """Whole numbers over time, as steps: each row holds from its time to the next one's."""
 
-    def __init__(self) -> None:
+    def __init__(self, every_ns: int = 1) -> None:
+        """`every_ns`: the shortest time between two rows; of rows nearer by, the last counts."""
         self.at_ns: list[int] = []
         self.rows: list[tuple[int, ...]] = []
+        self.every_ns = every_ns
 
-    def add(self, at_ns: int, row: tuple[int, ...]) -> bool:
-        """Of a stretch in which nothing changes the ends are kept. False: full, and thinned."""
-        if len(self.rows) > 1 and self.rows[-1] == row == self.rows[-2]:
-            self.at_ns[-1] = at_ns
-            return True
+    def add(self, at_ns: int, row: tuple[int, ...]) -> None:
+        """The numbers are these from `at_ns` on, which is no earlier than the last time."""
+        if self.rows:
+            if row == self.rows[-1]:
+                return
+            if at_ns < self.at_ns[-1] + self.every_ns:
+                self.rows[-1] = row
+                return
         self.at_ns.append(at_ns)
         self.rows.append(row)
-        if len(self.rows) < POINTS_MAX:
-            return True
-        self.at_ns, self.rows = self.at_ns[::2], self.rows[::2]
-        return False
+        if len(self.rows) >= POINTS_MAX:
+            # The first and the last stay: `POINTS_MAX` is even.
+            self.at_ns = [*self.at_ns[:1], *self.at_ns[1::2]]
+            self.rows = [*self.rows[:1], *self.rows[1::2]]
+            self.every_ns *= 2
 
 
 class _Track:
@@ -220,63 +226,97 @@ class Traffic:
 
 
 class Agreement:
-    """How many nodes run, and how many of them agree. Looked at every so often."""
+    """How many nodes run, and how many of them agree; kept up with every change of a node."""
 
     def __init__(self, machines: Sequence[Machine]) -> None:
-        self.series = Series()
+        self.series = Series(max(DIGESTS_NS, LOOK_NS_PER_NODE * len(machines)))
         """(nodes that run, those of them that hold what most hold of every shard of theirs)"""
-        self.next_ns = 0
-        self._every_ns = max(DIGESTS_NS, LOOK_NS_PER_NODE * len(machines))
         self._machines = machines
-        self._digests: list[dict[str, bytes]] = [{} for _ in machines]
-        self._changed: dict[int, None] = {}
+        self._held: dict[str, dict[int, bytes]] = {}
+        """shard -> node -> its digest"""
+        self._numbers: dict[str, dict[bytes, int]] = {}
+        """shard -> digest -> how many nodes have it"""
+        self._common: dict[str, bytes] = {}
+        """shard -> the digest that most have"""
+        self._astray: dict[int, int] = {}
+        """node -> in how many shards it holds something else"""
+        self._running = 0
 
-    def changed(self, nodes: Iterable[int]) -> None:
-        """What these nodes hold may be something else since the last look."""
-        self._changed.update(dict.fromkeys(nodes))
+    def changed(self, node: int, shards: Iterable[str], now_ns: int) -> None:
+        """A running node's chains of these shards are others now."""
+        process = self._machines[node].process
+        if process is not None:
+            for shard in shards:
+                self._set(node, shard, process.replica.lattice.digest(shard))
+            self._add(now_ns)
 
-    def look(self, now_ns: int) -> None:
-        self.next_ns = now_ns + self._every_ns
-        for node in self._changed:
-            process = self._machines[node].process
-            if process is not None:
-                lattice = process.replica.lattice
-                self._digests[node] = {shard: lattice.digest(shard) for shard in lattice.shards()}
-        self._changed.clear()
-        if not self.series.add(now_ns, self._counted()):
-            self._every_ns *= 2
+    def started(self, node: int, now_ns: int) -> None:
+        """A node runs, with what its disk has."""
+        self._running += 1
+        process = self._machines[node].process
+        assert process is not None
+        lattice = process.replica.lattice
+        for shard in lattice.shards():
+            self._set(node, shard, lattice.digest(shard))
+        self._add(now_ns)
 
-    def _counted(self) -> tuple[int, int]:
-        running = [
-            digests
-            for machine, digests in zip(self._machines, self._digests, strict=True)
-            if machine.process is not None
-        ]
-        counts: dict[str, dict[bytes, int]] = {}
-        for digests in running:
-            for shard, digest in digests.items():
-                of_shard = counts.setdefault(shard, {})
-                of_shard[digest] = of_shard.get(digest, 0) + 1
-        # `max` takes the first of equals: nodes are gone through in order.
-        common = {
-            shard: max(of_shard, key=of_shard.__getitem__) for shard, of_shard in counts.items()
-        }
-        agreeing = sum(
-            all(common[shard] == digest for shard, digest in digests.items()) for digests in running
-        )
-        return len(running), agreeing
+    def stopped(self, node: int, now_ns: int) -> None:
+        self._running -= 1
+        for shard in self._held:
+            self._set(node, shard, None)
+        self._add(now_ns)
+
+    def _add(self, now_ns: int) -> None:
+        self.series.add(now_ns, (self._running, self._running - len(self._astray)))
+
+    def _set(self, node: int, shard: str, digest: bytes | None) -> None:
+        held = self._held.setdefault(shard, {})
+        numbers = self._numbers.setdefault(shard, {})
+        common = self._common.get(shard)
+        former = held.pop(node, None)
+        if former is not None:
+            numbers[former] -= 1
+            if not numbers[former]:
+                del numbers[former]
+            if former != common:
+                self._stray(node, -1)
+        if digest is not None:
+            held[node] = digest
+            numbers[digest] = numbers.get(digest, 0) + 1
+            if digest != common:
+                self._stray(node, 1)
+        # Only what has just grown can have become the most common; of a node that stops, any.
+        grown = digest or max(numbers, key=numbers.__getitem__, default=None)
+        if grown is not None and numbers[grown] > numbers.get(common or b"", 0):
+            self._become_common(shard, grown)
+
+    def _become_common(self, shard: str, digest: bytes) -> None:
+        """Half of the way of an update: what was astray is in agreement, and the other way."""
+        before = self._common.get(shard)
+        self._common[shard] = digest
+        for node, held in self._held[shard].items():
+            if held == digest:
+                self._stray(node, -1)
+            elif held == before:
+                self._stray(node, 1)
+
+    def _stray(self, node: int, more: int) -> None:
+        shards = self._astray.get(node, 0) + more
+        if shards:
+            self._astray[node] = shards
+        else:
+            self._astray.pop(node, None)
 
 
 class Conflicts:
     """Conflicts in the views of some of the nodes. Looked at every so often."""
 
     def __init__(self, machines: Sequence[Machine]) -> None:
-        self.series = Series()
+        self.series = Series(max(CONFLICTS_NS, LOOK_NS_PER_NODE * len(machines)))
         """(conflicts that an observer sees, those that came up so far, those that went)"""
         step = max(1, -(-len(machines) // OBSERVERS_MAX))
         self.observers = frozenset(range(0, len(machines), step))
         self.next_ns = 0
-        self._every_ns = max(CONFLICTS_NS, LOOK_NS_PER_NODE * len(machines))
         self._machines = machines
         self._changed: dict[int, None] = {}
         self._seen: dict[int, frozenset[str]] = {}
@@ -288,7 +328,7 @@ class Conflicts:
             self._changed[node] = None
 
     def look(self, now_ns: int) -> None:
-        self.next_ns = now_ns + self._every_ns
+        self.next_ns = now_ns + self.series.every_ns
         for node in self._changed:
             process = self._machines[node].process
             if process is not None:
@@ -300,8 +340,7 @@ class Conflicts:
         self._opened += len(now_open - self._open)
         self._resolved += len(self._open - now_open)
         self._open = now_open
-        if not self.series.add(now_ns, (len(now_open), self._opened, self._resolved)):
-            self._every_ns *= 2
+        self.series.add(now_ns, (len(now_open), self._opened, self._resolved))
 
 
 class Recording:
@@ -334,23 +373,26 @@ class Recording:
         self.conflicts = Conflicts(machines)
 
     def weather_changed(self) -> None:
-        """A fault began or ended; a node that starts holds what its disk has."""
+        """A fault began or ended."""
         self.weather += 1
-        self.agreement.changed(range(len(self.names)))
-        self.agreement.look(self.clock.now_ns)
+
+    def started(self, node: int) -> None:
+        self.agreement.started(node, self.clock.now_ns)
+        self.conflicts.changed(node)
+
+    def stopped(self, node: int) -> None:
+        self.agreement.stopped(node, self.clock.now_ns)
 
     def drained(self, node: int, owner: NodeId, effects: Sequence[Effect]) -> None:
         now_ns = self.clock.now_ns
-        stored = False
+        shards: dict[str, None] = {}
         for effect in effects:
             if isinstance(effect, Persist):
-                stored = True
+                shards[effect.chain.shard] = None
                 self.travels.drained(node, owner, effect, now_ns, self.weather)
-        if stored:
-            self.agreement.changed((node,))
+        if shards:
+            self.agreement.changed(node, shards, now_ns)
             self.conflicts.changed(node)
-        if now_ns >= self.agreement.next_ns:
-            self.agreement.look(now_ns)
         if now_ns >= self.conflicts.next_ns:
             self.conflicts.look(now_ns)
 
@@ -360,7 +402,5 @@ class Recording:
     def end(self) -> None:
         """The run is over."""
         self.ended_ns = self.clock.now_ns
-        self.agreement.changed(range(len(self.names)))
-        self.agreement.look(self.ended_ns)
         self.conflicts.look(self.ended_ns)
         self.travels.end()

@@ -146,11 +146,15 @@ class Simulation:
 
     def started(self, node: int, lattice: Lattice) -> None:
         self._steps.started(node, lattice)
+        if self._recording is not None:
+            self._recording.started(node)
         machine = self.machines[node]
         self.ledger.started(machine.identity.node, machine.disk)
 
     def stopped(self, node: int) -> None:
         self.ledger.stopped(node)
+        if self._recording is not None:
+            self._recording.stopped(node)
 
     def wrote(self, node: int, ops: Sequence[Op]) -> None:
         self.ledger.wrote(node, ops)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Final
+from typing import Any, Final
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -197,10 +197,14 @@ def shade(axes: Axes, recording: Recording, unit: words.Unit) -> None:
         axes.axvspan(unit.of(began_ns), unit.of(ended_ns), color="#eef0f3", lw=0)
 
 
-def _steps(axes: Axes, series: Series, column: int, unit: words.Unit, **style: object) -> None:
+def _steps(
+    axes: Axes, series: Series, column: int, unit: words.Unit, end_ns: int, **style: Any
+) -> None:
+    """One of a series' numbers; the last row holds to the end of the run."""
+    numbers = [row[column] for row in series.rows]
     axes.step(
-        [unit.of(at_ns) for at_ns in series.at_ns],
-        [row[column] for row in series.rows],
+        [unit.of(at_ns) for at_ns in (*series.at_ns, end_ns)],
+        [*numbers, numbers[-1]],
         where="post",
         **style,
     )
@@ -215,8 +219,10 @@ def agreement(recording: Recording) -> Plot:
         fig = figure(3.0)
         axes = fig.subplots()
         shade(axes, recording, unit)
-        _steps(axes, series, 0, unit, color=GREY, ls="--", lw=1.4, label="running")
-        _steps(axes, series, 1, unit, color=BLUE, label="in agreement")
+        _steps(
+            axes, series, 0, unit, recording.ended_ns, color=GREY, ls="--", lw=1.4, label="running"
+        )
+        _steps(axes, series, 1, unit, recording.ended_ns, color=BLUE, label="in agreement")
         axes.set_ylim(0, nodes * 1.06)
         axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_ylabel("nodes")
@@ -435,9 +441,13 @@ def conflicts(recording: Recording) -> Plot:
         fig = figure(2.8)
         axes = fig.subplots()
         shade(axes, recording, unit)
-        _steps(axes, series, 1, unit, color=ORANGE, ls="-", label="opened so far")
-        _steps(axes, series, 2, unit, color=GREEN, ls="--", label="resolved so far")
-        _steps(axes, series, 0, unit, color=BLUE, lw=2.2, label="open")
+        _steps(
+            axes, series, 1, unit, recording.ended_ns, color=ORANGE, ls="-", label="opened so far"
+        )
+        _steps(
+            axes, series, 2, unit, recording.ended_ns, color=GREEN, ls="--", label="resolved so far"
+        )
+        _steps(axes, series, 0, unit, recording.ended_ns, color=BLUE, lw=2.2, label="open")
         axes.set_ylim(0, max([row[1] for row in series.rows] + [1]) * 1.1)
         axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_ylabel("conflicts")

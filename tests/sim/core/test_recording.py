@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -63,6 +64,24 @@ def test_every_update_reaches_every_node_that_holds_its_shard() -> None:
     assert sum(travels.rough) > 0
 
 
+def test_an_update_counts_as_received_with_the_later_epoch_that_covers_it() -> None:
+    """Node a writes while it is cut off, and is another process when the others hear of it."""
+    events = [
+        {"at_s": 5, "cut": [["a"]], "for_s": 20},
+        {"at_s": 20, "crash": "a", "for_s": 1},
+    ]
+    result, recording = recorded(with_a_cut(event=events), 1)
+    assert result.ok
+    travels = recording.travels
+    in_the_cut = [
+        update
+        for update in travels.followed.values()
+        if recording.names[update.writer] == "a-1" and 6 < update.made_ns / SECOND_NS < 20
+    ]
+    assert in_the_cut
+    assert all(1 + sum(update.delays) == 4 for update in in_the_cut)
+
+
 def test_updates_reach_nodes_that_lost_their_disks(lost_disks: Scenario) -> None:
     """Also those that come with a later epoch, whose header says what it covers."""
     result, recording = recorded(lost_disks, 3)
@@ -95,16 +114,15 @@ def test_a_cut_is_seen_in_who_agrees() -> None:
     assert before[0] == late_in_the_cut[0] == 4
     assert late_in_the_cut[1] <= 3
     assert series.rows[-1] == (4, 4)
-    assert series.at_ns[-1] == recording.ended_ns
     assert all(a <= b for a, b in pairwise(series.at_ns))
 
 
 def test_conflicts_come_up_when_the_sides_meet() -> None:
-    mix = {"create": 1, "claim": 6}
-    workload = {"vpcs": 1, "rate_per_s": 6, "addresses": 3, "mix": mix}
+    mix = {"create": 3, "claim": 3, "delete": 3}
+    workload = {"vpcs": 1, "rate_per_s": 8, "addresses": 9, "mix": mix}
     _, recording = recorded(with_a_cut(workload=workload), 2)
     rows = recording.conflicts.series.rows
-    assert rows[-1][1] > 0
+    assert len({resolved for _, _, resolved in rows}) > 3
     assert all(opened - resolved == now_open for now_open, opened, resolved in rows)
     assert all(a[1] <= b[1] and a[2] <= b[2] for a, b in pairwise(rows))
 
@@ -134,6 +152,23 @@ def test_the_bytes_are_those_of_the_result() -> None:
     assert groups["other"] == 0
 
 
+def test_bytes_stand_in_the_slot_of_their_time_however_wide_slots_become() -> None:
+    traffic = rec.Traffic(2)
+    frame = bytes((0x93, 1, 4)) + bytes(97)
+    traffic.sent(0, frame, 0)
+    traffic.sent(1, frame, 7 * rec.SLOT_NS)
+    updates = traffic.by_slot[0]
+    assert [i for i, number in enumerate(updates) if number] == [0, 7]
+    traffic.sent(1, frame, 3 * rec.SLOTS_MAX * rec.SLOT_NS)
+    assert traffic.slot_ns == 4 * rec.SLOT_NS
+    assert {i: number for i, number in enumerate(updates) if number} == {
+        0: 100,
+        1: 100,
+        3 * rec.SLOTS_MAX // 4: 100,
+    }
+    assert list(traffic.by_node[0]) == [100, 200]
+
+
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rec, "FOLLOWED_MAX", 16)
     monkeypatch.setattr(rec, "POINTS_MAX", 32)
@@ -158,12 +193,61 @@ def test_a_delay_is_in_its_bin(delay_ns: int) -> None:
         assert delay_ns / SECOND_NS >= rec.bin_end_s(i - 1) * (1 - 1e-9)
 
 
-@given(st.lists(st.integers(0, 2), max_size=60))
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=60))
 def test_a_series_says_at_every_time_what_was_added(values: list[int]) -> None:
     series = Series()
     for at_ns, value in enumerate(values):
         series.add(at_ns, (value,))
     assert [at(series, at_ns)[0] for at_ns in range(len(values))] == values
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=200), st.integers(1, 50))
+def test_a_full_series_keeps_its_ends(steps_ns: list[int], every_ns: int) -> None:
+    series = Series(every_ns)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rec, "POINTS_MAX", 8)
+        at_ns = 0
+        for value, step_ns in enumerate(steps_ns):
+            at_ns += step_ns
+            series.add(at_ns, (value,))
+    assert series.at_ns[0] == steps_ns[0]
+    assert series.rows[-1] == (len(steps_ns) - 1,)
+    assert len(series.rows) == len(series.at_ns) < 8
+    assert all(b - a >= every_ns for a, b in pairwise(series.at_ns))
+
+
+@pytest.mark.parametrize("family", ["churn", "lost_disks"])
+def test_agreement_is_what_a_count_of_all_digests_finds(
+    family: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept up with every change of one node, against a look at all of them."""
+    looks = []
+
+    def add(self: rec.Agreement, now_ns: int) -> None:
+        running = {m.identity.index for m in self._machines if m.process is not None}
+        astray: set[int] = set()
+        clear = True
+        for held in self._held.values():
+            assert held.keys() <= running
+            found = Counter(held.values()).most_common(2)
+            # Where two digests are equally common, which of them counts is left open.
+            clear = clear and (len(found) < 2 or found[0][1] > found[1][1])
+            astray |= {node for node, digest in held.items() if digest != found[0][0]}
+        assert self._running == len(running)
+        if clear:
+            assert self._astray.keys() == astray
+        looks.append(clear)
+
+    monkeypatch.setattr(rec.Agreement, "_add", add)
+    result, recording = recorded(request.getfixturevalue(family), 1)
+    assert result.ok, result.violations
+    assert sum(looks) > 50
+    for machine in recording.agreement._machines:
+        assert machine.process is not None
+        lattice = machine.process.replica.lattice
+        for shard in lattice.shards():
+            held = recording.agreement._held[shard][machine.identity.index]
+            assert held == lattice.digest(shard)
 
 
 def test_the_log_of_episodes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
