@@ -328,6 +328,8 @@ class Conflicts:
             self._changed[node] = None
 
     def look(self, now_ns: int) -> None:
+        if not self._changed and self.series.rows:
+            return
         self.next_ns = now_ns + self.series.every_ns
         for node in self._changed:
             process = self._machines[node].process
@@ -395,6 +397,10 @@ class Recording:
             self.conflicts.changed(node)
         if now_ns >= self.conflicts.next_ns:
             self.conflicts.look(now_ns)
+
+    def settled(self) -> None:
+        """Nothing happens for a while: what was not looked at yet is as it stays."""
+        self.conflicts.look(self.clock.now_ns)
 
     def frame_sent(self, sender: int, frame: bytes) -> None:
         self.traffic.sent(sender, frame, self.clock.now_ns)

@@ -278,6 +278,8 @@ class Simulation:
             one, other = processes[a], processes[b]
             if one is not None and other is not None and one.digests() != other.digests():
                 return False
+        if self._recording is not None:
+            self._recording.settled()
         return True
 
     def _equal(self) -> bool:

@@ -269,3 +269,28 @@ def test_the_log_of_episodes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_the_sides_of_a_cut_fit_into_a_line(sides: list[list[str]], said: str) -> None:
     assert sides_text(sides) == said
+
+
+def test_what_came_last_before_a_long_quiet_is_not_missed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Conflicts are looked at every so often, and once more before time is leapt over."""
+    mix = {"create": 3, "claim": 3, "delete": 3}
+    workload = {"vpcs": 1, "rate_per_s": 0.02, "addresses": 3, "mix": mix}
+    seen: list[int] = []
+
+    def settled(self: Recording) -> None:
+        original(self)
+        now_open = set()
+        for node in self.conflicts.observers:
+            process = self.conflicts._machines[node].process
+            if process is not None:
+                now_open |= {(c.kind, c.key) for c in process.view.conflicts()}
+        assert self.conflicts.series.rows[-1][0] == len(now_open)
+        seen.append(len(now_open))
+
+    original = Recording.settled
+    monkeypatch.setattr(Recording, "settled", settled)
+    result, _ = recorded(with_a_cut(workload=workload, duration_s=2000), 2)
+    assert result.ok, result.violations
+    assert len(set(seen)) > 1
