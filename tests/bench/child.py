@@ -7,16 +7,19 @@ import json
 import os
 import sys
 import time
-import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
+
+import msgpack
 
 from crdt.chain import RING_MAX
 from tests.bench.mesh_world import BATCH, CHAINS, Item, MeshWorld, Receiver, claim, claims
 
 PROBES = 200
 CYCLE_KEYS = 1000
+PROVE_EVERY = 64
+"""batches between two proofs of the root"""
 
 
 def resident_bytes() -> int:
@@ -65,28 +68,24 @@ def _one_changed_us(world: MeshWorld, receiver: Receiver, each: int) -> float:
 
 
 def cycles(count: int) -> dict[str, float]:
-    """Put and delete keys over and over: allocated memory and stored bytes, late against early.
-
-    The early mark is at a fifth, when the ring of deletes is full.
-    """
+    """Put and delete keys over and over: the process's resident bytes, and the bytes of the state,
+    after the last tenth of `count` against those after the first."""
     world = MeshWorld()
     receiver = world.receiver()
     chain = world.new_chain(0)
-    assert count // 5 > RING_MAX, "the ring must be full at the early mark"
-    tracemalloc.start()
+    assert count // 10 > RING_MAX, "the ring must be full at the first mark"
     marks: list[tuple[int, int]] = []
-    done = 0
-    while done < count:
-        turn = [(done + i) % CYCLE_KEYS for i in range(BATCH)]
-        puts: list[Item] = [claim(0, index, done) for index in turn]
+    for start in range(0, count, BATCH):
+        turn = [(start + i) % CYCLE_KEYS for i in range(BATCH)]
+        puts: list[Item] = [claim(0, index, start) for index in turn]
         deletes: list[Item] = [(key, None) for key, _ in puts]
         for frame in world.frames(chain, [*puts, *deletes], BATCH):
             receiver.take(frame)
-        done += BATCH
-        if not marks and done >= count // 5:
+        if start // BATCH % PROVE_EVERY == 0:
+            assert not receiver.replica.lattice.prove()
+        if not marks and start >= count // 10:
             marks.append(_size_bytes(receiver))
-    marks.append(_size_bytes(receiver))
-    (early_bytes, early_state), (late_bytes, late_state) = marks
+    (early_bytes, early_state), (late_bytes, late_state) = *marks, _size_bytes(receiver)
     return {
         "memory_ratio": late_bytes / early_bytes,
         "state_ratio": late_state / early_state,
@@ -94,12 +93,13 @@ def cycles(count: int) -> dict[str, float]:
 
 
 def _size_bytes(receiver: Receiver) -> tuple[int, int]:
-    """Allocated memory, and the bytes of all held chains as they are stored or sent."""
+    """Resident memory, and the bytes of all held chains as they are sent."""
     gc.collect()
     lattice = receiver.replica.lattice
+    assert not lattice.prove()
     snapshots = (chain.snapshot() for id in lattice.chains() for chain in lattice.branches(id))
-    state_bytes = sum(len(json.dumps(s.pack(), default=bytes.hex)) for s in snapshots)
-    return tracemalloc.get_traced_memory()[0], state_bytes
+    state_bytes = sum(len(msgpack.packb(snapshot.pack())) for snapshot in snapshots)
+    return resident_bytes(), state_bytes
 
 
 KINDS: dict[str, Callable[[int], dict[str, float]]] = {"scale": scale, "cycles": cycles}

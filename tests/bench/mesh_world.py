@@ -162,6 +162,11 @@ class Receiver:
         """From the wire into the view."""
         self.view.update(self.join(frame))
 
+    def take_and_prove(self, frame: bytes) -> None:
+        """As `take`, and the root of what came is recomputed now."""
+        self.take(frame)
+        assert not self.replica.lattice.prove()
+
     def forwarding(self) -> Forwarding:
         return Forwarding(self.node, self.site, self.view)
 
