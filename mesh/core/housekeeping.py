@@ -26,6 +26,7 @@ from mesh.core.clock import ns_of_hlc
 from mesh.core.damping import MoveDamper
 from mesh.core.ops import MESH_SHARD, Delete, NodeId, Op
 from mesh.core.view import ViewDelta
+from mesh.core.view.registers import R
 
 _S: Final = 1_000_000_000
 WITHDRAW_AFTER_NS: Final = 30 * _S
@@ -193,17 +194,19 @@ class Housekeeper:
             case _:  # an eviction
                 return key.vpc in gone
 
-    def _is_spent(self, vpc: str, records: Mapping[NodeId, model.Register], now_ns: int) -> bool:
+    def _is_spent(self, vpc: str, records: Mapping[NodeId, R], now_ns: int) -> bool:
         """Whether the own record says nothing any more: a value that another writer's deletion
         overrides, or an old deletion that overrides nothing."""
         own = records[self._author.node]
+        catalog = self._view.catalog
         others = [
             record
             for node, record in records.items()
-            if node != self._author.node and self._view.catalog.may_write(vpc, node)
+            if node != self._author.node and catalog.may_write(vpc, node)
         ]
         if not own.deleted:
-            return any(record.deleted for record in others)
+            decided = catalog.decide(vpc, records)
+            return decided is not None and decided.record.deleted
         old = ns_of_hlc(own.hlc) + DELETION_KEPT_NS <= now_ns
         return old and all(record.deleted for record in others)
 

@@ -13,7 +13,7 @@ from mesh.core.members import Member
 from mesh.core.ops import NodeId
 from mesh.core.replica import Replica
 from mesh.core.view import View
-from mesh.core.view.registers import R, decide
+from mesh.core.view.registers import R
 from mesh.node.log import event
 
 SHOWN_MAX: Final = 3
@@ -117,8 +117,7 @@ class Retiring:
 
         A deletion that counts hides what others wrote before it, if they wrote anything.
         """
-        catalog = self._view.catalog
-        decided = decide(records, lambda writer: catalog.may_write(vpc, writer))
+        decided = self._view.catalog.decide(vpc, records)
         if decided is None or decided.node != node:
             return False
         return not decided.record.deleted or len(records) > 1

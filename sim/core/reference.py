@@ -171,15 +171,25 @@ class _Reader:
 
     def decide(self, vpc: str, records: Mapping[NodeId, Any]) -> tuple[Any, list[NodeId]] | None:
         """(the value, the writers that dispute it): `deleted` wins for good, else the highest
-        (revision, hlc, node); equal revisions with different values are a dispute."""
+        (revision, hlc, node); equal revisions with different values are a dispute. Those of nodes
+        that signed two histories come last, and dispute with an equal or higher revision."""
         allowed = {node: r for node, r in records.items() if self.may_write(vpc, node)}
         if not allowed:
             return None
-        ranked = sorted(
-            allowed, key=lambda n: (allowed[n].deleted, allowed[n].revision, allowed[n].hlc, n)
-        )[::-1]
+
+        def rank(node: NodeId) -> tuple[Any, ...]:
+            r = allowed[node]
+            return not self.members[node].forked, r.deleted, r.revision, r.hlc, node
+
+        ranked = sorted(allowed, key=rank)[::-1]
         best = allowed[ranked[0]]
-        peers = [node for node in ranked if allowed[node].revision == best.revision]
+        alike = [n for n in ranked if self.members[n].forked == self.members[ranked[0]].forked]
+        peers = [
+            node
+            for node in ranked
+            if allowed[node].revision == best.revision
+            or (allowed[node].revision > best.revision and node not in alike)
+        ]
         agree = all(model.same_value(allowed[node], best) for node in peers)
         return best, [] if best.deleted or agree else peers
 
@@ -232,19 +242,26 @@ class _Reader:
     # ---- endpoints ----
 
     def rank(self, vpc: str, addr: bytes) -> list[tuple[NodeId, model.Claim]]:
-        """The claims that count, best first: authority, then removals, then mobility, hlc, hash."""
+        """The claims that count, best first: authority, then removals, then mobility, hlc, hash.
+        Those of nodes that signed two histories come last."""
         subnet = self.subnet_at(vpc, addr)
         if subnet is None:
             return []
         admitted = self.live[vpc].sites
         found = [
-            (-claim.mobility, claim.hlc, sha256(node + keys.ENDPOINT + addr).digest(), node)
+            (
+                self.members[node].forked,
+                -claim.mobility,
+                claim.hlc,
+                sha256(node + keys.ENDPOINT + addr).digest(),
+                node,
+            )
             for node, claim in self.claims[vpc, addr].items()
             if not admitted or self.site(node) in admitted
             if not subnet.restrict or self.site(node) in subnet.sites
             if claim.mobility > self.evicted_up_to(vpc, node, addr)
         ]
-        return [(node, self.claims[vpc, addr][node]) for _, _, _, node in sorted(found)]
+        return [(node, self.claims[vpc, addr][node]) for *_, node in sorted(found)]
 
     def subnet_at(self, vpc: str, addr: bytes) -> Any:
         """The installed subnet of a live VPC in which the address can be claimed: its network,
@@ -264,14 +281,15 @@ class _Reader:
 
     def states(self, ranked: list[tuple[NodeId, model.Claim]]) -> list[str]:
         """Equal mobility: of the winner's site it is one claim with several writers, of another
-        it is a conflict. Lower mobility: outranked."""
+        it is a conflict. Lower mobility: outranked. One of a forked node is never another's."""
         best_node, best = ranked[0]
         states = []
         for node, claim in ranked:
-            if claim.mobility < best.mobility:
-                states.append("shadowed")
+            alike = self.members[node].forked == self.members[best_node].forked
+            if claim.mobility >= best.mobility and self.site(node) != self.site(best_node):
+                states.append("conflict")
             else:
-                states.append("active" if self.site(node) == self.site(best_node) else "conflict")
+                states.append("active" if claim.mobility == best.mobility and alike else "shadowed")
         return states
 
     # ---- peerings ----
@@ -296,14 +314,14 @@ class _Reader:
         """Claims of several sites with equal mobility, a VNI of two VPCs, subnets that overlap,
         equal revisions with different values."""
         for (vpc, addr), ranked in self.ranked.items():
-            top = [(node, c) for node, c in ranked if c.mobility == ranked[0][1].mobility]
+            top = [(node, c) for node, c in ranked if c.mobility >= ranked[0][1].mobility]
             firsts: dict[str, model.Claim] = {}
             for node, claim in top:
                 firsts.setdefault(self.site(node), claim)
             if len(firsts) > 1:
                 names = tuple(self.node_text(node) for node, _ in top)
                 place = f"endpoint/{self.vpc_text(vpc)}/{keys.ip_of(addr)}"
-                since = list(firsts.values())[1].hlc
+                since = max(claim.hlc for claim in list(firsts.values())[:2])
                 yield ("conflict", "endpoint", place), (names, names[0], since)
         for vpcs in self.vni_order.values():
             texts = tuple(f"vpc/{self.vpc_text(vpc)}" for vpc in vpcs)
@@ -326,7 +344,8 @@ class _Reader:
                     text = self.subnet_text(vpc, subnet)
                 case _:
                     continue
-            yield ("conflict", "value", text), (names, names[0], decided[0].hlc)
+            since = max(self.registers[key][node].hlc for node in decided[1])
+            yield ("conflict", "value", text), (names, names[0], since)
 
     def vpc_text(self, vpc: str) -> str:
         """The name, or the id where several live VPCs have it."""

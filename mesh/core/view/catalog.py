@@ -28,12 +28,13 @@ from mesh.core.model import (
     VpcRecord,
 )
 from mesh.core.ops import NodeId
+from mesh.core.view.evictions import Evictions
 from mesh.core.view.layout import EVERYTHING, Layout, Span, gateway_of, lay_out, span
-from mesh.core.view.registers import Decided, decide
+from mesh.core.view.registers import Decided, R, decide
 from mesh.core.view.types import Gateway, Peering, Subnet, ViewDelta, Vpc, VpcState
 
 T = TypeVar("T")
-K = TypeVar("K", str, int)
+K = TypeVar("K", str, int, bytes)
 Outer = TypeVar("Outer")
 Inner = TypeVar("Inner")
 V = TypeVar("V")
@@ -53,8 +54,7 @@ class _Marks:
     addrs: set[tuple[str, bytes]] = field(default_factory=set)
     """(VPC, address) whose evictions changed."""
     peerings: bool = False
-    claims: bool = False
-    """All of them: a writer's rights changed."""
+    conflicts: bool = False
 
 
 @dataclass(slots=True)
@@ -93,6 +93,9 @@ class Catalog:
         """Contested VNI → its VPCs, best first."""
         self.vpc_disputes: dict[str, Decided[VpcRecord]] = {}
         self.subnet_disputes: dict[tuple[str, str], Decided[SubnetRecord]] = {}
+        self._creators: dict[str, NodeId] = {}
+        self._created: defaultdict[NodeId, set[str]] = defaultdict(set)
+        """The same the other way round."""
         self._owners: dict[str, str] = {}
         self._subnet_vpc: dict[str, str] = {}
         """Of the subnets in `layouts`."""
@@ -102,10 +105,11 @@ class Catalog:
         self._vpc_records: dict[str, dict[NodeId, VpcRecord]] = {}
         self._subnet_records: dict[str, dict[str, dict[NodeId, SubnetRecord]]] = {}
         self._halves: dict[tuple[str, str], dict[str, dict[NodeId, PeeringRecord]]] = {}
-        self._evictions: dict[tuple[str, bytes], dict[NodeId, dict[NodeId, Eviction]]] = {}
+        self._evictions = Evictions()
         self._registrations: dict[NodeId, Registration] = {}
         self._bindings: dict[str, dict[NodeId, Binding]] = {}
-        self._writers: set[NodeId] = set()
+        self.writers: set[NodeId] = set()
+        """Nodes of which anything was read: a change of another one's rights changes nothing."""
         self._marks = _Marks()
 
     # --- authority ---------------------------------------------------------------------------
@@ -141,72 +145,74 @@ class Catalog:
 
     def put(self, node: NodeId, key: keys.Key, record: model.Record | None) -> None:
         """Store what the node holds under the key now. Endpoint keys are not for here."""
-        self._writers.add(node)
+        self.writers.add(node)
         match key:
             case keys.VpcKey(vpc):
                 _store(self._vpc_records.setdefault(vpc, {}), node, record, VpcRecord)
-                self._marks.vpcs.add(vpc)
             case keys.SubnetKey(vpc, subnet):
                 subnets = self._subnet_records.setdefault(vpc, {})
                 _store(subnets.setdefault(subnet, {}), node, record, SubnetRecord)
-                self._marks.subnets.add((vpc, subnet))
             case keys.PeeringKey(a, b, half):
                 halves = self._halves.setdefault((a, b), {})
                 _store(halves.setdefault(half, {}), node, record, PeeringRecord)
                 if not halves[half]:
                     _prune(self._halves, (a, b), half)
-                self._marks.peerings = True
             case keys.EvictionKey(vpc, evicted, addr):
-                evictions = self._evictions.setdefault((vpc, addr), {})
-                _store(evictions.setdefault(evicted, {}), node, record, Eviction)
-                if not evictions[evicted]:
-                    _prune(self._evictions, (vpc, addr), evicted)
-                self._marks.addrs.add((vpc, addr))
+                self._evictions.put(vpc, addr, evicted, node, record)
             case keys.GatewayKey(gateway) if gateway == node:
                 _store(self._registrations, node, record, Registration)
-                self._marks.gateways.add(node)
             case keys.BindingKey(binder, vpc) if binder == node:
                 _store(self._bindings.setdefault(vpc, {}), node, record, Binding)
                 if not self._bindings[vpc]:
                     del self._bindings[vpc]
+            case _:
+                return  # another node's own fact: not this writer's to state
+        self.mark(key)
+
+    def mark(self, key: keys.Key) -> None:
+        """Have `settle` derive anew what follows from any node's record under the key."""
+        match key:
+            case keys.VpcKey(vpc):
+                self._marks.vpcs.add(vpc)
+            case keys.SubnetKey(vpc, subnet):
+                self._marks.subnets.add((vpc, subnet))
+            case keys.PeeringKey():
+                self._marks.peerings = True
+            case keys.EvictionKey(vpc, _, addr):
+                self._marks.addrs.add((vpc, addr))
+            case keys.GatewayKey(node):
+                self._marks.gateways.add(node)
+            case keys.BindingKey(_, vpc):
                 self._mark_vni(vpc)
             case _:
-                pass  # another node's own fact: not this writer's to state
+                pass  # an endpoint claim: the view names its key itself
 
-    def set_members(self, members: Mapping[NodeId, Member]) -> None:
-        """The roster as it is now. Costs a whole reading only if a known writer's rights change."""
+    def set_members(self, members: Mapping[NodeId, Member]) -> tuple[list[NodeId], list[NodeId]]:
+        """The roster as it is now. Returns the writers whose registers and evictions may count
+        otherwise than before, and those whose claims may: what they hold is to be marked.
+
+        What follows from others' records about a node is marked here: the VPCs that it created,
+        and the evictions of its claims.
+        """
         before, self.members = self.members, dict(members)
-        creators = {
-            record.creator for records in self._vpc_records.values() for record in records.values()
-        }
-        whole = False
-        for node in before.keys() | self.members.keys():
+        registers: list[NodeId] = []
+        claims: list[NodeId] = []
+        for node in sorted(before.keys() | self.members.keys()):
             old, new = before.get(node), self.members.get(node)
             if old == new:
                 continue
             self._marks.gateways.add(node)
-            if _is_retired(old) != _is_retired(new):
-                self._marks.addrs.update(at for at, of in self._evictions.items() if node in of)
-            if _rights(old) != _rights(new) and (node in self._writers or node in creators):
-                whole = True
-        if whole:
-            self._mark_everything()
-
-    def note_writer(self, node: NodeId) -> None:
-        """A node that has written something elsewhere, so that its rights matter."""
-        self._writers.add(node)
-
-    def _mark_everything(self) -> None:
-        marks = self._marks
-        marks.vpcs.update(self._vpc_records)
-        marks.vnis.update(self._vnis)
-        marks.layouts.update(self._vpc_records)
-        marks.subnets.update(
-            (vpc, subnet) for vpc, subnets in self._subnet_records.items() for subnet in subnets
-        )
-        marks.gateways.update(self._registrations)
-        marks.addrs.update(self._evictions)
-        marks.peerings = marks.claims = True
+            self._marks.conflicts = True  # they are shown with names
+            if (old and (old.site, old.state)) != (new and (new.site, new.state)):
+                self._marks.addrs.update(self._evictions.of(node))
+            if (old and old.site) != (new and new.site):
+                self._marks.vpcs.update(self._created.get(node, ()))
+            if node in self.writers:
+                if _authority(old) != _authority(new):
+                    registers.append(node)
+                if _standing(old) != _standing(new):
+                    claims.append(node)
+        return registers, claims
 
     def _mark_vni(self, vpc: str) -> None:
         if vpc in self.vpcs:
@@ -233,17 +239,14 @@ class Catalog:
             self._lay_out(vpc, delta, rescan)
         for node in sorted(marks.gateways):
             self._read_gateway(node, delta)
-        if marks.claims:
-            for vpc in self.vpcs:
-                rescan.spans[vpc].extend(EVERYTHING)
         delta.peerings |= marks.peerings
         # Conflicts are shown with names and decided with values of these.
-        delta.conflicts |= bool(marks.vpcs or marks.subnets or delta.vpcs)
+        delta.conflicts |= bool(marks.conflicts or marks.vpcs or marks.subnets or delta.vpcs)
         return rescan
 
     def _read_vpc(self, vpc: str, marks: _Marks, rescan: Rescan) -> None:
         owner_changed = self._read_owner(vpc)
-        decided = decide(self.vpc_records(vpc), lambda node: self.may_write(vpc, node))
+        decided = self.decide(vpc, self.vpc_records(vpc))
         old = self.vpcs.pop(vpc, None)
         new = None if decided is None else self._vpc_of(vpc, decided.record)
         self.removed.pop(vpc, None)
@@ -264,21 +267,32 @@ class Catalog:
         marks.layouts.add(vpc)
         if owner_changed:
             marks.subnets.update((vpc, subnet) for subnet in self._subnet_records.get(vpc, ()))
-        marks.peerings |= (old is None) != (new is None)
+            marks.addrs.update((vpc, addr) for addr in self._evictions.addrs(vpc))
+        marks.peerings |= owner_changed or (old is None) != (new is None)
         if old is not None and new is not None and old.sites != new.sites:
             rescan.spans[vpc].extend(EVERYTHING)  # else the layout says what to read again
 
     def _read_owner(self, vpc: str) -> bool:
         """Derive who owns the VPC; whether that has changed."""
         records = self._vpc_records.get(vpc)
+        before = self._owners.pop(vpc, None)
         if not records:
             self._vpc_records.pop(vpc, None)
-            return self._owners.pop(vpc, None) is not None
-        creator = self.members.get(next(iter(records.values())).creator)
-        before = self._owners.pop(vpc, None)
-        if creator is not None:
-            self._owners[vpc] = creator.site
+            creator = self._creators.pop(vpc, None)
+            if creator is not None:
+                _discard(self._created, creator, vpc)
+            return before is not None
+        creator = self._creators[vpc] = next(iter(records.values())).creator
+        self._created[creator].add(vpc)
+        if creator in self.members:
+            self._owners[vpc] = self.members[creator].site
         return self._owners.get(vpc) != before
+
+    def decide(self, vpc: str, records: Mapping[NodeId, R]) -> Decided[R] | None:
+        """What a register of the VPC says, given each writer's record of it."""
+        return decide(
+            records, lambda node: self.may_write(vpc, node), lambda node: self.members[node].forked
+        )
 
     def _vpc_of(self, vpc: str, record: VpcRecord) -> Vpc | None:
         if record.deleted:
@@ -325,9 +339,9 @@ class Catalog:
 
     def _read_subnet(self, vpc: str, subnet: str) -> None:
         records = self.subnet_records(vpc, subnet)
-        if not records:
+        if not records and subnet in self._subnet_records.get(vpc, ()):
             _prune(self._subnet_records, vpc, subnet)
-        decided = decide(records, lambda node: self.may_write(vpc, node))
+        decided = self.decide(vpc, records)
         if subnet in self._live_subnets.get(vpc, ()):
             _prune(self._live_subnets, vpc, subnet)
         self.subnet_disputes.pop((vpc, subnet), None)
@@ -401,15 +415,15 @@ class Catalog:
 
     def hidden_up_to(self, vpc: str, addr: bytes, node: NodeId) -> int:
         """The highest mobility of the node's claims for the address that is evicted; -1: none."""
-        if (vpc, addr) not in self._evictions:
+        by_writer = self._evictions.at(vpc, addr).get(node)
+        if by_writer is None:
             return -1
-        by_writer = self._evictions[vpc, addr].get(node, {})
         allowed = (e.mobility for w, e in by_writer.items() if self.may_evict(vpc, w, node))
         return max(allowed, default=-1)
 
-    def evictions(self, vpc: str, addr: bytes) -> dict[NodeId, dict[NodeId, Eviction]]:
+    def evictions(self, vpc: str, addr: bytes) -> Mapping[NodeId, dict[NodeId, Eviction]]:
         """Node → writer → eviction, whether or not the writer may evict."""
-        return self._evictions.get((vpc, addr), {})
+        return self._evictions.at(vpc, addr)
 
     def vpc_records(self, vpc: str) -> Mapping[NodeId, VpcRecord]:
         """Each writer's record of the VPC's register, whether or not it may write it."""
@@ -417,7 +431,7 @@ class Catalog:
 
     def vpc_record(self, vpc: str) -> VpcRecord | None:
         """The record that counts, a deletion too."""
-        decided = decide(self.vpc_records(vpc), lambda node: self.may_write(vpc, node))
+        decided = self.decide(vpc, self.vpc_records(vpc))
         return None if decided is None else decided.record
 
     def subnet_records(self, vpc: str, subnet: str) -> Mapping[NodeId, SubnetRecord]:
@@ -436,7 +450,7 @@ class Catalog:
     def live_halves(self, a: str, b: str) -> list[str]:
         """Ids of the halves by which a's side lets b in."""
         decided = (
-            (half, decide(records, lambda node: self.may_write(a, node)))
+            (half, self.decide(a, records))
             for half, records in self._halves.get((a, b), {}).items()
         )
         return sorted(half for half, d in decided if d is not None and not d.record.deleted)
@@ -476,28 +490,24 @@ class Catalog:
             for half, held in by_half.items()
             if node in held
         )
-        evictions = (
-            keys.EvictionKey(vpc, evicted, addr)
-            for (vpc, addr), by_node in self._evictions.items()
-            for evicted, held in by_node.items()
-            if node in held
-        )
-        return sorted((*vpcs, *subnets, *halves, *evictions), key=keys.pack)
+        return sorted((*vpcs, *subnets, *halves, *self._evictions.by(node)), key=keys.pack)
 
     def sites(self) -> tuple[str, ...]:
         """The sites of all members that count, sorted."""
         return tuple(sorted({m.site for m in self.members.values() if m.state != "forgotten"}))
 
 
-def _rights(member: Member | None) -> tuple[str, bool, bool] | None:
-    """What of a member decides which of its records are read."""
-    if member is None:
+def _standing(member: Member | None) -> tuple[str, bool] | None:
+    """What of a member decides how its claims are read; None: they are not."""
+    if member is None or member.state == "forgotten":
         return None
-    return member.site, member.admin, member.state == "forgotten"
+    return member.site, member.forked
 
 
-def _is_retired(member: Member | None) -> bool:
-    return member is not None and member.state == "retired"
+def _authority(member: Member | None) -> tuple[str, bool, bool] | None:
+    """What of a member decides how its registers and evictions are read; None: they are not."""
+    standing = _standing(member)
+    return None if member is None or standing is None else (*standing, member.admin)
 
 
 def _store(held: dict[NodeId, T], node: NodeId, record: object, kind: type[T]) -> None:

@@ -3,9 +3,10 @@
 There may be a million, so records stay where they are (`mesh.core.ops.Records`) and only an index
 of owners is kept here. A claim that cannot be read is as one that is not there.
 
-Rank: higher mobility, then earlier hlc, then lower hash of (node, key). Claims of one site with
-equal mobility are one claim with several writers. Claims of different sites with the highest
-mobility are a conflict: neither knew of the other.
+Rank: higher mobility, then earlier hlc, then lower hash of (node, key); those of nodes that signed
+two histories come after all others. Claims of one site with equal mobility are one claim with
+several writers. Claims of different sites with the winner's mobility or a higher one are a
+conflict: neither knew of the other, or one has forked.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ RULE_SITE = "one claim with several writers of its site"
 RULE_MOBILITY = "higher mobility"
 RULE_HLC = "earlier hlc"
 RULE_HASH = "lower hash of node and key"
+RULE_FORKED = "the others were written by nodes that signed two histories"
+LOST_FORKED = "written by a node that signed two histories"
 LOST_MOBILITY = "lower mobility"
 LOST_HLC = "later hlc"
 LOST_HASH = "higher hash of node and key"
@@ -34,6 +37,7 @@ LOST_HASH = "higher hash of node and key"
 class Ranked(NamedTuple):
     """A claim that counts. Tuples of these sort best first; the order is total."""
 
+    forked: bool
     minus_mobility: int
     hlc: int
     tie: bytes
@@ -43,7 +47,7 @@ class Ranked(NamedTuple):
 
 
 class Contest(NamedTuple):
-    """Claims of several sites with equal top mobility, best first."""
+    """Claims of several sites, none with less mobility than the best, best first."""
 
     claims: tuple[Ranked, ...]
     rule: str
@@ -127,7 +131,8 @@ class ClaimTable:
             if claim is None or claim.mobility <= catalog.hidden_up_to(vpc, addr, node):
                 continue
             tie = _tie(node, key) if len(owners) > 1 else b""
-            found.append(Ranked(-claim.mobility, claim.hlc, tie, node, site, claim))
+            forked = catalog.members[node].forked
+            found.append(Ranked(forked, -claim.mobility, claim.hlc, tie, node, site, claim))
         if len(found) > 1:
             found.sort()
         return found
@@ -135,14 +140,14 @@ class ClaimTable:
     def contest(self, vpc: str, key: bytes) -> Contest | None:
         """The conflict about the key, if there is one."""
         ranked = self.ranked(vpc, key)
-        top = [r for r in ranked if r.minus_mobility == ranked[0].minus_mobility]
+        top = [r for r in ranked if r.minus_mobility <= ranked[0].minus_mobility]
         firsts: dict[str, Ranked] = {}
         for claim in top:
             firsts.setdefault(claim.site, claim)
         if len(firsts) < 2:
             return None
         best, rival = list(firsts.values())[:2]
-        return Contest(tuple(top), _won(best, rival), rival.hlc)
+        return Contest(tuple(top), _won(best, rival), max(best.hlc, rival.hlc))
 
     def endpoints(self, vpc: str, key: bytes) -> tuple[Endpoint, ...]:
         """The claims that count as readers see them, best first."""
@@ -163,24 +168,36 @@ def _tie(node: NodeId, key: bytes) -> bytes:
 
 
 def _co_writer(best: Ranked, other: Ranked) -> bool:
-    return other.site == best.site and other.minus_mobility == best.minus_mobility
+    return (other.site, other.minus_mobility, other.forked) == (
+        best.site,
+        best.minus_mobility,
+        best.forked,
+    )
 
 
 def _won(best: Ranked, rival: Ranked) -> str:
     """The rule by which `best` ranks before `rival`."""
+    if best.forked != rival.forked:
+        return RULE_FORKED
     if best.minus_mobility != rival.minus_mobility:
         return RULE_MOBILITY
     return RULE_HLC if best.hlc != rival.hlc else RULE_HASH
 
 
-_LOST = {RULE_MOBILITY: LOST_MOBILITY, RULE_HLC: LOST_HLC, RULE_HASH: LOST_HASH}
+_LOST = {
+    RULE_FORKED: LOST_FORKED,
+    RULE_MOBILITY: LOST_MOBILITY,
+    RULE_HLC: LOST_HLC,
+    RULE_HASH: LOST_HASH,
+}
 
 
 def _standing(best: Ranked, other: Ranked) -> tuple[EndpointState, str]:
     if _co_writer(best, other):
         return "active", RULE_SITE
-    rule = _won(best, other)
-    return ("shadowed" if rule == RULE_MOBILITY else "conflict"), _LOST[rule]
+    lost = _LOST[_won(best, other)]
+    contested = other.site != best.site and other.minus_mobility <= best.minus_mobility
+    return ("conflict" if contested else "shadowed"), lost
 
 
 def _endpoint(vpc: str, ip: str, ranked: Ranked, state: EndpointState, rule: str) -> Endpoint:

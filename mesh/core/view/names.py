@@ -14,6 +14,7 @@ from mesh.core.members import Member
 from mesh.core.ops import NodeId
 from mesh.core.view.catalog import Catalog
 from mesh.core.view.claims import Contest
+from mesh.core.view.registers import Decided, R
 from mesh.core.view.types import Conflict, Subnet, Vpc
 
 
@@ -109,11 +110,10 @@ class Names:
         yield from self._overlaps()
         catalog = self._catalog
         for vpc, decided in catalog.vpc_disputes.items():
-            yield self._dispute(self.vpc_key(vpc), decided.disputed, decided.since_hlc)
+            yield self._dispute(self.vpc_key(vpc), decided)
         for (vpc, subnet), decided_subnet in catalog.subnet_disputes.items():
             if subnet in catalog.layout(vpc).subnets:
-                key = self.subnet_key(vpc, subnet)
-                yield self._dispute(key, decided_subnet.disputed, decided_subnet.since_hlc)
+                yield self._dispute(self.subnet_key(vpc, subnet), decided_subnet)
 
     def _vni_conflicts(self) -> Iterator[Conflict]:
         for ranked in self._catalog.vni_ranks.values():
@@ -141,11 +141,9 @@ class Names:
                     since_hlc=pair[1].hlc,
                 )
 
-    def _dispute(self, key: str, writers: tuple[NodeId, ...], since_hlc: int) -> Conflict:
-        claimants = tuple(self.node_text(node) for node in writers)
-        return Conflict(
-            key, "value", claimants, claimants[0], "later hlc, then higher node id", since_hlc
-        )
+    def _dispute(self, key: str, decided: Decided[R]) -> Conflict:
+        claimants = tuple(self.node_text(node) for node in decided.disputed)
+        return Conflict(key, "value", claimants, claimants[0], decided.rule, decided.since_hlc)
 
 
 def _one(what: str, name: str, ids: list[str], listing: str) -> str:

@@ -18,9 +18,8 @@ the same `fingerprint`, whatever the order of arrival and however it was cut int
 
 Records of the `mesh` shard are kept decoded, endpoint claims are read where they are held: the view
 is told what was touched, and has to be told before it is read again. The cost of `update` follows
-what changed. A change of a VPC's sites or subnets reads that VPC's
-claims in those subnets again; a change of the roster reads everything again only if it changes the
-rights of a node that has written something.
+what changed. A change of a VPC's sites or subnets reads that VPC's claims in those subnets again; a
+change of a node's rights, what that node has written, and the VPCs that it created.
 """
 
 from __future__ import annotations
@@ -107,9 +106,23 @@ class View:
     # --- what comes in -----------------------------------------------------------------------
 
     def set_members(self, members: Mapping[NodeId, Member]) -> None:
-        """The roster as it is now."""
-        self.catalog.set_members(members)
-        self._settle(ViewDelta())
+        """The roster as it is now. Reads again what was written by nodes whose rights changed."""
+        delta = ViewDelta()
+        registers, claims = self.catalog.set_members(members)
+        for node in registers:
+            for _, shard, held in self._records.held(node):
+                if shard == MESH_SHARD:
+                    self._mark(held)
+                elif node in claims and keys.is_vpc_shard(shard):
+                    delta.touch(shard, (key for key in held if _is_claim(key)))
+        self._settle(delta)
+
+    def _mark(self, held: Iterable[bytes]) -> None:
+        for key in held:
+            try:
+                self.catalog.mark(keys.unpack(MESH_SHARD, key))
+            except (keys.UnknownKey, keys.InvalidKey):
+                continue
 
     def update(self, touched: Iterable[Touched]) -> None:
         """Read again what was touched. Never raises for what is in a record."""
@@ -126,7 +139,7 @@ class View:
     def _read_claims(
         self, node: NodeId, vpc: str, touched: Sequence[bytes], delta: ViewDelta
     ) -> None:
-        self.catalog.note_writer(node)
+        self.catalog.writers.add(node)
         records = self._records.read_all(node, vpc, touched)
         held: Sequence[bytes] = touched
         gone: Sequence[bytes] = ()
@@ -347,6 +360,10 @@ class View:
     def fingerprint(self) -> bytes:
         """32 bytes, equal for equal views. Costs a whole reading."""
         return hashlib.sha256(msgpack.packb(self.canonical())).digest()
+
+
+def _is_claim(key: bytes) -> bool:
+    return key[:1] == keys.ENDPOINT and len(key) in _ADDR_KEY_BYTES
 
 
 def _are_ordinary(touched: Sequence[bytes], records: Sequence[bytes | None]) -> bool:

@@ -113,3 +113,13 @@ class World:
 def shape(claims: Sequence[Endpoint], view: View) -> list[tuple[str, str, str]]:
     """(node name, state, rule) of claims, in their order."""
     return [(view.members[c.node].name, c.state, c.rule) for c in claims]
+
+
+def both_claim(world: World) -> str:
+    """Sites a and b claim one address without knowing of each other, a first."""
+    red = world.red()
+    world.do("a1", "add_endpoint", "red", "10.0.200.5")
+    world.now_ns += SECOND_NS
+    world.do("b1", "add_endpoint", "red", "10.0.200.5")
+    world.sync()
+    return red

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from hypothesis import strategies as st
 
@@ -152,7 +153,8 @@ def rosters(draw: st.DrawFn) -> dict[NodeId, Member]:
     for name in NAMES:
         state = draw(st.sampled_from(STATES))
         if state is not None:
-            found[node_id(name)] = member(name, admin=draw(st.booleans()), state=state)
+            one = member(name, admin=draw(st.booleans()), state=state)
+            found[node_id(name)] = replace(one, forked=draw(st.sampled_from([False] * 3 + [True])))
     return found
 
 

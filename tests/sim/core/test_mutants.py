@@ -237,7 +237,7 @@ def mobility_not_ranked(patch: Patch) -> None:
     ranked = claims.ClaimTable.ranked
 
     def by_age(self: claims.ClaimTable, vpc: str, addr: bytes) -> list[claims.Ranked]:
-        return sorted(ranked(self, vpc, addr), key=lambda claim: claim[1:])
+        return sorted(ranked(self, vpc, addr), key=lambda claim: claim[2:])
 
     patch.setattr(claims.ClaimTable, "ranked", by_age)
 
@@ -251,7 +251,7 @@ def deletion_outranked(patch: Patch) -> None:
     patch.setattr(catalog, "decide", _decide_by_revision)
 
 
-def _decide_by_revision(records: Any, may_write: Any) -> Any:
+def _decide_by_revision(records: Any, may_write: Any, forked: Any) -> Any:
     ranked = sorted(
         (record.revision, record.hlc, node) for node, record in records.items() if may_write(node)
     )
