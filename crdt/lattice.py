@@ -10,10 +10,11 @@ Baquero 2018; deltas are the join-irreducible intervals of Enes et al. 2019).
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import islice
 from typing import Literal
 
 from crdt.chain import Chain, Disproved, Planned, RootMismatch
@@ -24,6 +25,8 @@ from crdt.header import ChainId, Epoch, common_head
 BRANCHES_MAX = 16
 """Uncovered epochs kept a chain: the latest. Only clones of a writer make more than two."""
 _DIGEST_MODULUS = 1 << 256
+LOG_MAX = 1024
+"""Changes of chains remembered: what two nodes exchange in a few round trips, at 100 a second."""
 _NO_BRANCHES: dict[Epoch, Chain] = {}
 
 
@@ -81,6 +84,9 @@ class Lattice:
         self._shards: dict[str, set[ChainId]] = {}
         self._chains_of: Counter[bytes] = Counter()
         self._unproved: dict[ChainId, None] = {}
+        self._log: deque[tuple[ChainId, int]] = deque(maxlen=LOG_MAX)
+        self.changes = 0
+        """how often the weight of a chain has changed"""
 
     # ---- reading ----
 
@@ -155,6 +161,32 @@ class Lattice:
         is proved by signed roots, never by this.
         """
         return self._digest.get(shard, 0).to_bytes(32, "big")
+
+    def weight(self, id: ChainId) -> int:
+        """What the chain adds to the digest of its shard: 256 bits, 0 for a chain not held."""
+        return self._weights.get(id, 0)
+
+    def recent(self, count: int) -> list[ChainId]:
+        """The `count` chains that changed last, the latest first."""
+        found: dict[ChainId, None] = {}
+        for id, _ in reversed(self._log):
+            found[id] = None
+            if len(found) == count:
+                break
+        return list(found)
+
+    def before(self, changes: int) -> dict[ChainId, int] | None:
+        """What chains that have changed since weighed when `self.changes` was `changes`.
+
+        None when that is too long ago.
+        """
+        since = self.changes - changes
+        if since > len(self._log):
+            return None
+        weights: dict[ChainId, int] = {}
+        for id, weight in islice(reversed(self._log), since):
+            weights[id] = weight
+        return weights
 
     # ---- joining ----
 
@@ -329,10 +361,12 @@ class Lattice:
         if not self._chains_of[id.node]:
             del self._chains_of[id.node]
         self._weigh(id, 0)
-        del self._weights[id], self._short[id.short()]
+        self._weights.pop(id, None)
+        del self._short[id.short()]
         self._shards[id.shard].discard(id)
         if not self._shards[id.shard]:
-            del self._shards[id.shard], self._digest[id.shard]
+            del self._shards[id.shard]
+            self._digest.pop(id.shard, None)
 
     # ---- inner ----
 
@@ -347,6 +381,10 @@ class Lattice:
 
     def _weigh(self, id: ChainId, weight: int) -> None:
         before = self._weights.get(id, 0)
+        if weight == before:
+            return
+        self._log.append((id, before))
+        self.changes += 1
         self._weights[id] = weight
         self._digest[id.shard] = (self._digest.get(id.shard, 0) + weight - before) % _DIGEST_MODULUS
 

@@ -6,7 +6,8 @@ trio, the simulator from one heap. It knows chains, not what their records mean.
 - Own writes are applied at once and signed together at the next call of `drain` (or before anything
   is answered to a peer): one signature a flush, and a durable write before any send.
 - What advanced a head is forwarded to all linked peers but its sender (BP+RR, Enes et al. 2019).
-- Anti-entropy runs when a link comes up, after a gap or an overflow, and every `SYNC_PERIOD_NS`.
+- Anti-entropy (`antientropy`) runs when a link comes up, after a gap or an overflow, and now and
+  then.
 - A retired node is told so and its link is cut; a forgotten node's link is cut at once, its chains
   are dropped, and refused from everybody.
 - A header that contradicts the one held proves that its author signed two histories: the proof
@@ -22,7 +23,8 @@ from crdt.chain import Disproved, RootMismatch
 from crdt.delta import RECORD_BYTES_MAX, BadDelta, Delta
 from crdt.header import ChainId, Sign
 from crdt.lattice import Applied, Lattice
-from mesh.core import ed25519, sync, wire
+from mesh.core import ed25519, wire
+from mesh.core.antientropy import AntiEntropy, Host
 from mesh.core.bounds import CHAINS_PER_NODE_MAX, shard_is_known
 from mesh.core.effects import (
     Alarm,
@@ -44,9 +46,6 @@ from mesh.core.roster import Roster
 from mesh.core.statements import contradict, forks
 
 SECOND_NS = 1_000_000_000
-SYNC_PERIOD_NS = 10 * SECOND_NS
-SYNC_AGAIN_NS = sync.AGAIN_NS
-"""After an answer brought news, the other peers are asked this soon: it may be news to them."""
 OPENING_NS = 2 * SECOND_NS
 """How long a starting node waits for peers to tell what they hold of its own chains."""
 FAREWELL_NS = SECOND_NS
@@ -88,12 +87,12 @@ class Replica:
         self._own = OwnChains(node, roster.mesh_id, lattice, sign, nonce)
         self.holdings = Holdings(lattice, self._own)
         self._verify = verify
-        self._jitter = jitter
-        self._peers: dict[NodeId, sync.Peer] = {}
-        self._wanted: dict[bytes, NodeId] = {}
+        host = Host(self._send, self._take_delta, self._tell_roster)
+        self._sync = AntiEntropy(node, lattice, roster, host, jitter)
+        self._cut_at_ns: dict[NodeId, int] = {}
+        """when the links of nodes that were retired are cut"""
         self._effects: list[Effect] = []
         self._outbox: list[tuple[Delta, NodeId | None]] = []
-        self._next_want = 1
         self._forgotten: set[NodeId] = set()
         self._drop_forgotten()
         others = any(
@@ -115,8 +114,7 @@ class Replica:
 
     def parting(self, peer: NodeId) -> bool:
         """Whether a linked peer was retired and is being told so."""
-        state = self._peers.get(peer)
-        return state is not None and state.cut_at_ns is not None
+        return peer in self._cut_at_ns
 
     @property
     def cloned(self) -> bool:
@@ -125,11 +123,14 @@ class Replica:
 
     def in_sync_ns(self, peer: NodeId) -> int | None:
         """When the peer's digests last were equal to ours; None: not since the link came up."""
-        state = self._peers.get(peer)
-        return state.in_sync_ns if state else None
+        return self._sync.in_sync_ns(peer)
+
+    def question(self) -> wire.Sync:
+        """A frame that a linked peer answers with the heads of what differs there, and TOLD."""
+        return self._sync.question(must=True)
 
     def peers(self) -> list[NodeId]:
-        return sorted(self._peers)
+        return self._sync.peers()
 
     def record(self, shard: str, key: bytes) -> bytes | None:
         """This node's own record under `key`, writes that are not drained yet included."""
@@ -169,8 +170,7 @@ class Replica:
 
     def receive(self, peer: NodeId, data: bytes, now_ns: int) -> None:
         """Take a frame of a linked peer."""
-        state = self._peers.get(peer)
-        if state is None:
+        if peer not in self._sync:
             return
         self._seal()
         try:
@@ -178,35 +178,33 @@ class Replica:
             if not isinstance(frame, wire.Deltas):
                 self._prove(now_ns)  # whatever is told or answered, is told of what is proved
             if frame is not None:
-                self._dispatch(peer, state, frame, now_ns)
+                self._dispatch(peer, frame, now_ns)
         except PeerError as error:
             self._effects.append(Alarm("peer.misbehaved", {"peer": peer, "reason": str(error)}))
             self._effects.append(DropPeer(peer, str(error)))
             self.peer_down(peer, now_ns)
+        self._maybe_open(now_ns)
 
     def peer_up(self, peer: NodeId, now_ns: int) -> None:
         """A link to a member is there. The transport has authenticated it."""
-        if peer in self._peers or len(self._peers) >= PEERS_MAX:
+        if peer in self._sync or len(self._sync) >= PEERS_MAX:
             return
         if self.roster.active(peer) is None:
             self._effects.append(DropPeer(peer, "no active member"))
             return
         self._seal()
         self._prove(now_ns)
-        state = self._peers[peer] = sync.Peer(now_ns)
-        self._start_sync(peer, state, now_ns)
+        self._sync.up(peer, now_ns)
 
     def peer_down(self, peer: NodeId, now_ns: int) -> None:
         """The link is gone; what was asked of the peer is free to be asked of others."""
-        state = self._peers.pop(peer, None)
-        if state is not None:
-            self._release(peer, state)
-            self._maybe_open(now_ns)
+        self._cut_at_ns.pop(peer, None)
+        self._sync.down(peer, now_ns)
+        self._maybe_open(now_ns)
 
     def peer_lagging(self, peer: NodeId, now_ns: int) -> None:
-        """Frames to the peer were dropped: tell it again what is held."""
-        if state := self._peers.get(peer):
-            state.sync_at_ns = min(state.sync_at_ns, now_ns + self._spread(SYNC_AGAIN_NS))
+        """Frames to the peer were dropped: compare soon."""
+        self._sync.lagging(peer, now_ns)
 
     def timer(self, now_ns: int) -> None:
         """Do what is due. Call it at `next_deadline_ns`, or any time."""
@@ -214,24 +212,15 @@ class Replica:
         self._prove(now_ns)
         if self._opens_at_ns is not None and now_ns >= self._opens_at_ns:
             self._opens_at_ns = None
-        for peer in sorted(self._peers):
-            state = self._peers[peer]
-            if state.cut_at_ns is not None and now_ns >= state.cut_at_ns:
+        for peer, cut_at_ns in sorted(self._cut_at_ns.items()):
+            if now_ns >= cut_at_ns:
                 self._cut(peer, now_ns)
-                continue
-            if state.fetch.want is not None and now_ns >= state.fetch.deadline_ns:
-                self._give_up(peer, state, now_ns)
-            if now_ns >= state.sync_at_ns:
-                self._start_sync(peer, state, now_ns)
+        self._sync.timer(now_ns)
 
     def next_deadline_ns(self) -> int | None:
         """When `timer` has something to do next."""
-        due = [state.sync_at_ns for state in self._peers.values()]
-        due += [s.fetch.deadline_ns for s in self._peers.values() if s.fetch.want is not None]
-        due += [s.cut_at_ns for s in self._peers.values() if s.cut_at_ns is not None]
-        if self._opens_at_ns is not None:
-            due.append(self._opens_at_ns)
-        return min(due, default=None)
+        due = [self._sync.next_deadline_ns(), self._opens_at_ns, *self._cut_at_ns.values()]
+        return min((at_ns for at_ns in due if at_ns is not None), default=None)
 
     def add_statements(self, blobs: Iterable[bytes], now_ns: int) -> None:
         """Add this node's own or a founding roster statement, and tell peers."""
@@ -255,7 +244,7 @@ class Replica:
     def drain(self) -> list[Effect]:
         """The effects since the last call, in order; own writes are signed here."""
         self._seal()
-        for peer in sorted(self._peers):
+        for peer in self._sync.peers():
             for group in wire.chunks(
                 (delta, wire.size_of(delta)) for delta, sender in self._outbox if sender != peer
             ):
@@ -266,31 +255,11 @@ class Replica:
 
     # ---- frames ----
 
-    def _dispatch(self, peer: NodeId, state: sync.Peer, frame: wire.Frame, now_ns: int) -> None:
+    def _dispatch(self, peer: NodeId, frame: wire.Frame, now_ns: int) -> None:
         match frame:
             case wire.Deltas():
                 for delta in frame.deltas:
-                    self._take_delta(peer, state, delta, now_ns)
-            case wire.Sync():
-                self._answer_sync(peer, state, frame, now_ns)
-            case wire.Same():
-                state.told = True
-                self._maybe_open(now_ns)
-                if set(frame.shards) >= set(self.lattice.shards()):
-                    state.in_sync_ns = now_ns
-            case wire.Heads():
-                self._take_heads(peer, state, frame, now_ns)
-            case wire.Want():
-                state.serving = sync.Serving(frame.id, self.lattice, frame.vector)
-                self._serve(peer, state)
-            case wire.More():
-                if state.serving is not None and state.serving.want == frame.id:
-                    state.serving.credit = min(state.serving.credit + 1, sync.WINDOW)
-                    self._serve(peer, state)
-            case wire.Part():
-                self._take_part(peer, state, frame, now_ns)
-            case wire.Done():
-                self._take_done(peer, state, frame, now_ns)
+                    self._take_delta(peer, delta, now_ns)
             case wire.Have():
                 self._answer_have(peer, frame)
             case wire.Ask():
@@ -298,141 +267,13 @@ class Replica:
                 self._send_statements(peer, blobs)
             case wire.Statements():
                 self._take_statements(frame.blobs, peer, now_ns)
-
-    def _start_sync(self, peer: NodeId, state: sync.Peer, now_ns: int) -> None:
-        state.sync_at_ns = now_ns + state.period_ns // 2 + self._spread(state.period_ns)
-        state.period_ns = min(2 * state.period_ns, SYNC_PERIOD_NS)
-        digests = {shard: self.lattice.digest(shard) for shard in self.lattice.shards()}
-        self._send(peer, wire.Sync(self.roster.mesh_id, self.roster.digest(), digests))
-
-    def _answer_sync(self, peer: NodeId, state: sync.Peer, frame: wire.Sync, now_ns: int) -> None:
-        if frame.mesh != self.roster.mesh_id:
-            raise PeerError("sync of another mesh")
-        if frame.roster != self.roster.digest():
-            self._send(peer, wire.Have(tuple(sorted(self.roster.hashes()))))
-        known = {shard for shard in frame.shards if shard_is_known(shard)}
-        shards = sorted(known | set(self.lattice.shards()))
-        same = [s for s in shards if frame.shards.get(s, bytes(32)) == self.lattice.digest(s)]
-        differing = [shard for shard in shards if shard not in set(same)]
-        for shard in differing:
-            for heads in sync.heads(self.lattice, shard):
-                self._send(peer, heads)
-        self._send(peer, wire.Same(tuple(same)))
-        if not differing and frame.roster == self.roster.digest():
-            state.in_sync_ns = now_ns
-            state.told = True
-            self._maybe_open(now_ns)
-
-    def _take_heads(self, peer: NodeId, state: sync.Peer, frame: wire.Heads, now_ns: int) -> None:
-        if not shard_is_known(frame.shard):
-            return
-        mine = {id.short(): id for id in self.lattice.chains(frame.shard)}
-        for short, theirs in frame.vector.items():
-            id = mine.get(short)
-            if sync.behind(self.lattice.branches(id) if id else [], theirs):
-                self._enqueue(state, short)
-        lacking = [
-            id
-            for short, id in sorted(mine.items())
-            if short not in state.fetch.queue
-            and (short in frame.vector or frame.first < short <= frame.last)
-        ]
-        for offered in sync.offer(self.lattice, frame, lacking):
-            self._send(peer, offered)
-        self._pump(peer, state, now_ns)
-
-    def _serve(self, peer: NodeId, state: sync.Peer) -> None:
-        assert state.serving is not None
-        for frame in state.serving.frames():
-            self._send(peer, frame)
-            if isinstance(frame, wire.Done):
-                state.serving = None
-                return
-
-    # ---- asking ----
-
-    def _enqueue(self, state: sync.Peer, short: bytes, fresh: bool = False) -> None:
-        fetch = state.fetch
-        if fresh:
-            fetch.fresh.add(short)
-        if short in self._wanted or len(fetch.queue) >= sync.FETCH_QUEUE_MAX:
-            return
-        fetch.queue[short] = None
-
-    def _pump(self, peer: NodeId, state: sync.Peer, now_ns: int) -> None:
-        """Ask for the next chains, unless an answer is under way."""
-        fetch = state.fetch
-        if fetch.want is not None:
-            return
-        asked: dict[bytes, tuple[wire.Held, ...]] = {}
-        while fetch.queue and len(asked) < sync.WANT_CHAINS_MAX:
-            short = next(iter(fetch.queue))
-            del fetch.queue[short]
-            if short in self._wanted:
-                continue
-            id = self.lattice.by_short(short)
-            if id is None or short in fetch.fresh:
-                asked[short] = ()
-            else:
-                asked.update(sync.vector_of(self.lattice, [id]))
-            fetch.fresh.discard(short)
-        if not asked:
-            return
-        fetch.want, self._next_want = self._next_want, self._next_want + 1
-        fetch.asked = tuple(asked)
-        fetch.deadline_ns = now_ns + sync.WANT_TIMEOUT_NS
-        self._wanted.update(dict.fromkeys(asked, peer))
-        self._send(peer, wire.Want(fetch.want, asked))
-
-    def _take_part(self, peer: NodeId, state: sync.Peer, part: wire.Part, now_ns: int) -> None:
-        fetch = state.fetch
-        if fetch.want != part.id or part.index < fetch.parts:
-            return
-        if part.index > fetch.parts:  # a piece was lost on the way: ask for all of them again
-            self._give_up(peer, state, now_ns)
-            return
-        fetch.deadline_ns = now_ns + sync.WANT_TIMEOUT_NS
-        self._send(peer, wire.More(part.id))
-        whole = fetch.stage(part, self.roster.quota(*part.delta.header.chain))
-        if whole is not None:
-            self._take_delta(peer, state, whole, now_ns)
-
-    def _take_done(self, peer: NodeId, state: sync.Peer, done: wire.Done, now_ns: int) -> None:
-        fetch = state.fetch
-        if fetch.want != done.id:
-            return
-        self._release(peer, state, keep_queue=True)
-        self._pump(peer, state, now_ns)
-        if fetch.want is None:
-            if fetch.advanced:
-                fetch.advanced = False
-                for other, theirs in self._peers.items():
-                    if other != peer:
-                        soon_ns = now_ns + self._spread(SYNC_AGAIN_NS)
-                        theirs.sync_at_ns = min(theirs.sync_at_ns, soon_ns)
-            self._maybe_open(now_ns)
-
-    def _give_up(self, peer: NodeId, state: sync.Peer, now_ns: int) -> None:
-        """An answer came not at all or not whole: begin anew soon."""
-        self._release(peer, state)
-        state.sync_at_ns = min(state.sync_at_ns, now_ns + self._spread(SYNC_AGAIN_NS))
-
-    def _release(self, peer: NodeId, state: sync.Peer, keep_queue: bool = False) -> None:
-        """Give up what is under way with a peer."""
-        for short in state.fetch.asked:
-            if self._wanted.get(short) == peer:
-                del self._wanted[short]
-        state.fetch.reset()
-        if not keep_queue:
-            state.fetch.queue.clear()
-            state.fetch.fresh.clear()
+            case _:
+                self._sync.receive(peer, frame, now_ns)
 
     # ---- deltas ----
 
-    def _take_delta(self, peer: NodeId, state: sync.Peer, delta: Delta, now_ns: int) -> None:
-        fetch = state.fetch
-        if fetch.want is not None:
-            fetch.deadline_ns = now_ns + sync.WANT_TIMEOUT_NS
+    def _take_delta(self, peer: NodeId, delta: Delta, now_ns: int) -> None:
+        self._sync.taken(peer, now_ns)
         header = delta.header
         id = header.chain
         if not self._admissible(peer, delta, now_ns):
@@ -445,18 +286,19 @@ class Replica:
             if delta.lo == 0 and delta.keep is not None:
                 raise PeerError("snapshot does not verify") from None
             self._effects.append(Alarm("chain.mismatch", {"node": id.node, "shard": id.shard}))
-            self._ask_again(peer, state, id, now_ns, fresh=True)
+            self._sync.ask(peer, id, now_ns, fresh=True)
             return
         except Disproved:
             self._prove(now_ns)
-            self._ask_again(peer, state, id, now_ns, fresh=True)
+            self._sync.ask(peer, id, now_ns, fresh=True)
             return
         except BadDelta as error:
             raise PeerError(f"delta: {error}") from None
         if isinstance(result, Applied):
-            self._applied(peer, state, delta, result)
+            self._sync.taken(peer, now_ns, advanced=True)
+            self._applied(peer, delta, result)
         elif result.reason != "known":
-            self._ask_again(peer, state, id, now_ns, fresh=result.reason == "snapshot")
+            self._sync.ask(peer, id, now_ns, fresh=result.reason == "snapshot")
 
     def _prove(self, now_ns: int) -> None:
         """Recompute the roots that flushes were taken for. Where an author signed what its flushes
@@ -466,17 +308,8 @@ class Replica:
             self._effects.append(Alarm("chain.disproved", {"node": id.node, "shard": id.shard}))
             self._effects.append(DropBranches(id, (disproof.epoch,)))
             self.holdings.touch(id, disproof.changed)
-            for state in self._peers.values():
-                state.sync_at_ns = min(state.sync_at_ns, now_ns + self._spread(SYNC_AGAIN_NS))
-
-    def _ask_again(
-        self, peer: NodeId, state: sync.Peer, id: ChainId, now_ns: int, *, fresh: bool
-    ) -> None:
-        short = id.short()
-        if self._wanted.get(short) == peer:
-            return
-        self._enqueue(state, short, fresh)
-        self._pump(peer, state, now_ns)
+            for peer in self._sync.peers():
+                self._sync.lagging(peer, now_ns)
 
     def _admissible(self, peer: NodeId, delta: Delta, now_ns: int) -> bool:
         """Whether the delta is of a member, within its quota, news, and signed by it."""
@@ -522,10 +355,9 @@ class Replica:
         self._own.cloned = True
         self._effects.append(Alarm("node.cloned", {"node": self.node, "shard": shard}))
 
-    def _applied(self, peer: NodeId, state: sync.Peer, delta: Delta, result: Applied) -> None:
+    def _applied(self, peer: NodeId, delta: Delta, result: Applied) -> None:
         header = delta.header
         id = header.chain
-        state.fetch.advanced = True
         previous = result.previous if result.previous != header.epoch else None
         self._effects.append(
             Persist(
@@ -539,7 +371,8 @@ class Replica:
                 drop=result.dropped,
             )
         )
-        if self._wanted.get(result.chain.short) != peer and wire.size_of(delta) <= wire.CHUNK_BYTES:
+        asked = self._sync.asked(peer, result.chain.short)
+        if not asked and wire.size_of(delta) <= wire.CHUNK_BYTES:
             # An answer that was asked for is not pushed on: a bootstrap would be sent to all
             # neighbours. They are told with the exchange that follows it.
             self._outbox.append((delta, peer))
@@ -551,6 +384,9 @@ class Replica:
             self._note_own_changes()
 
     # ---- roster ----
+
+    def _tell_roster(self, peer: NodeId) -> None:
+        self._send(peer, wire.Have(tuple(sorted(self.roster.hashes()))))
 
     def _answer_have(self, peer: NodeId, frame: wire.Have) -> None:
         theirs = set(frame.hashes)
@@ -575,16 +411,16 @@ class Replica:
         self._effects.append(MembersChanged())
         for proof in forks(fresh):
             self._effects.append(Alarm("chain.forked", {"node": proof.node, "shard": proof.shard}))
-        for peer in sorted(self._peers):
+        for peer in self._sync.peers():
             if peer != sender:
                 self._send_statements(peer, fresh)
         self._drop_forgotten()
-        for peer, state in sorted(self._peers.items()):
+        for peer in self._sync.peers():
             member = self.roster.members().get(peer)
             if member is None or member.state == "forgotten":
                 self._cut(peer, now_ns)
-            elif member.state == "retired" and state.cut_at_ns is None:
-                state.cut_at_ns = now_ns + FAREWELL_NS
+            elif member.state == "retired":
+                self._cut_at_ns.setdefault(peer, now_ns + FAREWELL_NS)
 
     def _cut(self, peer: NodeId, now_ns: int) -> None:
         self._effects.append(DropPeer(peer, "no active member any more"))
@@ -617,8 +453,7 @@ class Replica:
         """Take writes once every linked peer has told what it holds, or the time is over."""
         if self._opens_at_ns is None:
             return
-        told = [peer.told and peer.fetch.want is None for peer in self._peers.values()]
-        if (told and all(told)) or now_ns >= self._opens_at_ns:
+        if self._sync.all_told() or now_ns >= self._opens_at_ns:
             self._opens_at_ns = None
 
     def _seal(self) -> None:
@@ -631,7 +466,5 @@ class Replica:
             self.holdings.touch(ChainId(self.node, shard), (key,))
 
     def _send(self, peer: NodeId, frame: wire.Frame, *, push: bool = False) -> None:
-        self._effects.append(Send(peer, wire.encode(frame), push))
-
-    def _spread(self, span_ns: int) -> int:
-        return int(span_ns * self._jitter())
+        data = wire.encode(frame)
+        self._effects.append(Send(peer, data if push else wire.zipped(data), push))

@@ -1,32 +1,24 @@
-"""Anti-entropy between two nodes: what each holds, what each lacks, and flow control.
+"""What one node tells another of its chains, and the deltas between what the two hold.
 
-A node that learns from a peer's heads that it is behind asks with WANT, naming what it holds; the
-peer answers with DELTAS and PARTs, `WINDOW` chunks ahead and one more for each MORE, then DONE. So
-the receiver sets the pace, and a big answer never queues up in the sender. An answer freezes the
-interval it began with; nothing is applied before the last part is there.
+Everything here is said from the lattice as it is; who says what when is `antientropy`'s to decide.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from crdt.chain import Chain
 from crdt.delta import Delta, Puts
-from crdt.header import ChainId
+from crdt.header import ChainId, Epoch
 from crdt.lattice import Lattice
 from mesh.core import wire
-from mesh.core.errors import PeerError
 from mesh.core.wire import Held, Vector
 
 WINDOW = 4
 """Chunks in flight: 1 MiB, above the bandwidth-delay product of 50 Mb/s over 150 ms."""
-AGAIN_NS = 1_000_000_000
-"""After an answer brought news, the other peers are asked this soon: it may be news to them."""
-WANT_CHAINS_MAX = 256
-WANT_TIMEOUT_NS = 10_000_000_000
-FETCH_QUEUE_MAX = 100_000
-"""Chains waiting to be asked for from one peer; the next exchange finds what is left out."""
+OFFER_BYTES_MAX = WINDOW * wire.CHUNK_BYTES
+"""Sent unasked to a peer whose heads show that it lacks it: what may be in flight anyway."""
 
 
 def held(chain: Chain) -> Held:
@@ -47,7 +39,7 @@ def vector_of(lattice: Lattice, ids: Iterator[ChainId] | list[ChainId]) -> Vecto
 
 def behind(mine: list[Chain], theirs: tuple[Held, ...]) -> bool:
     """Whether a peer that tells `theirs` holds something of the chain that is not held here."""
-    return any(not _known(mine, branch) for branch in theirs)
+    return any(not _known(mine, branch) for branch in resolved(mine, theirs))
 
 
 def _known(mine: list[Chain], branch: Held) -> bool:
@@ -62,6 +54,23 @@ def _known(mine: list[Chain], branch: Held) -> bool:
     return False
 
 
+def resolved(mine: list[Chain], theirs: tuple[Held, ...]) -> tuple[Held, ...]:
+    """`theirs` with the nonces that were left out, as far as epochs of those counters are known."""
+    if all(branch.epoch.nonce for branch in theirs):
+        return theirs
+    known: dict[int, Epoch] = {}
+    for chain in mine:
+        if chain.header is not None:
+            for epoch in (*(cover.epoch for cover in chain.header.covers), chain.header.epoch):
+                known[epoch.counter] = epoch
+    return tuple(
+        branch
+        if branch.epoch.nonce
+        else branch._replace(epoch=known.get(branch.epoch.counter, branch.epoch))
+        for branch in theirs
+    )
+
+
 def heads(lattice: Lattice, shard: str) -> Iterator[wire.Heads]:
     """The whole vector of a shard, in ranges of chain ids that fit a frame each."""
     vector = list(vector_of(lattice, lattice.chains(shard)).items())
@@ -74,32 +83,40 @@ def heads(lattice: Lattice, shard: str) -> Iterator[wire.Heads]:
         first = last
 
 
-def offer(lattice: Lattice, frame: wire.Heads, ids: list[ChainId]) -> Iterator[wire.Frame]:
-    """Of `ids`, what the sender of `frame` lacks while it fits a chunk; the heads of the rest."""
-    deltas: list[Delta] = []
+def offer(lattice: Lattice, vector: Vector, ids: list[ChainId]) -> Iterator[wire.Frame]:
+    """Of `ids`, what who told `vector` lacks, up to a window of chunks; the heads of the rest."""
+    deltas: list[tuple[Delta, int]] = []
     size_bytes = 0
     rest: list[ChainId] = []
     for id in ids:
-        theirs = frame.vector.get(id.short(), ())
-        if size_bytes > wire.CHUNK_BYTES:
+        if size_bytes > OFFER_BYTES_MAX:
             rest.append(id)
             continue
-        answer = list(answers(lattice.branches(id), theirs))
-        answer_bytes = sum(map(wire.size_of, answer))
-        if size_bytes + answer_bytes > wire.CHUNK_BYTES:
+        answer = [
+            (delta, wire.size_of(delta))
+            for delta in answers(lattice.branches(id), vector.get(id.short(), ()))
+        ]
+        answer_bytes = sum(size for _, size in answer)
+        if answer_bytes > wire.CHUNK_BYTES or size_bytes + answer_bytes > OFFER_BYTES_MAX:
             rest.append(id)
         else:
             deltas += answer
             size_bytes += answer_bytes
-    if deltas:
-        yield wire.Deltas(tuple(deltas))
-    for start in range(0, len(rest), wire.VECTOR_MAX):
-        vector = vector_of(lattice, rest[start : start + wire.VECTOR_MAX])
-        yield wire.Heads(frame.shard, wire.FIRST, wire.FIRST, vector)
+    for group in wire.chunks(deltas):
+        yield wire.Deltas(tuple(group))
+    yield from some_heads(lattice, rest)
+
+
+def some_heads(lattice: Lattice, ids: list[ChainId]) -> Iterator[wire.Heads]:
+    """The heads of `ids`, which tell nothing of other chains."""
+    for start in range(0, len(ids), wire.VECTOR_MAX):
+        vector = vector_of(lattice, ids[start : start + wire.VECTOR_MAX])
+        yield wire.Heads("", wire.FIRST, wire.FIRST, vector)
 
 
 def answers(mine: list[Chain], theirs: tuple[Held, ...]) -> Iterator[Delta]:
     """The deltas that bring a holder of `theirs` to what is held here, oldest epoch first."""
+    theirs = resolved(mine, theirs)
     for chain in reversed(mine):
         if chain.header is None:
             continue
@@ -118,65 +135,6 @@ def answers(mine: list[Chain], theirs: tuple[Held, ...]) -> Iterator[Delta]:
             yield chain.since(base.epoch, base.head)
         else:
             yield chain.snapshot()
-
-
-@dataclass(slots=True)
-class Fetch:
-    """What this node is asking one peer for."""
-
-    queue: dict[bytes, None] = field(default_factory=dict)
-    """chains still to ask for, in order"""
-    fresh: set[bytes] = field(default_factory=set)
-    """of those, the ones to ask for whole: what is held is no prefix of what the peer has"""
-    want: int | None = None
-    asked: tuple[bytes, ...] = ()
-    deadline_ns: int = 0
-    staged: Delta | None = None
-    staged_puts: Puts = field(default_factory=dict)
-    parts: int = 0
-    """pieces taken of the answer under way"""
-    advanced: bool = False
-    """whether anything was applied since the last exchange began"""
-
-    def stage(self, part: wire.Part, puts_max: int) -> Delta | None:
-        """Add a piece; the whole delta once it is there. Raises PeerError."""
-        self.parts += 1
-        if self.staged is not None and self.staged.header != part.delta.header:
-            self.staged, self.staged_puts = None, {}
-        self.staged = part.delta
-        self.staged_puts.update(part.delta.puts)
-        if len(self.staged_puts) > puts_max:
-            raise PeerError(f"answer of more than {puts_max} records")
-        if part.more:
-            return None
-        whole = replace(part.delta, puts=self.staged_puts, payload=b"")
-        self.staged, self.staged_puts = None, {}
-        try:
-            whole.check()
-        except ValueError as error:
-            raise PeerError(f"delta: {error}") from None
-        return whole
-
-    def reset(self) -> None:
-        self.want, self.asked, self.parts = None, (), 0
-        self.staged, self.staged_puts = None, {}
-
-
-@dataclass(slots=True)
-class Peer:
-    """What is known of a linked peer."""
-
-    sync_at_ns: int
-    period_ns: int = AGAIN_NS
-    """doubles up to the replica's period: a new link is found equal, or not, soon"""
-    fetch: Fetch = field(default_factory=Fetch)
-    serving: Serving | None = None
-    told: bool = False
-    """whether it has told all that it holds since the link came up"""
-    in_sync_ns: int | None = None
-    """when its digests last were equal to ours"""
-    cut_at_ns: int | None = None
-    """when the link is cut, since the node was retired"""
 
 
 class Serving:

@@ -3,26 +3,35 @@
 A frame is `[version, kind, …]`. Kinds and trailing fields that a newer version adds are ignored;
 a frame that is malformed raises PeerError and costs its sender. Sizes are checked before decoding.
 
-    SYNC       mesh, roster digest, [[shard, digest], …]     "this is what I hold"
-    SAME       [shard, …]                                    equal, nothing to do
-    HEADS      shard, first, last, [[chain, [[epoch…, head, root], …]], …]
+    SYNC       mesh, roster digest, [[shard, digest], …], must
+                                                             "this is what I hold"
+    PROBE      digest                                        of all that both hold: "you, too?"
+    RECENT     roster digest, rest, named, reply             "apart from these chains, this"
+    SAME                                                     equal, nothing to do
+    TOLD       must                                          the heads of all that differs came
+    HEADS      shard, first, last, vector
     DELTAS     [delta, …]                                    pushes, and small answers
-    WANT       id, [[chain, [[epoch…, head, root], …]], …]   "send me these, I hold that"
+    WANT       id, vector                                    "send me these, I hold that"
     PART       id, delta, more, index                        a piece of a large answer
     MORE       id                                            credit for one more piece
     DONE       id                                            the answer to WANT id is complete
     HAVE       [statement hash, …]                           the roster's
     ASK        [statement hash, …]
     STATEMENTS [statement, …]
+    ZIPPED     bytes                                         another frame, compressed (RFC 1950)
 
-`chain` is the first 8 bytes of the chain id's hash, `root` the first 8 bytes of the root.
+A vector is a list of `[chain, counter, head, root]`, for the chains of which one epoch is held, and
+of `[chain, [[counter, nonce, head, root], …]]`; WANT has the second form only. `chain` is the first
+8 bytes of the chain id's hash, `root` the first 8 bytes of the root. `named` is, chain by chain,
+its 8 bytes and 16 of its weight. Digests and weights are the low 16 bytes of the lattice's sums.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import msgpack
 
@@ -44,14 +53,25 @@ HEADER_BYTES, PAIR_BYTES = 330, 4
 SHARDS_MAX = 20_000
 SHORT_BYTES = 8
 ROOT_BYTES = 8
+DIGEST_BYTES = 16
+"""Enough between members, who could lie about a digest anyway: what is held is proved by roots."""
+ZIP_BYTES_MIN = 512
+"""Shorter frames are mostly hashes, which do not shrink."""
+NAMED_MAX = 64
+"""Chains that one RECENT names: those that the sender knows, and those that it was told of."""
 FIRST, LAST = b"", b"\xff" * (SHORT_BYTES + 1)
 """The range of all chain ids."""
 
 SYNC, SAME, HEADS, DELTAS, WANT, PART, MORE, DONE, HAVE, ASK, STATEMENTS = range(1, 12)
+PROBE, RECENT, TOLD, ZIPPED = range(12, 16)
 
 
 class Held(NamedTuple):
-    """One branch of a chain as heads are told: epoch, head and the start of its root."""
+    """One branch of a chain as heads are told: epoch, head and the start of its root.
+
+    Where the nonce is empty the chain's only epoch of that counter is meant: two that differ in it
+    alone are clones, which the digests betray, and the answers bring to light.
+    """
 
     epoch: Epoch
     head: int
@@ -67,16 +87,46 @@ class Sync:
     mesh: bytes
     roster: bytes
     shards: dict[str, bytes]
+    must: bool = False
+    """whether it is to be answered even if it crosses a SYNC of the receiver"""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Recent:
+    """The digest of all that both hold but the `named` chains (and those named to the sender).
+
+    `named` has the weights of the chains that changed last, by their short ids. A `reply` leaves
+    out those that weigh here what the receiver said that they weigh there.
+    """
+
+    roster: bytes
+    rest: bytes
+    named: dict[bytes, int]
+    reply: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Same:
-    shards: tuple[str, ...]
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    must: bool
+    """what the SYNC that this answers said"""
 
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """What the sender holds of `shard` among chain ids in (first, last]."""
+    """What the sender holds of `shard` among chain ids in (first, last].
+
+    With the shard empty the vector is of some chains of any shard, and tells of no others.
+    """
 
     shard: str
     first: bytes
@@ -130,7 +180,20 @@ class Statements:
 
 
 Frame: TypeAlias = (
-    Sync | Same | Heads | Deltas | Want | Part | More | Done | Have | Ask | Statements
+    Sync
+    | Probe
+    | Recent
+    | Same
+    | Told
+    | Heads
+    | Deltas
+    | Want
+    | Part
+    | More
+    | Done
+    | Have
+    | Ask
+    | Statements
 )
 
 
@@ -139,14 +202,45 @@ def encode(frame: Frame) -> bytes:
     return bytes(msgpack.packb([WIRE_VERSION, *_fields(frame)]))
 
 
+def zipped(data: bytes) -> bytes:
+    """A frame for where bytes count more than time: compressed, if that makes it shorter.
+
+    Names, ids and keys of a frame repeat each other: half of it goes, at 100 MB/s.
+    """
+    if len(data) < ZIP_BYTES_MIN:
+        return data
+    packed = bytes(msgpack.packb([WIRE_VERSION, ZIPPED, zlib.compress(data, 1)]))
+    return packed if len(packed) < len(data) else data
+
+
+def _unzipped(data: bytes) -> bytes:
+    """The reverse, for what was at most a frame long. Raises ValueError."""
+    inflater = zlib.decompressobj()
+    try:
+        plain = inflater.decompress(data, FRAME_BYTES_MAX)
+    except zlib.error as error:
+        raise ValueError(f"zipped: {error}") from None
+    if not inflater.eof:
+        raise ValueError("zipped: cut off or too long")
+    return plain
+
+
 def _fields(frame: Frame) -> list[object]:
     match frame:
         case Sync():
-            return [SYNC, frame.mesh, frame.roster, sorted(map(list, frame.shards.items()))]
+            shards = [[_pack_shard(shard), digest] for shard, digest in frame.shards.items()]
+            return [SYNC, frame.mesh, frame.roster, shards, frame.must]
+        case Probe():
+            return [PROBE, frame.digest]
+        case Recent():
+            return [RECENT, frame.roster, frame.rest, _pack_named(frame.named), frame.reply]
         case Same():
-            return [SAME, list(frame.shards)]
+            return [SAME]
+        case Told():
+            return [TOLD, frame.must]
         case Heads():
-            return [HEADS, frame.shard, frame.first, frame.last, _pack_vector(frame.vector)]
+            vector = _pack_heads(frame.vector)
+            return [HEADS, _pack_shard(frame.shard), frame.first, frame.last, vector]
         case Deltas():
             return [DELTAS, [delta.pack() for delta in frame.deltas]]
         case Want():
@@ -165,6 +259,31 @@ def _fields(frame: Frame) -> list[object]:
             return [STATEMENTS, list(frame.blobs)]
 
 
+def _pack_shard(shard: str) -> str | bytes:
+    """A VPC's id in 16 bytes, everything else as it is."""
+    try:
+        packed = bytes.fromhex(shard)
+    except ValueError:
+        return shard
+    return packed if len(packed) == 16 and packed.hex() == shard else shard
+
+
+def _pack_named(named: dict[bytes, int]) -> bytes:
+    return b"".join(short + weight.to_bytes(DIGEST_BYTES, "big") for short, weight in named.items())
+
+
+def _pack_heads(vector: Vector) -> list[object]:
+    """A chain's only branch without its nonce: most of a large vector is this."""
+    packed: list[object] = []
+    for short, branches in vector.items():
+        if len(branches) == 1:
+            held = branches[0]
+            packed.append([short, held.epoch.counter, held.head, held.root])
+        else:
+            packed += _pack_vector({short: branches})
+    return packed
+
+
 def _pack_vector(vector: Vector) -> list[object]:
     return [
         [short, [[*held.epoch, held.head, held.root] for held in branches]]
@@ -180,9 +299,9 @@ def decode(data: bytes) -> Frame | None:
     if len(data) > FRAME_BYTES_MAX:
         raise PeerError(f"frame of {len(data)} bytes")
     try:
-        raw = msgpack.unpackb(data, strict_map_key=False)
-        if not isinstance(raw, list) or len(raw) < 2 or type(raw[0]) is not int:
-            raise PeerError("frame: not a list with version and kind")
+        raw = _unpacked(data)
+        if raw[:2] == [WIRE_VERSION, ZIPPED]:
+            raw = _unpacked(_unzipped(_bytes(raw[2])))
         if raw[0] != WIRE_VERSION or raw[1] not in _DECODERS:
             return None
         return _DECODERS[raw[1]](raw[2:])
@@ -192,25 +311,42 @@ def decode(data: bytes) -> Frame | None:
         raise PeerError(f"frame: {type(error).__name__}") from None
 
 
+def _unpacked(data: bytes) -> list[Any]:
+    raw = msgpack.unpackb(data, strict_map_key=False)
+    if not isinstance(raw, list) or len(raw) < 2 or type(raw[0]) is not int:
+        raise PeerError("frame: not a list with version and kind")
+    return raw
+
+
 def _sync(raw: Sequence[object]) -> Sync:
     shards = _list(raw[2], SHARDS_MAX)
     pairs = [_list(pair, 2) for pair in shards]
     return Sync(
         _bytes(raw[0], 16),
-        _bytes(raw[1], 32),
-        {_shard(shard): _bytes(digest, 32) for shard, digest in pairs},
+        _bytes(raw[1], DIGEST_BYTES),
+        {_shard(shard): _bytes(digest, DIGEST_BYTES) for shard, digest in pairs},
+        bool(raw[3]),
     )
 
 
-def _same(raw: Sequence[object]) -> Same:
-    return Same(tuple(_shard(shard) for shard in _list(raw[0], SHARDS_MAX)))
+def _recent(raw: Sequence[object]) -> Recent:
+    named = _bytes(raw[2])
+    step = SHORT_BYTES + DIGEST_BYTES
+    if len(named) % step or len(named) > NAMED_MAX * step:
+        raise ValueError("named chains")
+    weights = {
+        named[at : at + SHORT_BYTES]: int.from_bytes(named[at + SHORT_BYTES : at + step], "big")
+        for at in range(0, len(named), step)
+    }
+    return Recent(_bytes(raw[0], DIGEST_BYTES), _bytes(raw[1], DIGEST_BYTES), weights, bool(raw[3]))
 
 
 def _heads(raw: Sequence[object]) -> Heads:
     first, last = raw[1], raw[2]
     if not isinstance(first, bytes) or not isinstance(last, bytes):
         raise ValueError("range of chain ids")
-    return Heads(_shard(raw[0]), first, last, _vector(raw[3]))
+    shard = "" if raw[0] == "" else _shard(raw[0])
+    return Heads(shard, first, last, _vector(raw[3], compact=True))
 
 
 def _deltas(raw: Sequence[object]) -> Deltas:
@@ -241,7 +377,10 @@ def _statements(raw: Sequence[object]) -> Statements:
 
 _DECODERS: dict[object, Callable[[Sequence[object]], Frame]] = {
     SYNC: _sync,
-    SAME: _same,
+    PROBE: lambda raw: Probe(_bytes(raw[0], DIGEST_BYTES)),
+    RECENT: _recent,
+    SAME: lambda _raw: Same(),
+    TOLD: lambda raw: Told(bool(raw[0])),
     HEADS: _heads,
     DELTAS: _deltas,
     WANT: _want,
@@ -267,6 +406,8 @@ def _bytes(value: object, size_bytes: int | None = None) -> bytes:
 
 
 def _shard(value: object) -> str:
+    if isinstance(value, bytes) and len(value) == 16:
+        return value.hex()
     if not isinstance(value, str) or not 0 < len(value) <= 64:
         raise ValueError("shard")
     return value
@@ -282,11 +423,18 @@ def _hashes(value: object) -> tuple[bytes, ...]:
     return tuple(_bytes(item, 32) for item in _list(value, FRAME_BYTES_MAX))
 
 
-def _vector(value: object) -> Vector:
+def _vector(value: object, *, compact: bool = False) -> Vector:
     vector: Vector = {}
     for item in _list(value, VECTOR_MAX):
-        short, branches = _list(item, 2)
-        vector[_bytes(short, SHORT_BYTES)] = tuple(map(_held, _list(branches, 64)))
+        if not isinstance(item, list) or len(item) not in ((2, 4) if compact else (2,)):
+            raise ValueError("vector")
+        short = _bytes(item[0], SHORT_BYTES)
+        if len(item) == 4:
+            counter, head, root = item[1:]
+            held = Held(Epoch(_id(counter), b""), _id(head), _bytes(root, ROOT_BYTES))
+            vector[short] = (held,)
+        else:
+            vector[short] = tuple(map(_held, _list(item[1], 64)))
     return vector
 
 

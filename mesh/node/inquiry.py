@@ -1,9 +1,9 @@
 """Asking a linked peer what it holds, for `weft state diff`.
 
-The question is an ordinary start of anti-entropy (a SYNC with our digests); the answer is the heads
-of every shard that differs and then SAME with those that do not. Whichever exchange the SAME seen
-belongs to, it is true: shards it names are equal, the heads of all others came before it. The
-frames reach the replica as well, which uses them to close the very difference that is shown.
+The question is an ordinary start of anti-entropy (a SYNC with our digests) that must be answered;
+the answer is the heads of every shard that differs and then TOLD, or SAME. Whichever exchange a
+SAME belongs to, it is true. The frames reach the replica as well, which uses them to close the very
+difference that is shown.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Inquiries:
             decoded = wire.decode(frame)
         except PeerError:
             return  # the replica sees it, too, and judges it
-        if isinstance(decoded, wire.Heads):
+        if isinstance(decoded, wire.Heads) and decoded.shard:
             for inquiry in waiting:
                 inquiry.heads.setdefault(decoded.shard, {}).update(decoded.vector)
-        elif isinstance(decoded, wire.Same):
+        elif isinstance(decoded, wire.Same) or decoded == wire.Told(must=True):
             for inquiry in waiting:
                 inquiry.done.set()
 
@@ -60,13 +60,10 @@ class Inquiries:
         """
         if peer not in self._replica.peers():
             raise NotReady("no link to that peer: see weft members")
-        lattice, roster = self._replica.lattice, self._replica.roster
-        digests = {shard: lattice.digest(shard) for shard in lattice.shards()}
         inquiry = _Inquiry()
         self._open.setdefault(peer, []).append(inquiry)
         try:
-            question = wire.Sync(roster.mesh_id, roster.digest(), digests)
-            self._send(peer, wire.encode(question))
+            self._send(peer, wire.encode(self._replica.question()))
             with trio.move_on_after(ANSWER_S):
                 await inquiry.done.wait()
                 return inquiry.heads

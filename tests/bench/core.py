@@ -8,24 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from tests.bench import anti_entropy
 from tests.bench.harness import RUNS, Metric, cpu_s, in_child, measure
 from tests.bench.mesh_world import (
     BATCH,
     CHAINS,
     RECORD_BYTES,
-    Item,
     MeshWorld,
-    Receiver,
     claims,
-    sent,
 )
 
 SMALL_CHAINS, SMALL = 50, 1024
 LARGE = 51_200
 SINGLES = 2000
-SYNC_RECORDS, SYNC_CHANGES = 50, 10
-"""a chain: records before a partition, and changes during it, of which a fifth are deletes"""
-ALLOWANCE_BYTES = 48_000
 CYCLES = 10_000_000
 
 Frames = list[bytes]
@@ -33,7 +28,7 @@ Frames = list[bytes]
 
 def metrics() -> list[Metric]:
     world = MeshWorld()
-    return [*_rates(world), *_rows(world), *_at_scale(), *_cycles(), *_anti_entropy(world)]
+    return [*_rates(world), *_rows(world), *_at_scale(), *_cycles(), *anti_entropy.metrics(world)]
 
 
 # ---- rates ----
@@ -145,82 +140,3 @@ def _cycles() -> list[Metric]:
         Metric(f"{label}: {what}", "ratio", "<= 1.05", tuple(r[key] for r in results))
         for label, key in (("memory", "memory_ratio"), ("stored state", "state_ratio"))
     ]
-
-
-# ---- anti-entropy ----
-
-
-def _anti_entropy(world: MeshWorld) -> list[Metric]:
-    chains = [world.new_chain(number) for number in range(CHAINS)]
-    before = [
-        frame
-        for number, chain in enumerate(chains)
-        for frame in world.frames(chain, claims(number, SYNC_RECORDS), BATCH)
-    ]
-    changes = [_changes(number) for number in range(CHAINS)]
-    after = [
-        frame
-        for number, chain in enumerate(chains)
-        for frame in world.frames(chain, changes[number], BATCH)
-    ]
-    own_bytes = sum(len(key) + len(record or b"") for items in changes for key, record in items)
-
-    def both() -> tuple[Receiver, Receiver]:
-        return world.receiver(), world.receiver()
-
-    def at_rest() -> float:
-        a, b = both()
-        for frame in before:
-            a.join(frame)
-            b.join(frame)
-        return float(exchange(world, a, b)[0])
-
-    def healed() -> float:
-        a, b = both()
-        for frame in before:
-            a.join(frame)
-            b.join(frame)
-        for frame in after:
-            a.join(frame)
-        size_bytes, trips = exchange(world, a, b)
-        assert all(
-            a.replica.lattice.digest(s) == b.replica.lattice.digest(s) for s in world.vpcs
-        ), f"not equal after {trips} round trips"
-        round_trips.append(trips)
-        return (size_bytes - ALLOWANCE_BYTES) / own_bytes
-
-    round_trips: list[float] = []
-    where = f"{CHAINS:,} chains in {len(world.vpcs)} shards"
-    d, n = CHAINS * SYNC_CHANGES, CHAINS * SYNC_RECORDS
-    name = f"anti-entropy within the ring, d = {d:,} of n = {n:,}, {where}"
-    rest = measure(f"anti-entropy at rest, one exchange, {where}", "B", "<= 100", at_rest)
-    heal = measure(f"{name}: (bytes - 48 kB) / changed records", "ratio", "<= 1.3", healed)
-    return [rest, heal, Metric(f"{name}: round trips", "", "<= 2", tuple(round_trips))]
-
-
-def _changes(number: int) -> list[Item]:
-    """Four overwrites for each delete."""
-    written = claims(number, SYNC_CHANGES, 1)
-    return [(key, None if i % 5 == 4 else record) for i, (key, record) in enumerate(written)]
-
-
-def exchange(world: MeshWorld, a: Receiver, b: Receiver) -> tuple[int, float]:
-    """Link the replicas and let them talk until they are silent: bytes sent, round trips.
-
-    Only `a` begins, so that one exchange is counted.
-    """
-    left, right = world.writers[0].node, world.writers[1].node
-    a.replica.peer_down(left, 1)
-    b.replica.peer_down(left, 1)
-    a.replica.peer_up(right, 1)
-    b.replica.peer_up(left, 1)
-    b.replica.drain()
-    ways = [(a.replica, b.replica, left), (b.replica, a.replica, right)]
-    size_bytes, halves = 0, 0
-    while frames := sent(ways[halves % 2][0].drain()):
-        _, receiver, sender = ways[halves % 2]
-        for frame in frames:
-            size_bytes += len(frame)
-            receiver.receive(sender, frame, 1)
-        halves += 1
-    return size_bytes, halves / 2

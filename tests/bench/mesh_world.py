@@ -98,8 +98,8 @@ class MeshWorld:
             add(writer.node, keys.GatewayKey(writer.node), registration)
         return found
 
-    def receiver(self) -> Receiver:
-        return Receiver(self)
+    def receiver(self, me: Writer | None = None, peer: Writer | None = None) -> Receiver:
+        return Receiver(self, me or self.me, peer or self.writers[0])
 
     def replica(self, me: Writer) -> Replica:
         return Replica(
@@ -138,11 +138,11 @@ class Given:
 class Receiver:
     """A node that takes frames of a peer up to its view, and to its rows once asked to."""
 
-    def __init__(self, world: MeshWorld) -> None:
-        self.node = world.me.node
-        self.site = world.me.site
-        self.peer = world.writers[0].node
-        self.replica = world.replica(world.me)
+    def __init__(self, world: MeshWorld, me: Writer, peer: Writer) -> None:
+        self.node = me.node
+        self.site = me.site
+        self.peer = peer.node
+        self.replica = world.replica(me)
         self.replica.peer_up(self.peer, 0)
         self.replica.drain()
         facts = world.facts()

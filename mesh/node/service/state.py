@@ -14,7 +14,7 @@ from mesh.core import ed25519
 from mesh.core.errors import BadInput, NotFound
 from mesh.core.keytext import describe_record, key_text
 from mesh.core.ops import MESH_SHARD
-from mesh.core.sync import behind, held
+from mesh.core.sync import behind, held, resolved
 from mesh.core.wire import Held
 from mesh.node.context import NodeContext
 
@@ -137,11 +137,12 @@ class StateService:
 def compare(mine: list[Chain], theirs: Sequence[Held]) -> str | None:
     """How what is held of one chain here differs from what a peer tells; None: it does not."""
     here = [held(branch) for branch in mine if branch.header]
+    theirs = resolved(mine, tuple(theirs))
     if not theirs:
         return "missing there" if here else None
     if not here:
         return "missing here"
-    behind_here = behind(mine, tuple(theirs))
+    behind_here = behind(mine, theirs)
     latest, theirs_latest = here[0], max(theirs)
     if latest.epoch == theirs_latest.epoch:
         behind_there = (latest.head, latest.root) > (theirs_latest.head, theirs_latest.root)

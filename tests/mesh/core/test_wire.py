@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from contextlib import suppress
 from hashlib import sha256
 
@@ -30,10 +31,19 @@ def sample_chain() -> Chain:
 
 CHAIN = sample_chain()
 VECTOR = {b"c" * 8: (Held(Epoch(2, b"e" * 8), 3, b"r" * 8),), b"d" * 8: ()}
+HEADS = {
+    b"a" * 8: (Held(Epoch(2, b""), 3, b"r" * 8),),
+    b"b" * 8: (Held(Epoch(2, b"e" * 8), 3, b"r" * 8), Held(Epoch(1, b"d" * 8), 9, b"s" * 8)),
+    b"c" * 8: (),
+}
 FRAMES: dict[str, wire.Frame] = {
-    "sync": wire.Sync(b"m" * 16, b"r" * 32, {"mesh": b"d" * 32, "f" * 32: bytes(32)}),
-    "same": wire.Same(("mesh",)),
-    "heads": wire.Heads("mesh", wire.FIRST, wire.LAST, VECTOR),
+    "sync": wire.Sync(b"m" * 16, b"r" * 16, {"mesh": b"d" * 16, "f" * 32: bytes(16)}, must=True),
+    "probe": wire.Probe(b"d" * 16),
+    "recent": wire.Recent(b"r" * 16, b"d" * 16, {b"c" * 8: 1, b"d" * 8: 1 << 127}, reply=True),
+    "same": wire.Same(),
+    "told": wire.Told(must=True),
+    "heads": wire.Heads("mesh", wire.FIRST, wire.LAST, HEADS),
+    "named heads": wire.Heads("", wire.FIRST, wire.FIRST, HEADS),
     "deltas": wire.Deltas((CHAIN.since(CHAIN.epoch, 0),)),
     "want": wire.Want(7, VECTOR),
     "part": wire.Part(7, CHAIN.snapshot(), True, 3),
@@ -45,9 +55,13 @@ FRAMES: dict[str, wire.Frame] = {
 }
 
 GOLDEN = {
-    "sync": "7650e7654aac424c1c6c97cf409ad233",
-    "same": "4afc4b15db94c69c7d2e46d97d98d312",
-    "heads": "0ca3d45b60d93c89fc74aba591796ac5",
+    "sync": "bc72bc4e1395d7e6bf6992742c0b611e",
+    "probe": "32fd64120057853a57d1799aa1671a68",
+    "recent": "d356965e8fd313f2a336a34802c2bf52",
+    "same": "f30d7cd2485f8205f1459c7a259121a5",
+    "told": "5b43620d67294145b5b87f29976aec51",
+    "heads": "6987666af7b776d709b8945f69e98ddb",
+    "named heads": "1be8287817bff1a15e9704eedea60fc0",
     "deltas": "21a542a3d435ff340417eb4fdebfec04",
     "want": "c4df2cbdd1877e02c4e6c171558ff131",
     "part": "cae18502f3821eaf669f14d1c2bbf070",
@@ -83,6 +97,35 @@ def test_fields_and_kinds_of_a_newer_version_are_ignored(name: str) -> None:
     assert wire.decode(msgpack.packb([*raw, {"new": 1}])) == FRAMES[name]
     assert wire.decode(msgpack.packb([raw[0], 99, *raw[2:]])) is None
     assert wire.decode(msgpack.packb([raw[0] + 1, *raw[1:]])) is None
+
+
+@given(st.sampled_from(sorted(FRAMES)), st.integers(0, 300))
+def test_a_zipped_frame_is_the_frame(name: str, count: int) -> None:
+    frame = FRAMES[name]
+    if isinstance(frame, wire.Statements):
+        frame = wire.Statements(tuple(b"statement %d" % i for i in range(count)))
+    data = wire.encode(frame)
+    assert wire.decode(wire.zipped(data)) == frame
+    assert len(wire.zipped(data)) <= len(data)
+
+
+def test_what_is_zipped_is_bounded_and_zipped_once() -> None:
+    def frame(inner: bytes) -> bytes:
+        return bytes(msgpack.packb([wire.WIRE_VERSION, wire.ZIPPED, inner]))
+
+    whole = zlib.compress(wire.encode(wire.Done(1)))
+    assert wire.decode(frame(whole)) == wire.Done(1)
+    assert wire.decode(frame(zlib.compress(frame(whole)))) is None
+    for hostile in (
+        zlib.compress(bytes(wire.FRAME_BYTES_MAX + 1), 9),
+        zlib.compress(wire.encode(wire.Ask((b"h" * 32,) * (wire.FRAME_BYTES_MAX // 32)))),
+        whole[:-1],
+        b"",
+        b"no zlib",
+        zlib.compress(b""),
+    ):
+        with pytest.raises(PeerError):
+            wire.decode(frame(hostile))
 
 
 def decode_or_refuse(data: bytes) -> None:

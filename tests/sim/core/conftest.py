@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import crdt.chain
-from mesh.core import sync, wire
+from mesh.core import antientropy, sync, wire
 from sim.core.scenario import Scenario, parse
 
 
@@ -17,8 +17,11 @@ def tight_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crdt.chain, "RING_MAX", 3)
     monkeypatch.setattr(wire, "CHUNK_BYTES", 1200)
     monkeypatch.setattr(wire, "VECTOR_MAX", 3)
-    monkeypatch.setattr(sync, "WANT_CHAINS_MAX", 2)
+    monkeypatch.setattr(crdt.lattice, "LOG_MAX", 4)
+    monkeypatch.setattr(antientropy, "RECENT_MAX", 2)
+    monkeypatch.setattr(antientropy, "WANT_CHAINS_MAX", 2)
     monkeypatch.setattr(sync, "WINDOW", 2)
+    monkeypatch.setattr(sync, "OFFER_BYTES_MAX", 2400)
 
 
 @pytest.fixture
