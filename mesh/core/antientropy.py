@@ -34,8 +34,6 @@ SECOND_NS = 1_000_000_000
 PERIOD_NS = 10 * SECOND_NS
 AGAIN_NS = SECOND_NS
 """After an answer brought news, the other peers are asked this soon: it may be news to them."""
-CROSSING_NS = 2 * SECOND_NS
-"""A SYNC that comes this soon after ours crosses it: several round trips of a bad link."""
 RECENT_MAX = wire.NAMED_MAX // 2
 """Chains that one side names: 1.6 s of 20 updates a second, and several round trips."""
 WANT_CHAINS_MAX = 2048
@@ -118,9 +116,9 @@ class Peer:
     period_ns: int = AGAIN_NS
     """doubles up to PERIOD_NS: a new link is found equal, or not, soon"""
     whole: bool = True
-    """whether the next exchange tells all shards: the link is new, or an answer was lost"""
-    asked_ns: int | None = None
-    """when the SYNC that is not answered yet was sent"""
+    """whether the next exchange tells all shards: the link is new"""
+    asked: bool = False
+    """whether a SYNC of ours is not answered yet: one that is lost is sent again"""
     named: Named | None = None
     fetch: Fetch = field(default_factory=Fetch)
     serving: sync.Serving | None = None
@@ -198,7 +196,6 @@ class AntiEntropy:
             return
         if state.fetch.want is not None:
             for other in self._peers.values():
-                other.whole = True
                 self._hasten(other, now_ns)
         self._release(peer, state)
 
@@ -228,9 +225,9 @@ class AntiEntropy:
             case wire.Probe():
                 self._answer_probe(peer, state, frame, now_ns)
             case wire.Recent():
-                self._take_recent(peer, state, frame, now_ns)
+                self._take_recent(peer, state, frame)
             case wire.Same():
-                state.told, state.whole, state.asked_ns = True, False, None
+                state.told, state.whole, state.asked = True, False, False
                 state.in_sync_ns = now_ns
             case wire.Told():
                 self._pump(peer, state, now_ns)
@@ -273,12 +270,12 @@ class AntiEntropy:
         if state.fetch.want is not None:
             return  # the answer under way closes what would be found
         if state.whole:
-            self._tell_shards(peer, state, now_ns)
+            self._tell_shards(peer, state)
         else:
             self._host.send(peer, wire.Probe(self._probe()))
 
-    def _tell_shards(self, peer: NodeId, state: Peer, now_ns: int) -> None:
-        state.asked_ns = now_ns
+    def _tell_shards(self, peer: NodeId, state: Peer) -> None:
+        state.asked = True
         self._host.send(peer, self.question(must=False))
 
     def _answer_sync(self, peer: NodeId, state: Peer, frame: wire.Sync, now_ns: int) -> None:
@@ -289,8 +286,8 @@ class AntiEntropy:
         nothing = bytes(wire.DIGEST_BYTES)
         differing = [s for s in shards if frame.shards.get(s, nothing) != self._digest(s)]
         same_roster = frame.roster == self._roster_digest()
-        crossing = state.asked_ns is not None and now_ns - state.asked_ns < CROSSING_NS
-        if crossing and self._node > peer and not frame.must and (differing or not same_roster):
+        crossing = state.asked and self._node > peer and not frame.must
+        if crossing and (differing or not same_roster):
             return  # TOLD follows at the end of ours
         if not same_roster:
             self._host.tell_roster(peer)
@@ -306,9 +303,9 @@ class AntiEntropy:
 
     def _end_sync(self, peer: NodeId, state: Peer) -> None:
         """The peer has answered; all that it tells of its heads has come."""
-        asked_ns, state.asked_ns = state.asked_ns, None
+        asked, state.asked = state.asked, False
         state.told, state.whole = True, False
-        if asked_ns is not None and self._node > peer:
+        if asked and self._node > peer:
             self._host.send(peer, wire.Told(False))
 
     def _answer_probe(self, peer: NodeId, state: Peer, frame: wire.Probe, now_ns: int) -> None:
@@ -322,9 +319,9 @@ class AntiEntropy:
         rest = (total - sum(weights.values())) % _MODULUS
         self._send_recent(peer, rest, weights, reply=False)
 
-    def _take_recent(self, peer: NodeId, state: Peer, frame: wire.Recent, now_ns: int) -> None:
+    def _take_recent(self, peer: NodeId, state: Peer, frame: wire.Recent) -> None:
         if frame.reply:
-            self._compare_named(peer, state, frame, now_ns)
+            self._compare_named(peer, state, frame)
             return
         if frame.roster != self._roster_digest():
             self._host.tell_roster(peer)
@@ -337,13 +334,13 @@ class AntiEntropy:
             short: self._weight(id) for id in self._recent() if (short := id.short()) not in mine
         }
         if not others:
-            self._tell_shards(peer, state, now_ns)
+            self._tell_shards(peer, state)
             return
         rest = (rest - sum(others.values())) % _MODULUS
         differing = {s: w for s, w in mine.items() if w != frame.named[s]}
         self._send_recent(peer, rest, {**differing, **others}, reply=True)
 
-    def _compare_named(self, peer: NodeId, state: Peer, frame: wire.Recent, now_ns: int) -> None:
+    def _compare_named(self, peer: NodeId, state: Peer, frame: wire.Recent) -> None:
         """The reply to our RECENT: compare with what was here when that was sent."""
         named, state.named = state.named, None
         before = self._lattice.before(named.changes) if named else None
@@ -355,7 +352,7 @@ class AntiEntropy:
             for short in (*named.weights, *frame.named)
         }
         if (named.total - sum(union.values())) % _MODULUS != _number(frame.rest):
-            self._tell_shards(peer, state, now_ns)
+            self._tell_shards(peer, state)
             return
         theirs = {**named.weights, **frame.named}
         mine = {short: self._weight_of(short) for short in theirs}
@@ -499,7 +496,6 @@ class AntiEntropy:
     def _give_up(self, peer: NodeId, state: Peer, now_ns: int) -> None:
         """An answer came not at all or not whole: begin anew soon."""
         self._release(peer, state)
-        state.whole = True
         self._hasten(state, now_ns)
 
     def _release(self, peer: NodeId, state: Peer, keep_queue: bool = False) -> None:

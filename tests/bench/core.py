@@ -15,6 +15,7 @@ from tests.bench.mesh_world import (
     CHAINS,
     RECORD_BYTES,
     MeshWorld,
+    Receiver,
     claims,
 )
 

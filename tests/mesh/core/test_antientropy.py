@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from crdt.header import ChainId
 from crdt.lattice import LOG_MAX, Lattice
 from mesh.core import wire
-from mesh.core.antientropy import CROSSING_NS, PERIOD_NS, RECENT_MAX
+from mesh.core.antientropy import PERIOD_NS, RECENT_MAX
 from mesh.core.effects import Alarm, DropPeer, Send
 from mesh.core.ops import Delete, Put
-from mesh.core.replica import OPENING_NS, SECOND_NS
+from mesh.core.replica import OPENING_NS
 from tests.mesh.core.test_replica import Wire, put
 
 SHARDS = tuple(f"{i:032x}" for i in range(40))
@@ -53,6 +53,15 @@ class Heard(Wire):
         self.cut = False
         self.kinds()
 
+    def carry(self, sender: int, receiver: int) -> list[str]:
+        """Give one node what another has to say to it now; pushes, and all to others, are lost."""
+        kinds = []
+        for effect in self.replicas[sender].drain():
+            if isinstance(effect, Send) and effect.peer == self.nodes[receiver] and not effect.push:
+                kinds.append(type(wire.decode(effect.frame)).__name__)
+                self.replicas[receiver].receive(self.nodes[sender], effect.frame, self.now_ns)
+        return kinds
+
     def probe(self, i: int) -> list[str]:
         """Node `i` begins an exchange; the kinds of all frames of it."""
         self.now_ns += 2 * PERIOD_NS
@@ -89,19 +98,22 @@ def test_a_push_that_was_lost_is_closed_by_the_heads_of_its_chain_alone(prober: 
     assert len(mesh.digests(SHARDS[7])) == 1
 
 
-def test_changes_on_both_sides_are_named_by_both() -> None:
-    mesh = Heard(3)
-    for replica in mesh.replicas[:2]:
+@pytest.mark.parametrize("shard", ["mesh", SHARDS[9]], ids=["a chain both know", "a new chain"])
+def test_changes_on_both_sides_are_named_by_both(shard: str) -> None:
+    mesh = Heard(2)
+    for replica in mesh.replicas:
         put(replica, b"k")
     mesh.settled()
-    mesh.behind_a_cut(0, b"a")
+    mesh.behind_a_cut(0, b"a", shard=shard)
     mesh.behind_a_cut(1, b"b")
-    assert "Sync" not in mesh.probe(0)
-    assert len(mesh.digests()) == 2  # nodes 0 and 1; node 2 has no link
-    assert mesh.replicas[0].lattice.digest("mesh") == mesh.replicas[1].lattice.digest("mesh")
+    kinds = mesh.probe(0)
+    assert "Sync" not in kinds
+    assert kinds.count("Recent") == (1 if shard == "mesh" else 2)
+    assert [len(mesh.digests(name)) for name in ("mesh", shard)] == [1, 1]
 
 
-def test_what_changed_long_ago_is_found_by_the_digests_of_all_shards() -> None:
+@pytest.mark.parametrize("news", [False, True], ids=["nothing else", "something on its way"])
+def test_what_changed_long_ago_is_found_by_the_digests_of_all_shards(news: bool) -> None:
     mesh = Heard(2)
     for shard in SHARDS:
         put(mesh.replicas[0], b"k", shard=shard)
@@ -110,64 +122,50 @@ def test_what_changed_long_ago_is_found_by_the_digests_of_all_shards() -> None:
     for shard in SHARDS[1 : RECENT_MAX + 2]:
         put(mesh.replicas[0], b"later", shard=shard)
         mesh.run()
+    if news:
+        mesh.behind_a_cut(1, b"news")
     mesh.kinds()
-    assert "Sync" in mesh.probe(1)
-    assert len(mesh.digests(SHARDS[0])) == 1
+    kinds = mesh.probe(1)
+    assert kinds.count("Recent") == 1 + news and "Sync" in kinds
+    assert [len(mesh.digests(name)) for name in ("mesh", SHARDS[0])] == [1, 1]
 
 
-def test_news_that_come_while_two_compare_do_not_confuse_them() -> None:
-    """Between RECENT and its reply one end takes a chain that the other end has named, or not."""
-    for named_there in (True, False):
-        mesh = Heard(3)
-        for replica in mesh.replicas:
-            put(replica, b"k")
-        for a, b in ((0, 1), (1, 2), (0, 2)):
-            mesh.link(a, b)
-        mesh.tick(3)
-        mesh.behind_a_cut(0, b"a")
-        mesh.behind_a_cut(1, b"b")
-        put(mesh.replicas[2], b"news")
-        news = {e.peer: e.frame for e in mesh.replicas[2].drain() if isinstance(e, Send)}
-        zero, one = mesh.nodes[:2]
-        if named_there:
-            mesh.replicas[0].receive(mesh.nodes[2], news[zero], mesh.now_ns)
-            mesh.replicas[0].drain()
-        frame = mesh.replicas[1]._sync  # the conversation itself, to begin it on one link only
-        frame._host.send(zero, wire.Probe(frame._probe()))
-        # 1 probes 0, 0 says what is recent; only then the news arrive there.
-        carry(mesh, 1, 0)
-        carry(mesh, 0, 1, hold=True)
-        mesh.replicas[0].receive(mesh.nodes[2], news[zero], mesh.now_ns)
-        carry(mesh, 1, 0)
-        assert not any(isinstance(f, wire.Sync) for _, f in mesh.said), named_there
-        mesh.said.clear()
-        assert one in mesh.replicas[0].peers()
-
-
-def carry(mesh: Heard, sender: int, receiver: int, hold: bool = False) -> None:
-    """Give what one node has for another over, and drop what it has for the rest."""
-    for effect in mesh.replicas[sender].drain():
-        if isinstance(effect, Send) and effect.peer == mesh.nodes[receiver]:
-            frame = wire.decode(effect.frame)
-            assert frame is not None
-            if hold and not isinstance(frame, wire.Recent):
-                continue
-            mesh.said.append((sender, frame))
-            mesh.replicas[receiver].receive(mesh.nodes[sender], effect.frame, mesh.now_ns)
+@pytest.mark.parametrize(("to_first", "to_other"), [(1, 0), (0, 1), (1, 1)])
+def test_news_that_come_while_two_compare_do_not_confuse_them(to_first: int, to_other: int) -> None:
+    """A new chain reaches who has said RECENT, who has yet to reply, or both."""
+    mesh = Heard(3)
+    for replica in mesh.replicas:
+        put(replica, b"k")
+    for a, b in ((0, 1), (1, 2), (0, 2)):
+        mesh.link(a, b)
+    mesh.tick(3)
+    mesh.behind_a_cut(0, b"a")
+    mesh.behind_a_cut(1, b"b", shard=SHARDS[1])
+    put(mesh.replicas[2], b"news", shard=SHARDS[2])
+    news = {e.peer: e.frame for e in mesh.replicas[2].drain() if isinstance(e, Send)}
+    mesh.now_ns += 2 * PERIOD_NS
+    mesh.replicas[1].timer(mesh.now_ns)
+    assert mesh.carry(1, 0) == ["Probe"]  # and its RECENT is as of now
+    for receiver, comes in ((0, to_first), (1, to_other)):
+        if comes:
+            mesh.replicas[receiver].receive(mesh.nodes[2], news[mesh.nodes[receiver]], mesh.now_ns)
+    assert mesh.carry(0, 1) == ["Recent"]
+    assert mesh.carry(1, 0) == ["Recent"]
+    assert mesh.carry(0, 1)[0] == "Heads"
 
 
 def test_of_two_that_come_up_one_tells_its_heads() -> None:
     mesh = Heard(2)
-    mesh.behind_a_cut(0, *(b"a%d" % i for i in range(5)))
-    mesh.behind_a_cut(1, *(b"b%d" % i for i in range(5)))
+    for shard in SHARDS:
+        mesh.behind_a_cut(0, b"a", shard=shard)
+        mesh.behind_a_cut(1, b"b", shard=shard)
     mesh.link(0, 1)
     mesh.run()
-    assert len(mesh.digests()) == 1
+    assert all(len(mesh.digests(shard)) == 1 for shard in SHARDS)
     lower = min((0, 1), key=lambda i: mesh.nodes[i])
-    assert [(i, type(f)) for i, f in mesh.said if isinstance(f, wire.Heads)] == [
-        (lower, wire.Heads)
-    ]
-    assert mesh.kinds().count("Told") == 2
+    assert {i for i, frame in mesh.said if isinstance(frame, wire.Heads)} == {lower}
+    kinds = mesh.kinds()
+    assert (kinds.count("Told"), kinds.count("Want")) == (2, 1)
 
 
 @pytest.mark.parametrize("lost", [0, 1])
@@ -178,7 +176,7 @@ def test_a_lost_sync_is_made_up_for_soon(lost: int) -> None:
     mesh.replicas[lost].peer_up(mesh.nodes[1 - lost], mesh.now_ns)
     mesh.replicas[lost].drain()
     mesh.link(0, 1)
-    mesh.tick(1 + 2 * CROSSING_NS // SECOND_NS)
+    mesh.tick(5)
     assert len(mesh.digests()) == 1
     assert all(mesh.replicas[i].in_sync_ns(mesh.nodes[1 - i]) for i in (0, 1))
 
