@@ -368,7 +368,8 @@ class AntiEntropy:
         ids = {short: self._lattice.by_short(short) for short in shorts}
         vector = sync.vector_of(self._lattice, [id for id in ids.values() if id is not None])
         vector.update({short: () for short, id in ids.items() if id is None})
-        self._host.send(peer, wire.Heads("", wire.FIRST, wire.FIRST, vector))
+        for heads in sync.some_heads(vector):
+            self._host.send(peer, heads)
 
     def _send_recent(
         self, peer: NodeId, rest: int, named: dict[bytes, int], *, reply: bool

@@ -104,14 +104,15 @@ def offer(lattice: Lattice, vector: Vector, ids: list[ChainId]) -> Iterator[wire
             size_bytes += answer_bytes
     for group in wire.chunks(deltas):
         yield wire.Deltas(tuple(group))
-    yield from some_heads(lattice, rest)
+    yield from some_heads(vector_of(lattice, rest))
 
 
-def some_heads(lattice: Lattice, ids: list[ChainId]) -> Iterator[wire.Heads]:
-    """The heads of `ids`, which tell nothing of other chains."""
-    for start in range(0, len(ids), wire.VECTOR_MAX):
-        vector = vector_of(lattice, ids[start : start + wire.VECTOR_MAX])
-        yield wire.Heads("", wire.FIRST, wire.FIRST, vector)
+def some_heads(vector: Vector) -> Iterator[wire.Heads]:
+    """The vector in frames that tell nothing of other chains."""
+    pairs = list(vector.items())
+    for start in range(0, len(pairs), wire.VECTOR_MAX):
+        piece = dict(pairs[start : start + wire.VECTOR_MAX])
+        yield wire.Heads("", wire.FIRST, wire.FIRST, piece)
 
 
 def answers(mine: list[Chain], theirs: tuple[Held, ...]) -> Iterator[Delta]:
