@@ -17,7 +17,7 @@ from mesh.core.errors import BadInput, NotReady
 _POLL_INTERVAL_S: Final = 0.1
 _WAIT_MAX_S: Final = 86_400
 
-MEMBER_COLUMNS: Final = ("node", "site", "state", "rtt", "path", "version", "last_sync")
+MEMBER_COLUMNS: Final = ("node", "site", "state", "rtt", "path", "version", "last_sync", "clock")
 
 
 @click.command("status")
@@ -92,5 +92,9 @@ def _show(out: Output, answer: dict[str, Any]) -> None:
 @click.command("members")
 @asks
 def members(api: Client, out: Output) -> None:
-    """List the nodes of the mesh, and this node's link to each (RTT in ms, LAST-SYNC in s ago)."""
+    """List the nodes of the mesh, and this node's link to each.
+
+    RTT is in ms, LAST-SYNC in s ago, also after the link has ended. CLOCK is how far the node's
+    clock is ahead of this one's: a clock that is years off changes nothing but ties.
+    """
     out.rows(api.get("/v1/members"), MEMBER_COLUMNS)

@@ -28,6 +28,14 @@ def ns_of_hlc(hlc: int) -> int:
     return (hlc >> COUNTER_BITS) * _NS_PER_MS
 
 
+def span_text(span_s: float) -> str:
+    """A span of time in the unit that people think of it in, such as `0.02s`, `5m`, `365d`."""
+    for limit, unit_s, unit in ((100, 1, "s"), (100 * 60, 60, "m"), (100 * 3600, 3600, "h")):
+        if abs(span_s) < limit:
+            return f"{span_s:.2f}s" if unit == "s" else f"{span_s / unit_s:.0f}{unit}"
+    return f"{span_s / 86_400:.0f}d"
+
+
 class HybridClock:
     """One node's clock. `last` is the greatest stamp given or taken over so far."""
 

@@ -50,6 +50,8 @@ class Housekeeper:
         """Own claim → since when it is seen outranked. In that order, as time does not go back."""
         self._hosted: dict[str, set[str]] = {}
         """VPC → addresses that this node claims, where the claim counts."""
+        self._removed_seen_ns: dict[str, int] = {}
+        """Removed VPC → since when this process sees it so: its remover's clock may be ahead."""
         self._sweep_at_ns = 0
 
     def register(self, registration: model.Registration, now_ns: int) -> list[Op]:
@@ -167,10 +169,12 @@ class Housekeeper:
     def _sweep(self, now_ns: int) -> list[Op]:
         catalog, owners, node = self._view.catalog, self._view.table.owners, self._author.node
         ops: list[Op] = []
+        seen_ns = self._removed_seen_ns
+        self._removed_seen_ns = {vpc: seen_ns.get(vpc, now_ns) for vpc in catalog.removed}
         gone = {
             vpc
             for vpc, hlc in catalog.removed.items()
-            if ns_of_hlc(hlc) + REMOVED_VPC_KEPT_NS <= now_ns
+            if min(ns_of_hlc(hlc), self._removed_seen_ns[vpc]) + REMOVED_VPC_KEPT_NS <= now_ns
         }
         for vpc in sorted(gone):
             claimed = (key for key in owners.keys(vpc) if node in owners.owners(vpc, key))

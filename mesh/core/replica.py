@@ -91,6 +91,8 @@ class Replica:
         self._sync = AntiEntropy(node, lattice, roster, host, jitter)
         self._cut_at_ns: dict[NodeId, int] = {}
         """when the links of nodes that were retired are cut"""
+        self._last_sync_ns: dict[NodeId, int] = {}
+        """of members whose links have ended"""
         self._effects: list[Effect] = []
         self._outbox: list[tuple[Delta, NodeId | None]] = []
         self._forgotten: set[NodeId] = set()
@@ -128,6 +130,11 @@ class Replica:
     def question(self) -> wire.Sync:
         """A frame that a linked peer answers with the heads of what differs there, and TOLD."""
         return self._sync.question(must=True)
+
+    def last_sync_ns(self, peer: NodeId) -> int | None:
+        """When the peer's digests last were equal to ours, over any link of this process."""
+        current_ns = self.in_sync_ns(peer)
+        return self._last_sync_ns.get(peer) if current_ns is None else current_ns
 
     def peers(self) -> list[NodeId]:
         return self._sync.peers()
@@ -198,6 +205,9 @@ class Replica:
 
     def peer_down(self, peer: NodeId, now_ns: int) -> None:
         """The link is gone; what was asked of the peer is free to be asked of others."""
+        synced_ns = self._sync.in_sync_ns(peer)
+        if synced_ns is not None:
+            self._last_sync_ns[peer] = synced_ns
         self._cut_at_ns.pop(peer, None)
         self._sync.down(peer, now_ns)
         self._maybe_open(now_ns)
@@ -442,6 +452,7 @@ class Replica:
             self.holdings.touch(id, self.lattice.keys(id))
             self.lattice.discard(id)
         for node in sorted(gone):
+            self._last_sync_ns.pop(node, None)
             self._effects.append(Forget(node))
         self._outbox = [
             (d, sender) for d, sender in self._outbox if d.header.chain.node not in gone

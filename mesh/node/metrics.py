@@ -76,6 +76,14 @@ async def render(service: Service, latencies: Latencies) -> str:
         "Linked peers whose digests were equal to ours since the link came up.",
         agreeing,
     )
+    offsets = [(node.view.names.node_text(p.node), p.clock_offset_ns) for p in peers]
+    out.many(
+        "weft_peer_clock_offset_seconds",
+        "gauge",
+        "A linked peer's wall clock ahead of this node's.",
+        "peer",
+        [(name, offset_ns / 1e9) for name, offset_ns in offsets if offset_ns is not None],
+    )
     if status["oldest_sync_s"] is not None:
         out.one(
             "weft_oldest_sync_seconds",

@@ -124,11 +124,6 @@ class Node:
 
     # ---- what the API asks ----
 
-    @property
-    def roster_members(self) -> dict[NodeId, str]:
-        """Node id -> name of every member."""
-        return {node: member.name for node, member in self.replica.roster.members().items()}
-
     def advertised_addrs(self) -> list[str]:
         """Multiaddrs at which other nodes can dial this one."""
         return addresses.advertised(self.transport.listen_addrs(), self._host_addrs)
@@ -337,9 +332,7 @@ class Node:
     async def _tell_soft_state(self) -> None:
         while True:
             digest = self.replica.lattice.digest("mesh")[:8]
-            self.transport.set_soft_state(
-                msgpack.packb([1, VERSION, time.time_ns() // 1_000_000, digest])
-            )
+            self.transport.set_soft_state(msgpack.packb([2, VERSION, digest]))
             await trio.sleep(SOFT_STATE_S)
 
     # ---- members ----

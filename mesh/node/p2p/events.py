@@ -58,6 +58,9 @@ class PeerInfo:
     inbound: bool
     rtt_ms: float | None
     """Smoothed round trip of the heartbeats; None until the first echo."""
+    clock_offset_ns: int | None
+    """The peer's wall clock ahead of ours, to within half a round trip; None until the first echo.
+    Whatever the peer says it is: nothing is decided by it."""
     connected_since_ns: int
     last_rx_ns: int
     soft_state: bytes

@@ -5,7 +5,7 @@
 
     both     HELLO                at once when the three streams are there
     decider  ACTIVE or BYE        the end with the lower node id decides which connection counts
-    both     BEAT ...             every 0.8 s, and in answer to PROBE
+    both     BEAT ...             every 0.8 s, and in answer to PROBE: clocks, soft state
     either   BYE                  the link ends, and why
 
 Rules of this file
@@ -17,6 +17,7 @@ Rules of this file
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import Final
@@ -38,7 +39,7 @@ CHANNEL_PROTOCOLS: Mapping[Channel, str] = MappingProxyType(
 PROTOCOLS = frozenset({LINK_PROTOCOL, *CHANNEL_PROTOCOLS.values()})
 
 SOFT_STATE_BYTES_MAX = 512
-"""Soft state in a heartbeat: version, clock, digests."""
+"""Soft state in a heartbeat: version, digests."""
 
 STALL_S = 15
 """How long a peer may leave a channel unread. Longer than its node may be busy with a big
@@ -54,6 +55,9 @@ _CONTROL_BYTES_MAX = 1024
 _BYE_S = 0.2
 _REASON_CHARS_MAX = 64
 _RTT_MAX_NS = 60 * 10**9
+_CLOCK_SAMPLES = 8
+"""Of so many heartbeats, 6.4 s, the one with the shortest round trip tells the clocks' offset: its
+error is half of what the two ways differ (the clock filter of NTP, RFC 5905 §10)."""
 _VERSION: Final = 1
 _HELLO: Final = 1
 _ACTIVE: Final = 2
@@ -93,6 +97,8 @@ class Link:
         """Set by the owner when the link has ended and everybody has been told."""
         self.soft_state = b""
         self.rtt_ns: int | None = None
+        self._clocks: deque[tuple[int, int]] = deque(maxlen=_CLOCK_SAMPLES)
+        """(round trip, offset) of the last heartbeats, ns"""
         self.overflowed = False
         self._streams: dict[str, Stream] = {}
         self._queues: dict[Channel, SendQueue] = {c: SendQueue() for c in CHANNEL_PROTOCOLS}
@@ -101,6 +107,11 @@ class Link:
         self._probe_due = False
         self._peer_sent_ns = 0
         self._peer_heard_ns = 0
+
+    @property
+    def clock_offset_ns(self) -> int | None:
+        """The peer's wall clock ahead of ours; None until the first echo."""
+        return min(self._clocks)[1] if self._clocks else None
 
     async def open(self) -> None:
         """Open the three streams, all at once. Raises PeerError."""
@@ -182,12 +193,13 @@ class Link:
         self,
         deliver: Callable[[Channel, bytes], Awaitable[None]],
         soft_state: Callable[[], bytes],
+        wall_ns: Callable[[], int],
     ) -> None:
-        """Carry frames until the session ends, which cancels this."""
+        """Carry frames until the session ends, which cancels this. `wall_ns` is the wall clock."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._guard, self.session.refuse_streams)
-            nursery.start_soon(self._guard, self._read_control)
-            nursery.start_soon(self._guard, self._write_control, soft_state)
+            nursery.start_soon(self._guard, self._read_control, wall_ns)
+            nursery.start_soon(self._guard, self._write_control, soft_state, wall_ns)
             for channel in sorted(CHANNEL_PROTOCOLS):
                 nursery.start_soon(self._guard, self._read_frames, channel, deliver)
                 nursery.start_soon(self._guard, self._write_frames, channel)
@@ -217,15 +229,17 @@ class Link:
         while True:
             await stream.write(await self._queues[channel].take(), STALL_S)
 
-    async def _read_control(self) -> None:
+    async def _read_control(self, wall_ns: Callable[[], int]) -> None:
         while True:
             kind, fields = await self._hear()
             if kind == _BEAT:
-                self._heard_beat(fields)
+                self._heard_beat(fields, wall_ns())
             elif kind == _PROBE:
                 self.beat()
 
-    async def _write_control(self, soft_state: Callable[[], bytes]) -> None:
+    async def _write_control(
+        self, soft_state: Callable[[], bytes], wall_ns: Callable[[], int]
+    ) -> None:
         while True:
             await self._beat_due.wait()
             self._beat_due = trio.Event()
@@ -234,23 +248,25 @@ class Link:
                 await self._say([_PROBE])
             sent_ns = now_ns()
             held_ns = sent_ns - self._peer_heard_ns if self._peer_heard_ns else 0
-            await self._say([_BEAT, sent_ns, self._peer_sent_ns, held_ns, soft_state()])
+            echo = (self._peer_sent_ns, held_ns)
+            await self._say([_BEAT, sent_ns, *echo, soft_state(), wall_ns()])
 
-    def _heard_beat(self, fields: list[object]) -> None:
+    def _heard_beat(self, fields: list[object], our_wall_ns: int) -> None:
         match fields:
-            case [int(sent_ns), int(echo_ns), int(held_ns), bytes(soft_state), *_]:
+            case [int(sent_ns), int(echo_ns), int(held_ns), bytes(soft_state), int(wall_ns), *_]:
                 pass
             case _:
                 raise PeerError("malformed heartbeat")
         if len(soft_state) > SOFT_STATE_BYTES_MAX:
             raise PeerError("soft state too long")
         self.soft_state = soft_state
-        # Both clocks appear only as differences of themselves, as in NTP (RFC 5905 §8).
+        # The monotonic clocks appear only as differences of themselves, as in NTP (RFC 5905 §8).
         self._peer_sent_ns, self._peer_heard_ns = sent_ns, now_ns()
         rtt_ns = self._peer_heard_ns - echo_ns - held_ns
         if echo_ns and 0 <= rtt_ns <= _RTT_MAX_NS:
             # The smoothing of TCP (RFC 6298): one eighth of what is new.
             self.rtt_ns = rtt_ns if self.rtt_ns is None else (7 * self.rtt_ns + rtt_ns) // 8
+            self._clocks.append((rtt_ns, wall_ns - (our_wall_ns - rtt_ns // 2)))
         self._beat_heard.set()
         self._beat_heard = trio.Event()
 

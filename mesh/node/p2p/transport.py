@@ -116,7 +116,7 @@ class Transport:
             listen: multiaddrs to listen on; port 0 takes any free one.
             identify: which member a public key belongs to; None is refused, both ways.
             join_handler: answers those who are not members yet, see `open_joining`.
-            clock_ns: the wall clock, for `PeerInfo`.
+            clock_ns: the wall clock, told to peers and compared with theirs, for `PeerInfo` only.
         """
         self._node = node
         self._identity = Identity(private_key)
@@ -227,6 +227,7 @@ class Transport:
                     path="direct",
                     inbound=link.inbound,
                     rtt_ms=None if link.rtt_ns is None else link.rtt_ns / 1e6,
+                    clock_offset_ns=link.clock_offset_ns,
                     connected_since_ns=self._up_since_ns[node],
                     last_rx_ns=wall_ns - int(silent_s * 1e9),
                     soft_state=link.soft_state,
@@ -460,7 +461,7 @@ class Transport:
         try:
             async with trio.open_nursery() as nursery:
                 # Running before it is announced: a probe is answered even while nobody reads.
-                nursery.start_soon(link.run, deliver, lambda: self._soft_state)
+                nursery.start_soon(link.run, deliver, lambda: self._soft_state, self._clock_ns)
                 await self._emit(PeerUp(link.node, link.conduit.remote, link.inbound))
                 link.announced.set()
                 if link.overflowed:  # whoever read PeerUp was faster than we are

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
 import trio
 
 from dataplane.backend import Usage
 from mesh.core.bounds import MESH_RECORDS, USUAL_QUOTAS, VPC_RECORDS, Quotas
+from mesh.core.clock import AHEAD_MAX_MS, span_text
 from mesh.core.errors import NotReady
 from mesh.core.members import Member
 from mesh.core.ops import MESH_SHARD, NodeId
@@ -55,7 +57,7 @@ class MembershipService:
             "oldest_sync_s": self._oldest_sync_s(peers),
             "dataplane": await self._dataplane(),
             "conflicts": len(node.view.conflicts()),
-            "problems": self._problems(),
+            "problems": self._problems(peers),
         }
 
     def shard(self, shard: str) -> Json:
@@ -70,12 +72,12 @@ class MembershipService:
 
     def _oldest_sync_s(self, peers: list[PeerInfo]) -> float | None:
         """How long ago the digests of the worst linked peer were equal to ours."""
-        ages = [self._sync_age_s(peer) for peer in peers]
+        ages = [self._sync_age_s(peer.node) for peer in peers]
         known = [age for age in ages if age is not None]
         return max(known) if known else None
 
-    def _sync_age_s(self, peer: PeerInfo) -> float | None:
-        synced_ns = self._node.replica.in_sync_ns(peer.node)
+    def _sync_age_s(self, peer: NodeId) -> float | None:
+        synced_ns = self._node.replica.last_sync_ns(peer)
         if synced_ns is None:
             return None
         return round((time.monotonic_ns() - synced_ns) / 1e9, 1)
@@ -98,7 +100,7 @@ class MembershipService:
             "synced": forwarder.synced,
         }
 
-    def _problems(self) -> list[Json]:
+    def _problems(self, peers: list[PeerInfo]) -> list[Json]:
         node = self._node
         found = [
             {"what": f"{alarm}: {fields}", "fix": _ALARM_FIXES.get(alarm, "see the node's log")}
@@ -123,6 +125,7 @@ class MembershipService:
             }
             for member in node.replica.roster.stray_admins()
         ]
+        found += clock_problem([p.clock_offset_ns for p in peers if p.clock_offset_ns is not None])
         if node.replica.retired:
             found.append(
                 {
@@ -170,6 +173,7 @@ class MembershipService:
         gateway = self._node.view.gateways.get(member.node)
         here = member.node == self._node.id
         rtt_ms = link.rtt_ms if link else None
+        offset_ns = 0 if here else link.clock_offset_ns if link else None
         return {
             "node": member.name,
             "site": member.site,
@@ -177,7 +181,9 @@ class MembershipService:
             "rtt": None if rtt_ms is None else round(rtt_ms, 2),
             "path": "self" if here else link.path if link else None,
             "version": VERSION if here else gateway.version if gateway else None,
-            "last_sync": 0.0 if here else self._sync_age_s(link) if link else None,
+            "last_sync": 0.0 if here else self._sync_age_s(member.node),
+            "clock": None if offset_ns is None else _ahead_text(offset_ns / 1e9),
+            "clock_offset_s": None if offset_ns is None else offset_ns / 1e9,
             "id": member.node.hex(),
             "admin": member.admin,
             "forked": member.forked,
@@ -224,6 +230,29 @@ class MembershipService:
             "addrs": list(token.addrs),
             "expires": time_text(token.expires_s * 1_000_000_000),
         }
+
+
+def clock_problem(offsets_ns: Sequence[int]) -> list[Json]:
+    """What is wrong with this node's clock, by those of its linked peers ahead of it: something,
+    when more than half of them are `AHEAD_MAX_MS` ahead, or that far behind."""
+    far_ns = AHEAD_MAX_MS * 1_000_000
+    for side, word in ((1, "behind"), (-1, "ahead of")):
+        far = sorted(abs(offset) for offset in offsets_ns if side * offset > far_ns)
+        if 2 * len(far) > len(offsets_ns):
+            by = span_text(far[len(far) // 2] / 1e9)
+            return [
+                {
+                    "what": f"this node's clock is {by} {word} those of {len(far)} of"
+                    f" {len(offsets_ns)} linked peers: it loses or wins ties that it should not",
+                    "fix": "set it by NTP (timedatectl set-ntp true), or theirs: weft members shows"
+                    " each one's",
+                }
+            ]
+    return []
+
+
+def _ahead_text(offset_s: float) -> str:
+    return ("-" if offset_s < 0 else "+") + span_text(abs(offset_s))
 
 
 def _quotas(quotas: Quotas) -> Json:

@@ -83,9 +83,16 @@ def test_members(weft: Weft) -> None:
     rows = document(weft("members", "-o", "json"))
     assert [row["node"] for row in rows] == ["a1", "b1"]
     heading = weft("members")[1].splitlines()[0].split()
-    assert heading == ["NODE", "SITE", "STATE", "RTT", "PATH", "VERSION", "LAST-SYNC"]
+    assert heading == ["NODE", "SITE", "STATE", "RTT", "PATH", "VERSION", "LAST-SYNC", "CLOCK"]
     for name in heading:
         assert name.lower().replace("-", "_") in rows[0]
+    until(
+        lambda: all(row["clock"] for row in document(weft("members", "-o", "json"))),
+        "the clocks are compared",
+    )
+    for row in document(weft("members", "-o", "json")):
+        assert abs(row["clock_offset_s"]) < 1
+        assert row["clock"][0] in "+-" and row["clock"][-1] == "s"
 
 
 def test_vpcs(weft: Weft) -> None:

@@ -371,3 +371,17 @@ def test_an_author_that_lies_about_its_root_loses_its_chain_everywhere() -> None
         assert DropBranches(id, (liar.epoch,)) in mine
         assert any(isinstance(e, Alarm) and e.event == "chain.disproved" for e in mine)
         assert not any(isinstance(effect, DropPeer) for effect in mine), "no relay is blamed"
+
+
+def test_when_a_peer_last_agreed_is_known_after_its_link_has_ended() -> None:
+    mesh = Wire(2)
+    a, b = mesh.replicas[0], mesh.nodes[1]
+    assert a.last_sync_ns(b) is None
+    mesh.link(0, 1)
+    mesh.tick(3)
+    synced_ns = a.in_sync_ns(b)
+    assert synced_ns is not None and a.last_sync_ns(b) == synced_ns
+    a.peer_down(b, mesh.now_ns)
+    assert (a.in_sync_ns(b), a.last_sync_ns(b)) == (None, synced_ns)
+    a.add_statements([a.roster.retire(mesh.seeds[0], b, compromised=True)], mesh.now_ns)
+    assert a.last_sync_ns(b) is None, "of a node that is forgotten nothing is held"

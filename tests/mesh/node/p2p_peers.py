@@ -37,6 +37,9 @@ def key_of(number: int) -> bytes:
     return Identity(seed_of(number)).key
 
 
+EPOCH_NS = 1_700_000_000 * 10**9
+
+
 def id_of(number: int) -> NodeId:
     """Ids have the order of the numbers, so that a test can say who decides."""
     return number.to_bytes(2, "big") + hashlib.sha256(key_of(number)).digest()[:14]
@@ -63,8 +66,11 @@ class Peer:
         listen: Sequence[str] = (LOOPBACK,),
         join_handler: JoinHandler | None = None,
         net: Net | None = None,
+        ahead_ns: int = 0,
     ) -> None:
+        """`ahead_ns`: how far its wall clock is; all wall clocks go with trio's."""
         self.number = number
+        self.ahead_ns = ahead_ns
         self.id = id_of(number)
         self.transport = Transport(
             self.id,
@@ -74,6 +80,7 @@ class Peer:
             join_handler,
             rng=Random(number),
             net=net,
+            clock_ns=lambda: EPOCH_NS + self.ahead_ns + int(trio.current_time() * 1e9),
         )
         self.log: list[Event] = []
         self.said_s: list[float] = []

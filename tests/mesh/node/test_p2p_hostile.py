@@ -254,7 +254,7 @@ async def bad_beat(session: Session, streams: dict[str, Stream]) -> None:
 
 
 async def too_much_soft_state(session: Session, streams: dict[str, Stream]) -> None:
-    await streams[LINK_PROTOCOL].write(pack(msgpack.packb([3, 1, 1, 1, b"s" * 600])), 5)
+    await streams[LINK_PROTOCOL].write(pack(msgpack.packb([3, 1, 1, 1, b"s" * 600, 1])), 5)
 
 
 async def huge_control(session: Session, streams: dict[str, Stream]) -> None:
@@ -299,10 +299,11 @@ async def test_numbers_in_a_beat_can_be_anything() -> None:
         streams = await open_link(session)
         await a.until_linked(b)
         for number in (0, -1, 2**63, 2**64 - 1, -(2**63)):
-            message = [3, number, number, number, b"%d" % number]
+            message = [3, number, number, number, b"%d" % number, number]
             await streams[LINK_PROTOCOL].write(pack(msgpack.packb(message)), 5)
         await eventually(lambda: a.transport.peers()[0].soft_state == b"%d" % -(2**63))
         assert a.transport.peers()[0].rtt_ms is None
+        assert a.transport.peers()[0].clock_offset_ns is None
 
 
 async def test_messages_of_a_later_version_are_passed_over() -> None:
@@ -310,7 +311,7 @@ async def test_messages_of_a_later_version_are_passed_over() -> None:
     async with running(a), session_with(a, 2) as session:
         streams = await open_link(session)
         await a.until_linked(b)
-        for message in ([77, "what?"], [3, 1, 0, 0, b"soft", "more"]):
+        for message in ([77, "what?"], [3, 1, 0, 0, b"soft", 0, "more"]):
             await streams[LINK_PROTOCOL].write(pack(msgpack.packb(message)), 5)
         await eventually(lambda: a.transport.peers()[0].soft_state == b"soft")
 
@@ -402,7 +403,7 @@ async def test_a_mistake_of_our_own_costs_one_link_and_is_logged(
         await link_up(b, a)
         await link_up(c, a)
 
-        def broken(self: object, fields: object) -> None:
+        def broken(self: object, fields: object, wall_ns: int) -> None:
             raise ZeroDivisionError
 
         monkeypatch.setattr(a.transport._links[b.id], "_heard_beat", broken.__get__(b))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 
 import pytest
 import trio
@@ -47,6 +48,60 @@ async def test_five_nodes_link_up_and_stay_so(autojump_clock: MockClock) -> None
         for peer in peers:
             for info in peer.transport.peers():
                 assert info.rtt_ms is not None and 99 <= info.rtt_ms <= 101
+
+
+@pytest.mark.parametrize("ahead_s", [-3 * 365 * 86_400, -12.5, 0, 0.25, 365 * 86_400])
+async def test_a_peers_clock_is_measured_to_within_half_a_round_trip(
+    autojump_clock: MockClock, ahead_s: float
+) -> None:
+    net, members = MemoryNet(latency_s=0.05), Members([1, 2])
+    a = Peer(1, members, net=net.view(1))
+    b = Peer(2, members, net=net.view(2), ahead_ns=int(ahead_s * 1e9))
+    async with running(a, b):
+        for peer in (a, b):
+            peer.target(a, b)
+        await all_linked([a, b], 5)
+        assert a.transport.peers()[0].clock_offset_ns is None
+        await trio.sleep(10)
+        for peer, expected_s in ((a, ahead_s), (b, -ahead_s)):
+            (info,) = peer.transport.peers()
+            assert info.clock_offset_ns is not None
+            assert abs(info.clock_offset_ns / 1e9 - expected_s) < 0.001
+
+
+async def test_of_the_last_heartbeats_the_quickest_tells_the_offset(
+    autojump_clock: MockClock,
+) -> None:
+    net, rng = MemoryNet(latency_s=0.01), Random(7)
+    a, b = (Peer(n, Members([1, 2]), net=net.view(n)) for n in (1, 2))
+    async with running(a, b):
+        for peer in (a, b):
+            peer.target(a, b)
+        await all_linked([a, b], 5)
+        for _ in range(100):
+            # Ways that differ by up to 0.6 s, and every now and then both are short.
+            await trio.sleep(0.3)
+            net.latency_s = rng.choice([0.01, 0.01, 0.01, 0.3, 0.6])
+        for peer in (a, b):
+            (info,) = peer.transport.peers()
+            assert info.clock_offset_ns is not None
+            assert abs(info.clock_offset_ns) < 0.05 * 1e9
+
+
+async def test_a_clock_that_steps_is_seen_within_ten_seconds(autojump_clock: MockClock) -> None:
+    net, members = MemoryNet(), Members([1, 2])
+    a, b = (Peer(n, members, net=net.view(n)) for n in (1, 2))
+    async with running(a, b):
+        for peer in (a, b):
+            peer.target(a, b)
+        await all_linked([a, b], 5)
+        await trio.sleep(30)
+        net.latency_s *= 3  # what was measured before has the shorter round trips
+        b.ahead_ns = 10**12
+        await trio.sleep(10)
+        (info,) = a.transport.peers()
+        assert info.clock_offset_ns is not None
+        assert abs(info.clock_offset_ns - 10**12) < 10**9
 
 
 @pytest.mark.parametrize("cut_s", [0.5, 5, 40, 300])
