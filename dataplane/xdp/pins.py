@@ -88,21 +88,13 @@ class PinDir:
     def require_map(self, spec: layout.MapSpec) -> int:
         """Open a pinned map, or create and pin it. Its shape must be the one expected.
 
-        An adopted map keeps its own capacity. DataplaneError if it has another shape: then somebody
-        else's objects are in our place.
+        An adopted map keeps its capacity if that suffices. Else a larger one takes its place; the
+        programs at work keep the former until the full sync puts their successors in place.
+        DataplaneError if it has another shape: then somebody else's objects are in our place.
         """
         path = self.path / f"map-{spec.name}"
         if not path.exists():
-            fd = kernel.map_create(
-                spec.type,
-                spec.key_bytes,
-                spec.value_bytes,
-                spec.max_entries,
-                spec.flags,
-                f"weft_{spec.name}",
-            )
-            kernel.pin(fd, str(path))
-            return fd
+            return _pinned_new(spec, path)
         fd = kernel.get_pinned(str(path))
         info = kernel.map_info(fd)
         expected = (spec.type, spec.key_bytes, spec.value_bytes, spec.flags)
@@ -113,7 +105,24 @@ class PinDir:
                 f"{path} has (type, key, value, flags) {found} where {expected} is expected;"
                 f" stop the node and remove {self.path}"
             )
-        return fd
+        if info.max_entries >= spec.max_entries:
+            return fd
+        os.close(fd)
+        path.unlink()
+        return _pinned_new(spec, path)
+
+
+def _pinned_new(spec: layout.MapSpec, path: Path) -> int:
+    fd = kernel.map_create(
+        spec.type,
+        spec.key_bytes,
+        spec.value_bytes,
+        spec.max_entries,
+        spec.flags,
+        f"weft_{spec.name}",
+    )
+    kernel.pin(fd, str(path))
+    return fd
 
 
 def links_in(path: Path) -> Iterator[tuple[int, Path]]:

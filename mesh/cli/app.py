@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import click
 
-from mesh.core.errors import BadInput, NotReady, RequestError
+from mesh.core.errors import BadInput, Mistakes, NotReady, RequestError
 
 EXIT_NO: Final = 1
 EXIT_USAGE: Final = 2
@@ -158,6 +158,8 @@ def run(args: Sequence[str]) -> int:
         where = error.ctx.command_path if error.ctx else "weft"
         what = error.format_message().rstrip(".")
         return _fail(f"{what}: see `{where} --help`", EXIT_USAGE)
+    except Mistakes as error:
+        return max(_fail(line, EXIT_USAGE) for line in error.lines)
     except BadInput as error:
         return _fail(str(error), EXIT_USAGE)
     except NotReady as error:

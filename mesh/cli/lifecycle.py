@@ -170,7 +170,7 @@ def run(config: Path) -> None:
 
     checked = read_config(config)
     check_underlay(checked)
-    _log_to_stderr()
+    _log_to_stderr(checked.log_level)
 
     import trio
 
@@ -191,7 +191,7 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return error
 
 
-def _log_to_stderr() -> None:
+def _log_to_stderr(level: str) -> None:
     import logging
     import sys
     import time
@@ -202,5 +202,5 @@ def _log_to_stderr() -> None:
     handler.setFormatter(formatter)
     weft = logging.getLogger("weft")
     weft.addHandler(handler)
-    weft.setLevel(logging.INFO)
+    weft.setLevel(level.upper())
     weft.propagate = False

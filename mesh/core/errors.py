@@ -15,6 +15,14 @@ class BadInput(RequestError):
     """The request itself is malformed (command line: exit 2, API: 400)."""
 
 
+class Mistakes(BadInput):
+    """Several things are wrong with one request: `lines` has a line for each."""
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("; ".join(lines))
+        self.lines = lines
+
+
 class Refused(RequestError):
     """Well formed, but the state says no: conflicts, authority, bounds (exit 1, API: 409)."""
 

@@ -54,7 +54,7 @@ def boot(config: Config, store: Store) -> Booted:
 def _member(config: Config, roster: Roster, node: NodeId) -> Member:
     if roster.mesh_id != config.mesh_id:
         raise BadInput(
-            f"{config.path}: [mesh] id: is {config.mesh_id.hex()}, and the store is of mesh"
+            f"{config.where('mesh', 'id')}: is {config.mesh_id.hex()}, and the store is of mesh"
             f" {roster.mesh_id.hex()}; put the right files together"
         )
     member = roster.members().get(node)
@@ -64,8 +64,8 @@ def _member(config: Config, roster: Roster, node: NodeId) -> Member:
         raise BadInput(f"node {member.name} was retired from the mesh: join with a new directory")
     if (member.name, member.site) != (config.node_name, config.site):
         raise BadInput(
-            f"{config.path}: [node]: says node {config.node_name} at site {config.site}, and it was"
-            f" admitted as {member.name} at {member.site}; write these"
+            f"{config.where('node', 'name')}: says node {config.node_name} at site {config.site},"
+            f" and it was admitted as {member.name} at {member.site}; write these"
         )
     return member
 

@@ -1,47 +1,39 @@
 """`weft.toml`: one node's own configuration, read, checked and written.
 
 Everything in it is checked before anything is started: an unknown table or field, a value of the
-wrong type and a value that cannot work are refused with the file, the field and what to write
-instead. A field that is left out has the default given here. Relative paths are relative to the
-directory of the file, which also holds the node's keys and its store.
+wrong type and a value that cannot work are refused with file, line, field and what to write
+instead, all of them at once. Which fields there are, and what they default to, is the table of
+`mesh.node.config_fields`. Relative paths are relative to the directory of the file, which also
+holds the node's keys and its store.
 """
 
 from __future__ import annotations
 
-import ipaddress
+import difflib
 import re
 import socket
+import textwrap
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
-from mesh.core import validate
-from mesh.core.errors import BadInput
-from mesh.core.validate import bad
+from dataplane.backend import ENDPOINTS_MAX
+from mesh.core.errors import BadInput, Mistakes
+from mesh.node.config_fields import BY_NAME, FIELDS, TABLES, Field
+from mesh.node.toml_lines import FieldPath, lines_of
 
-CONFIG_NAME: Final = "weft.toml"
-DEFAULT_SOCKET: Final = "/run/weft/weft.sock"
-DEFAULT_PORT: Final = 7400
-DATAPLANE_MODES: Final = ("auto", "xdp", "memory")
+CONFIG_BYTES_MAX: Final = 64 * 1024  # ten times what a full file has; a wrong path is not read
+LINE_CHARS_MAX: Final = 1024  # tomllib takes quadratic time for one long dotted key
+MISTAKES_MAX: Final = 20  # as many as a person mends at once
+_NAME_CHARS_MAX: Final = 64  # of an unknown name: shown, and compared with known ones
+_TEXT_COLUMNS: Final = 98
 
-CONFIG_BYTES_MAX: Final = (
-    64 * 1024
-)  # a hundred times what a full file has; a wrong path is not read
-IFNAME_CHARS_MAX: Final = 15  # IFNAMSIZ - 1
-SOCKET_PATH_BYTES_MAX: Final = 107  # sun_path of sockaddr_un holds 108 with its NUL
-LISTEN_MAX: Final = 8  # addresses of one machine worth binding apart; 0.0.0.0 binds all
-
-_IFNAME = re.compile(rf"[^\s/:]{{1,{IFNAME_CHARS_MAX}}}")
-_LISTEN = re.compile(r"/(ip4|ip6)/([0-9a-fA-F.:]+)/tcp/([0-9]{1,5})")
+_AT_LINE = re.compile(r" \(at line ([0-9]+), column [0-9]+\)")
 
 
-Check: TypeAlias = Callable[[str, str], str]
-"""(the field as people know it, its value) -> the value. Raises BadInput."""
-
-
-class ConfigError(BadInput):
+class ConfigError(Mistakes):
     """The configuration file cannot be used; nothing was started or changed."""
 
 
@@ -63,6 +55,8 @@ class Config:
     dataplane_mode: str
     wan_if: str | None
     socket_path: Path
+    endpoints_max: int = ENDPOINTS_MAX
+    log_level: str = "info"
 
     @property
     def directory(self) -> Path:
@@ -81,22 +75,51 @@ class Config:
     def store_path(self) -> Path:
         return self.directory / "store.db"
 
+    def where(self, table: str, name: str) -> str:
+        """`FILE:LINE: [table] field`, as the file is now: how errors name a field."""
+        try:
+            text = _read(self.path)
+            tomllib.loads(text)
+            line = lines_of(text).get((table, name))
+        except (ConfigError, ValueError, RecursionError):
+            line = None  # it was read before, and is another file now
+        return f"{self.path}{'' if line is None else f':{line}'}: [{table}] {name}"
 
-def default_listen(underlay: str | None) -> str:
-    """The address to listen on when none is given: the underlay address, else every IPv4 one."""
-    if underlay is None:
-        return f"/ip4/0.0.0.0/tcp/{DEFAULT_PORT}"
-    return f"/ip4/{underlay}/tcp/{DEFAULT_PORT}"
+    def values(self) -> dict[str, Any]:
+        """Field attribute -> value as the file has it."""
+        special = {"mesh_id": self.mesh_id.hex(), "socket": str(self.socket_path)}
+        return {
+            field.attribute: special[field.attribute]
+            if field.attribute in special
+            else getattr(self, field.attribute)
+            for field in FIELDS
+        }
+
+    @classmethod
+    def of(cls, path: Path, values: Mapping[str, Any]) -> Config:
+        """The reverse of `values`."""
+        given = dict(values)
+        given["mesh_id"] = bytes.fromhex(given["mesh_id"])
+        given["socket_path"] = path.parent / given.pop("socket")
+        return cls(path=path, **given)
+
+
+# ---- reading ----
 
 
 def read_config(path: Path) -> Config:
     """Read and check a configuration file.
 
     Raises:
-        ConfigError: the file cannot be read, is not TOML, or a field is wrong; one line that names
-            the file, the field and the fix.
+        ConfigError: the file cannot be read, is not TOML, or fields are wrong; each mistake is one
+            line that names the file, the line, the field and the fix.
     """
     path = path.absolute()
+    return parse_config(path, _read(path))
+
+
+def _read(path: Path) -> str:
+    """The text of the file, within bounds. Raises ConfigError."""
     try:
         with path.open("rb") as file:
             raw = file.read(CONFIG_BYTES_MAX + 1)
@@ -108,162 +131,133 @@ def read_config(path: Path) -> Config:
     if len(raw) > CONFIG_BYTES_MAX:
         raise ConfigError(f"{path}: larger than {CONFIG_BYTES_MAX} bytes: this is no weft.toml")
     try:
-        document = tomllib.loads(raw.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not TOML: {error}: correct that line") from None
-    return _parse(path, document)
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: not TOML: not UTF-8: save the file as UTF-8") from None
+    for line, content in enumerate(text.split("\n"), 1):
+        if len(content) > LINE_CHARS_MAX:
+            raise ConfigError(
+                f"{path}:{line}: longer than {LINE_CHARS_MAX} characters: no field needs that,"
+                " shorten it"
+            )
+    return text
 
 
-def _parse(path: Path, document: Mapping[str, object]) -> Config:
-    reader = _Reader(path, document)
-    mesh_name = reader.text("mesh", "name", validate.name)
-    mesh_id = reader.text("mesh", "id", _mesh_id)
-    node_name = reader.text("node", "name", validate.name)
-    site = reader.text("node", "site", validate.name)
-    underlay = reader.optional_text("node", "underlay", underlay_ip)
-    listen = reader.texts("node", "listen", listen_addr, (default_listen(underlay),), LISTEN_MAX)
-    mode = reader.optional_text("dataplane", "mode", _mode) or "auto"
-    wan_if = reader.optional_text("dataplane", "wan_if", ifname)
-    api_socket = reader.optional_text("api", "socket", socket_path) or DEFAULT_SOCKET
-    reader.refuse_leftovers()
-    return Config(
-        path=path,
-        mesh_name=mesh_name,
-        mesh_id=bytes.fromhex(mesh_id),
-        node_name=node_name,
-        site=site,
-        underlay=underlay,
-        listen=listen,
-        dataplane_mode=mode,
-        wan_if=wan_if,
-        socket_path=path.parent / api_socket,
-    )
+def parse_config(path: Path, text: str) -> Config:
+    """Check the text of the file at the absolute `path`. Raises ConfigError."""
+    try:
+        document = tomllib.loads(text)
+        lines = lines_of(text)
+    except RecursionError:
+        raise ConfigError(f"{path}:1: not TOML: nested too deeply: no field is nested") from None
+    except ValueError as error:  # more than TOMLDecodeError: int() refuses 5,000 digits
+        found = _AT_LINE.search(str(error))
+        line = int(found[1]) if found else text.count("\n") + 1
+        what = " ".join(_AT_LINE.sub("", str(error)).split())
+        raise ConfigError(f"{path}:{line}: not TOML: {what}: correct that line") from None
+    reader = _Reader(path, document, lines)
+    values = reader.values()
+    if reader.mistakes:
+        raise ConfigError(*reader.told())
+    return Config.of(path, values)
 
 
 class _Reader:
-    """Takes fields out of the document one by one; what is left at the end is unknown."""
+    """Takes the fields out of a document, and notes every mistake with its line."""
 
-    def __init__(self, path: Path, document: Mapping[str, object]) -> None:
+    def __init__(
+        self, path: Path, document: Mapping[str, object], lines: Mapping[FieldPath, int]
+    ) -> None:
         self._path = path
-        self._tables: dict[str, dict[str, Any]] = {}
-        self._known: dict[str, list[str]] = {}
-        for name, table in document.items():
-            if not isinstance(table, dict):
-                raise ConfigError(
-                    f"{path}: {name}: a field outside of any table: move it under its [table]"
-                )
-            self._tables[name] = dict(table)
+        self._document = document
+        self._lines = lines
+        self.mistakes: list[tuple[int, str]] = []
+        """(line, what is wrong)"""
 
-    def _take(self, table: str, field: str) -> object:
-        self._known.setdefault(table, []).append(field)
-        return self._tables.get(table, {}).pop(field, None)
+    def values(self) -> dict[str, Any]:
+        """attribute -> value, of the fields that are right."""
+        self._note_unknown()
+        found: dict[str, Any] = {}
+        for field in FIELDS:
+            table = self._document.get(field.table, {})
+            given = table.get(field.name) if isinstance(table, dict) else None
+            if given is not None:
+                self._take(field, given, found)
+            elif field.default is None:
+                self._note((field.table,), f"{field.title}: is missing: add it")
+            else:
+                found[field.attribute] = field.default({"underlay": None, **found})
+        if found.get("dataplane_mode") == "xdp" and found.get("underlay", "") is None:
+            self._note(
+                ("dataplane", "mode"),
+                "[dataplane] mode: 'xdp': needs [node] underlay: write the address that other"
+                " gateways send to",
+            )
+        return found
 
-    def _fail(self, table: str, field: str, what: str) -> ConfigError:
-        return ConfigError(f"{self._path}: [{table}] {field}: {what}")
+    def told(self) -> list[str]:
+        """The mistakes in the order of the file, bounded."""
+        ordered = [what for _, what in sorted(self.mistakes, key=lambda mistake: mistake[0])]
+        more = len(ordered) - MISTAKES_MAX
+        if more > 0:
+            ordered[MISTAKES_MAX:] = [f"{self._path}: and {more} more mistakes: mend these first"]
+        return ordered
 
-    def _checked(self, table: str, field: str, value: object, check: Check) -> str:
-        if not isinstance(value, str):
-            kind = type(value).__name__
-            raise self._fail(table, field, f"is of type {kind}: write a text in quotes")
+    def _take(self, field: Field, given: object, found: dict[str, Any]) -> None:
         try:
-            return check(f"{self._path}: [{table}] {field}", value)
+            found[field.attribute] = field.form.parse(field.title, given)
         except BadInput as error:
-            raise ConfigError(str(error)) from None
+            self._note((field.table, field.name), str(error))
 
-    def optional_text(self, table: str, field: str, check: Check) -> str | None:
-        value = self._take(table, field)
-        return None if value is None else self._checked(table, field, value, check)
+    def _note(self, path: FieldPath, what: str) -> None:
+        line = self._lines.get(path) or self._lines.get(path[:1]) or 1
+        self.mistakes.append((line, f"{self._path}:{line}: {what}"))
 
-    def text(self, table: str, field: str, check: Check) -> str:
-        value = self.optional_text(table, field, check)
-        if value is None:
-            raise self._fail(table, field, "is missing: add it")
-        return value
+    def _note_unknown(self) -> None:
+        for name, table in self._document.items():
+            if not isinstance(table, dict):
+                self._note((name,), f"{_shown(name)}: {self._stray(name)}")
+            elif name not in TABLES:
+                fix = _instead(name, TABLES) or f"remove it (there are {_titles(TABLES)})"
+                self._note((name,), f"[{_shown(name)}]: no such table: {fix}")
+            else:
+                for field in table:
+                    if (name, field) not in BY_NAME:
+                        what = f"[{name}] {_shown(field)}: no such field: {_better(name, field)}"
+                        self._note((name, field), what)
 
-    def texts(
-        self,
-        table: str,
-        field: str,
-        check: Check,
-        default: tuple[str, ...],
-        count_max: int,
-    ) -> tuple[str, ...]:
-        value = self._take(table, field)
-        if value is None:
-            return default
-        if not isinstance(value, list):
-            raise self._fail(table, field, 'is no list: write it as ["...", "..."]')
-        if not 1 <= len(value) <= count_max:
-            raise self._fail(table, field, f"has {len(value)} entries: write 1 to {count_max}")
-        return tuple(self._checked(table, field, entry, check) for entry in value)
-
-    def refuse_leftovers(self) -> None:
-        for table, fields in sorted(self._tables.items()):
-            if table not in self._known:
-                tables = ", ".join(f"[{name}]" for name in sorted(self._known))
-                raise ConfigError(
-                    f"{self._path}: [{table}]: no such table: remove it (there are {tables})"
-                )
-            for field in sorted(fields):
-                known = ", ".join(sorted(self._known[table]))
-                raise self._fail(table, field, f"no such field: remove it (there are {known})")
+    @staticmethod
+    def _stray(name: str) -> str:
+        tables = [field.table for field in FIELDS if field.name == name]
+        if name in TABLES:
+            return f"is a field, and should be a table: write [{name}] and its fields below"
+        where = f"[{tables[0]}]" if tables else "its [table]"
+        return f"a field outside of any table: move it under {where}"
 
 
-def underlay_ip(what: str, value: str) -> str:
-    """A canonical unicast IPv4 address that a machine can have. Raises BadInput."""
-    address = ipaddress.ip_address(validate.ipv4(what, value))
-    if address.is_multicast or address.is_unspecified:
-        raise bad(what, value, "give the address of an interface of this machine")
-    return value
+def _better(table: str, name: str) -> str:
+    """What to do about an unknown field."""
+    known = [field.name for field in FIELDS if field.table == table]
+    elsewhere = [field.title for field in FIELDS if field.name == name]
+    if elsewhere:
+        return f"there is {elsewhere[0]}: move it there"
+    return _instead(name, known) or f"remove it (there are {', '.join(known)})"
 
 
-def listen_addr(what: str, value: str) -> str:
-    """A TCP multiaddr to listen on. Raises BadInput."""
-    match = _LISTEN.fullmatch(value)
-    hint = f"write one like /ip4/0.0.0.0/tcp/{DEFAULT_PORT}"
-    if match is None:
-        raise bad(what, value, f"not a TCP multiaddr: {hint}")
-    family, host, port = match.groups()
-    try:
-        parse = ipaddress.IPv4Address if family == "ip4" else ipaddress.IPv6Address
-        parse(host)
-    except ValueError:
-        raise bad(what, value, f"{host} is no {family} address: {hint}") from None
-    if not 1 <= int(port) <= 65535:
-        raise bad(what, value, f"a port is 1 to 65535: {hint}")
-    return value
+def _instead(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name[:_NAME_CHARS_MAX].lower(), known, 1)
+    return f"did you mean {near[0]}?" if near else ""
 
 
-def ifname(what: str, value: str) -> str:
-    """A name that a network interface can have. Raises BadInput."""
-    if not _IFNAME.fullmatch(value) or not value.isprintable() or value in (".", ".."):
-        fix = f"an interface name has 1 to {IFNAME_CHARS_MAX} characters, no blank, '/' or ':'"
-        raise bad(what, value, fix)
-    return value
+def _shown(name: str) -> str:
+    """An unknown name, on one line however strange it is."""
+    short = name if len(name) <= _NAME_CHARS_MAX else name[:_NAME_CHARS_MAX] + "…"
+    return short if re.fullmatch(r"[A-Za-z0-9_-]+…?", short) else repr(short)
 
 
-def socket_path(what: str, value: str) -> str:
-    """A path that a Unix socket can be bound to. Raises BadInput."""
-    if not value or "\0" in value or value.endswith("/"):
-        raise bad(what, value, f"not a path of a file: write one like {DEFAULT_SOCKET}")
-    if len(value.encode()) > SOCKET_PATH_BYTES_MAX:
-        fix = (
-            f"a Unix socket's path has at most {SOCKET_PATH_BYTES_MAX} bytes: choose a shorter one"
-        )
-        raise bad(what, value, fix)
-    return value
-
-
-def _mesh_id(what: str, value: str) -> str:
-    if not validate.ID.fullmatch(value):
-        raise bad(what, value, "copy the 32 hex digits from another node's file")
-    return value
-
-
-def _mode(what: str, value: str) -> str:
-    if value not in DATAPLANE_MODES:
-        raise bad(what, value, f"write one of {', '.join(DATAPLANE_MODES)}")
-    return value
+def _titles(tables: Sequence[str]) -> str:
+    return ", ".join(f"[{table}]" for table in tables)
 
 
 def check_underlay(config: Config) -> None:
@@ -275,37 +269,55 @@ def check_underlay(config: Config) -> None:
             probe.bind((config.underlay, 0))
         except OSError:
             raise ConfigError(
-                f"{config.path}: [node] underlay: {config.underlay}: no interface of this machine"
-                " has it: give one that does"
+                f"{config.where('node', 'underlay')}: {config.underlay}: no interface of this"
+                " machine has it: give one that does"
             ) from None
 
 
+# ---- writing ----
+
+
 def render_config(config: Config) -> str:
-    """The text of the file: reading it at `config.path` gives `config` again."""
-    tables: list[tuple[str, list[tuple[str, str | tuple[str, ...] | None]]]] = [
-        ("mesh", [("name", config.mesh_name), ("id", config.mesh_id.hex())]),
-        (
-            "node",
-            [
-                ("name", config.node_name),
-                ("site", config.site),
-                ("underlay", config.underlay),
-                ("listen", config.listen),
-            ],
-        ),
-        ("dataplane", [("mode", config.dataplane_mode), ("wan_if", config.wan_if)]),
-        ("api", [("socket", str(config.socket_path))]),
-    ]
+    """The text of the file: reading it at `config.path` gives `config` again.
+
+    Every field stands in it with what it means; one that has no value is a comment.
+    """
+    values = config.values()
     blocks = []
-    for table, fields in tables:
+    for table in TABLES:
         lines = [f"[{table}]"]
-        for field, value in fields:
-            if isinstance(value, str):
-                lines.append(f"{field} = {_quote(value)}")
-            elif value is not None:
-                lines.append(f"{field} = [{', '.join(map(_quote, value))}]")
+        for field in FIELDS:
+            if field.table == table:
+                lines += [*_comment(field), _assigned(field, values[field.attribute])]
         blocks.append("\n".join(lines) + "\n")
     return "\n".join(blocks)
+
+
+def _comment(field: Field) -> list[str]:
+    says = field.says
+    if field.default is not None:
+        says += f" Default: {field.shown}."
+    if field.unit:
+        says += f" Unit: {field.unit}."
+    return textwrap.wrap(
+        says, _TEXT_COLUMNS, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
+    )
+
+
+def _assigned(field: Field, value: object) -> str:
+    if value is None:
+        return f"# {field.name} ="
+    return f"{field.name} = {_toml(value)}"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return _quote(str(value))
 
 
 def write_config(config: Config) -> None:

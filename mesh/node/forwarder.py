@@ -15,7 +15,7 @@ import trio
 
 from dataplane.backend import AuditReport, Backend, DataplaneError, Json, Unavailable, open_backend
 from dataplane.fib.rows import Tables
-from mesh.core.errors import BadInput, NotReady
+from mesh.core.errors import NotReady
 from mesh.core.forwarding import Forwarding
 from mesh.node.config import Config
 from mesh.node.log import LimitedLog, event
@@ -54,15 +54,16 @@ class Forwarder:
         return self._backend
 
     async def open(self) -> None:
-        """Load or adopt the data plane and install all rows. Raises BadInput, NotReady."""
+        """Load or adopt the data plane and install all rows. Raises NotReady."""
         config = self._config
         if config.underlay is None:
-            if config.dataplane_mode == "xdp":
-                raise BadInput(
-                    f"{config.path}: [node] underlay: is missing, and [dataplane] mode is xdp;"
-                    " write the address that other gateways send to"
-                )
-            opener = partial(open_backend, "memory", instance=self._instance(), underlay="")
+            opener = partial(
+                open_backend,
+                "memory",
+                instance=self._instance(),
+                underlay="",
+                endpoints_max=config.endpoints_max,
+            )
         else:
             opener = partial(
                 open_backend,
@@ -70,6 +71,7 @@ class Forwarder:
                 instance=self._instance(),
                 underlay=config.underlay,
                 wan_ifname=config.wan_if,
+                endpoints_max=config.endpoints_max,
             )
         try:
             backend, self.reason = await self._in_thread(opener)

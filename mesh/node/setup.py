@@ -22,15 +22,14 @@ from mesh.core.errors import BadInput, NotReady, PeerError, Refused
 from mesh.core.roster import Roster
 from mesh.core.statements import found_mesh
 from mesh.core.token import Token, join_request, parse_join_answer
-from mesh.node.config import (
+from mesh.node.config import Config, write_config
+from mesh.node.config_fields import (
     CONFIG_NAME,
     DEFAULT_SOCKET,
-    Config,
     default_listen,
     listen_addr,
     socket_path,
     underlay_ip,
-    write_config,
 )
 from mesh.node.keys import check_private_directory, new_seed, write_seed
 from mesh.node.store import Store

@@ -165,6 +165,24 @@ def test_a_full_table_is_said_and_filled_when_there_is_room(pair: Any) -> None:
     assert audit(gateway).clean
 
 
+def test_a_table_grows_at_a_restart_and_loses_no_packet(pair: Any) -> None:
+    gateway, one = pair.a, pair.pods["one"]
+    for number in range(20, 100):
+        gateway.compiler.set_endpoint(VPC, claim(number).ip, claim(number))
+    with pytest.raises(TableFull):
+        gateway.push()
+    gateway.run(gateway.backend.close)
+    gateway.open(endpoints_max=128)
+    assert one.ping("10.0.2.10") == 1, "the programs at work keep the former table"
+    gateway.sync()
+    assert audit(gateway).clean
+    assert gateway.run(gateway.backend.usages)["endpoints"] == (82, 128)
+    assert one.ping("10.0.2.10") == 1
+    gateway.run(gateway.backend.close)
+    gateway.open(endpoints_max=64)
+    assert gateway.run(gateway.backend.usages)["endpoints"] == (82, 128), "it never shrinks"
+
+
 def test_a_sync_of_a_full_table_makes_room_first(pair: Any) -> None:
     gateway = pair.a
     for number in range(20, 82):

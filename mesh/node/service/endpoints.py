@@ -16,7 +16,7 @@ from mesh.core.clock import ns_of_hlc
 from mesh.core.errors import BadInput, NotFound, Refused
 from mesh.core.ops import NodeId, Op
 from mesh.core.view import Endpoint, Vpc
-from mesh.node.config import ifname as check_ifname
+from mesh.node.config_fields import ifname as check_ifname
 from mesh.node.context import NodeContext
 from mesh.node.store import Attachment
 

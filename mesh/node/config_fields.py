@@ -1,0 +1,301 @@
+"""The fields of `weft.toml`: one table that reads, checks, documents and writes them.
+
+A field is added here and to `Config`, under the same name as its `attribute`; the generated file,
+the page in `mesh/README.md` and `weft reload` follow from this table.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias
+
+from dataplane.backend import ENDPOINTS_MAX
+from mesh.core import validate
+from mesh.core.errors import BadInput
+from mesh.core.validate import bad
+
+CONFIG_NAME: Final = "weft.toml"
+DEFAULT_SOCKET: Final = "/run/weft/weft.sock"
+DEFAULT_PORT: Final = 7400
+DATAPLANE_MODES: Final = ("auto", "xdp", "memory")
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+
+IFNAME_CHARS_MAX: Final = 15  # IFNAMSIZ - 1
+SOCKET_PATH_BYTES_MAX: Final = 107  # sun_path of sockaddr_un holds 108 with its NUL
+LISTEN_MAX: Final = 8  # addresses of one machine worth binding apart; 0.0.0.0 binds all
+ENDPOINTS_LOW: Final = 1024  # fewer save no memory worth having: rows take it as they come
+ENDPOINTS_HIGH: Final = 1 << 24  # 1.4 GB of rows; the kernel counts a map's entries in 32 bits
+
+_IFNAME = re.compile(rf"[^\s/:]{{1,{IFNAME_CHARS_MAX}}}")
+_LISTEN = re.compile(r"/(ip4|ip6)/([0-9a-fA-F.:]+)/tcp/([0-9]{1,5})")
+
+Check: TypeAlias = Callable[[str, str], str]
+"""(the field as people know it, its value) -> the value. Raises BadInput."""
+Values: TypeAlias = Mapping[str, Any]
+"""attribute -> value"""
+Change: TypeAlias = Literal["live", "restart", "never"]
+"""What a changed field takes: `weft reload`, a restart, or a new node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text in quotes."""
+
+    check: Check
+    kind: str = "text"
+
+    def parse(self, what: str, value: object) -> str:
+        """Raises BadInput."""
+        if not isinstance(value, str):
+            raise bad(what, value, f"is {_kind(value)}: write a text in quotes")
+        return self.check(what, value)
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """A list of texts, each once."""
+
+    check: Check
+    count_max: int
+    count_min: int = 1
+    kind: str = "list of texts"
+
+    def parse(self, what: str, value: object) -> tuple[str, ...]:
+        """Raises BadInput."""
+        if not isinstance(value, list):
+            raise bad(what, value, f'is {_kind(value)}: write a list, ["...", "..."]')
+        if not self.count_min <= len(value) <= self.count_max:
+            few = f"write {self.count_min} to {self.count_max}"
+            raise BadInput(f"{what}: has {len(value)} entries: {few}")
+        found: dict[str, None] = {}
+        for entry in value:
+            text = Text(self.check).parse(what, entry)
+            if text in found:
+                raise bad(what, text, "is there twice: remove one")
+            found[text] = None
+        return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A whole number within bounds."""
+
+    low: int
+    high: int
+    kind: str = "number"
+
+    def parse(self, what: str, value: object) -> int:
+        """Raises BadInput."""
+        if type(value) is not int:
+            raise bad(what, value, f"is {_kind(value)}: write a whole number without quotes")
+        if not self.low <= value <= self.high:
+            raise bad(what, value, f"write {self.low} to {self.high}")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """true or false."""
+
+    kind: str = "true or false"
+
+    def parse(self, what: str, value: object) -> bool:
+        """Raises BadInput."""
+        if not isinstance(value, bool):
+            raise bad(what, value, f"is {_kind(value)}: write true or false, without quotes")
+        return value
+
+
+Form: TypeAlias = Text | Texts | Number | Flag
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field.
+
+    `default` gives the value of a field that is left out from the values of the fields above it;
+    None: it must be given. `shown` says the default in words; `unit` is empty where there is none.
+    `change` says what a change takes, and `why` for what reason it takes more than a reload.
+    """
+
+    table: str
+    name: str
+    attribute: str
+    form: Form
+    says: str
+    change: Change
+    default: Callable[[Values], object] | None = None
+    shown: str = ""
+    unit: str = ""
+    why: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"[{self.table}] {self.name}"
+
+
+def default_listen(underlay: str | None) -> str:
+    """The address to listen on when none is given: the underlay address, else every IPv4 one."""
+    if underlay is None:
+        return f"/ip4/0.0.0.0/tcp/{DEFAULT_PORT}"
+    return f"/ip4/{underlay}/tcp/{DEFAULT_PORT}"
+
+
+# ---- what values can be ----
+
+
+def underlay_ip(what: str, value: str) -> str:
+    """A canonical unicast IPv4 address that a machine can have. Raises BadInput."""
+    address = ipaddress.ip_address(validate.ipv4(what, value))
+    if address.is_multicast or address.is_unspecified:
+        raise bad(what, value, "give the address of an interface of this machine")
+    return value
+
+
+def listen_addr(what: str, value: str) -> str:
+    """A TCP multiaddr to listen on. Raises BadInput."""
+    match = _LISTEN.fullmatch(value)
+    hint = f"write one like /ip4/0.0.0.0/tcp/{DEFAULT_PORT}"
+    if match is None:
+        raise bad(what, value, f"not a TCP multiaddr: {hint}")
+    family, host, port = match.groups()
+    try:
+        parse = ipaddress.IPv4Address if family == "ip4" else ipaddress.IPv6Address
+        parse(host)
+    except ValueError:
+        raise bad(what, value, f"{host} is no {family} address: {hint}") from None
+    if not 1 <= int(port) <= 65535:
+        raise bad(what, value, f"a port is 1 to 65535: {hint}")
+    return value
+
+
+def ifname(what: str, value: str) -> str:
+    """A name that a network interface can have. Raises BadInput."""
+    if not _IFNAME.fullmatch(value) or not value.isprintable() or value in (".", ".."):
+        fix = f"an interface name has 1 to {IFNAME_CHARS_MAX} characters, no blank, '/' or ':'"
+        raise bad(what, value, fix)
+    return value
+
+
+def socket_path(what: str, value: str) -> str:
+    """A path that a Unix socket can be bound to. Raises BadInput."""
+    if not value or "\0" in value or value.endswith("/"):
+        raise bad(what, value, f"not a path of a file: write one like {DEFAULT_SOCKET}")
+    if len(value.encode()) > SOCKET_PATH_BYTES_MAX:
+        fix = (
+            f"a Unix socket's path has at most {SOCKET_PATH_BYTES_MAX} bytes: choose a shorter one"
+        )
+        raise bad(what, value, fix)
+    return value
+
+
+def one_of(words: tuple[str, ...]) -> Check:
+    """A check that the value is one of `words`."""
+
+    def check(what: str, value: str) -> str:
+        if value not in words:
+            raise bad(what, value, f"write one of {', '.join(words)}")
+        return value
+
+    return check
+
+
+def _mesh_id(what: str, value: str) -> str:
+    if not validate.ID.fullmatch(value):
+        raise bad(what, value, "copy the 32 hex digits from another node's file")
+    return value
+
+
+def _kind(value: object) -> str:
+    """What TOML calls a value."""
+    names = {str: "a text", bool: "true or false", int: "a number", float: "a number with a point"}
+    names |= {list: "a list", dict: "a table"}
+    return names.get(type(value), "a date or time")
+
+
+# ---- the table ----
+
+_IDENTITY: Final = "it is what the node was admitted as: join again with a new directory"
+_FOUNDED: Final = "it is the mesh that the keys and the store belong to"
+_OPENED: Final = "the data plane is opened once"
+
+FIELDS: Final = (
+    Field(
+        "mesh", "name", "mesh_name", Text(validate.name),
+        "The mesh's name.", "never", why=_FOUNDED,
+    ),
+    Field(
+        "mesh", "id", "mesh_id", Text(_mesh_id),
+        "The mesh's id: 32 hex digits, the same in every node's file.", "never", why=_FOUNDED,
+    ),
+    Field(
+        "node", "name", "node_name", Text(validate.name),
+        "The node's name, as it was admitted.", "never", why=_IDENTITY,
+    ),
+    Field(
+        "node", "site", "site", Text(validate.name),
+        "The node's site, as it was admitted.", "never", why=_IDENTITY,
+    ),
+    Field(
+        "node", "underlay", "underlay", Text(underlay_ip),
+        "IPv4 address of this machine that other gateways send tunnels to; without it no traffic"
+        " goes between sites.",
+        "restart", lambda _: None, "none", why="the programs in the kernel are bound to it",
+    ),
+    Field(
+        "node", "listen", "listen", Texts(listen_addr, LISTEN_MAX),
+        f"TCP multiaddrs where other nodes connect to, at most {LISTEN_MAX}.",
+        "restart", lambda values: (default_listen(values["underlay"]),),
+        f"port {DEFAULT_PORT} of the underlay address, else of all IPv4 addresses",
+        why="links stand on it",
+    ),
+    Field(
+        "dataplane", "mode", "dataplane_mode", Text(one_of(DATAPLANE_MODES)),
+        "xdp: the kernel forwards, or the node does not start; memory: nothing is forwarded; auto:"
+        " xdp where the machine can.",
+        "restart", lambda _: "auto", '"auto"', why=_OPENED,
+    ),
+    Field(
+        "dataplane", "wan_if", "wan_if", Text(ifname),
+        "Interface that tunnels come in by.",
+        "restart", lambda _: None, "the one that has the underlay address", why=_OPENED,
+    ),
+    Field(
+        "dataplane", "endpoints_max", "endpoints_max", Number(ENDPOINTS_LOW, ENDPOINTS_HIGH),
+        "Capacity of the kernel's endpoint table. A table in place grows at a restart, and never"
+        " shrinks.",
+        "restart", lambda _: ENDPOINTS_MAX, str(ENDPOINTS_MAX), unit="rows, 84 B each once used",
+        why="a map in the kernel has the size that it was made with",
+    ),
+    Field(
+        "api", "socket", "socket", Text(socket_path),
+        "Unix socket of the local API; a relative path starts at this file's directory.",
+        "restart", lambda _: DEFAULT_SOCKET, f'"{DEFAULT_SOCKET}"',
+        why="tools are told where it is",
+    ),
+    Field(
+        "log", "level", "log_level", Text(one_of(LOG_LEVELS)),
+        f"The least level that is logged: {', '.join(LOG_LEVELS)}.",
+        "restart", lambda _: "info", '"info"',
+    ),
+)  # fmt: skip
+
+TABLES: Final = tuple(dict.fromkeys(field.table for field in FIELDS))
+BY_NAME: Final = {(field.table, field.name): field for field in FIELDS}
+BY_ATTRIBUTE: Final = {field.attribute: field for field in FIELDS}
+
+_CHANGES: Final = {"live": "`weft reload`", "restart": "restart", "never": "never"}
+
+
+def documented() -> str:
+    """The page about all fields, as Markdown: it stands in `mesh/README.md`."""
+    rows = ["| Field | Type | Default | Unit | Change | |", "|---|---|---|---|---|---|"]
+    for field in FIELDS:
+        default = "must be given" if field.default is None else field.shown
+        change = _CHANGES[field.change] + (f": {field.why}" if field.why else "")
+        cells = (f"`{field.title}`", field.form.kind, default, field.unit, change, field.says)
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
