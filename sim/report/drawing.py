@@ -59,6 +59,21 @@ _STYLE: Final[dict[str, Any]] = {
     "lines.linewidth": 1.8,
     "path.simplify": True,
 }
+_DELAYS: Final = {
+    0.001: "1 ms",
+    0.01: "10 ms",
+    0.1: "100 ms",
+    1.0: "1 s",
+    10.0: "10 s",
+    words.MINUTE_S: "1 min",
+    10 * words.MINUTE_S: "10 min",
+    words.HOUR_S: "1 h",
+    6 * words.HOUR_S: "6 h",
+    words.DAY_S: "1 day",
+    7 * words.DAY_S: "1 week",
+    30 * words.DAY_S: "30 days",
+    365 * words.DAY_S: "1 year",
+}
 _FONTS: Final = "'DejaVu Sans', Verdana, 'Segoe UI', Arial, sans-serif"
 
 
@@ -96,14 +111,10 @@ def size_axis(axis: Any) -> None:
 
 def delay_axis(axes: Axes, low_s: float, high_s: float) -> None:
     """A logarithmic x axis of delays."""
-    marks_s = [
-        0.001, 0.01, 0.1, 1.0, 10.0, words.MINUTE_S, 10 * words.MINUTE_S, words.HOUR_S,
-        6 * words.HOUR_S, words.DAY_S, 7 * words.DAY_S, 30 * words.DAY_S, 365 * words.DAY_S,
-    ]  # fmt: skip
     axes.set_xscale("log")
     axes.set_xlim(low_s, high_s)
-    shown = [mark for mark in marks_s if low_s <= mark <= high_s]
-    axes.set_xticks(shown, [words.duration(mark) for mark in shown])
+    shown = {at_s: name for at_s, name in _DELAYS.items() if low_s <= at_s <= high_s}
+    axes.set_xticks(list(shown), list(shown.values()))
     axes.set_xticks([], minor=True)
 
 

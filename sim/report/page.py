@@ -33,7 +33,8 @@ h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .4rem; overflow-wrap: any
 h2 { font-size: 1.2rem; margin: 2.4rem 0 .4rem; border-top: 1px solid #d8dde3;
   padding-top: 1rem; }
 p { margin: .4rem 0 .8rem; max-width: 50rem; }
-nav a { margin-right: 1rem; color: #00558a; }
+a { color: #00558a; }
+nav a { margin-right: 1rem; }
 .verdict { display: inline-block; padding: .3rem .8rem; border-radius: .3rem; font-weight: 600;
   background: #dff3ea; color: #00523d; }
 .verdict.bad { background: #fde4d3; color: #7a2f00; }
@@ -178,6 +179,12 @@ def _what_ran(run: Run) -> str:
         ("Faults", f"{result.faults:,}"),
         ("Frames", f"{result.frames:,} sent, {result.frames_lost:,} of them lost"),
     ]  # fmt: skip
+    if leapt_ns := run.recording.clock.leapt_ns:
+        said = (
+            f"{words.duration(leapt_ns / SECOND_NS)} in which nothing was under way and linked"
+            " nodes held the same; what they would have told each other is not in the bytes"
+        )
+        facts.insert(5, ("Leapt over", said))
     source = run.source[:SOURCE_CHARS_MAX]
     if len(run.source) > SOURCE_CHARS_MAX:
         source += f"\n… {len(run.source) - SOURCE_CHARS_MAX:,} more characters are left out"

@@ -47,7 +47,7 @@ def duration(seconds: float | None) -> str:
         return f"{seconds / MINUTE_S:.3g} min"
     if seconds < 2 * DAY_S:
         return f"{seconds / HOUR_S:.3g} h"
-    return f"{seconds / DAY_S:.4g} days"
+    return f"{seconds / DAY_S:.3g} days"
 
 
 def size(count_bytes: float) -> str:

@@ -138,6 +138,7 @@ def test_the_page_says_what_ran_and_what_came_out(ran: Run) -> None:
     assert REPLAY in found["run"]
     assert "3 sites, 3 gateways: a, b, c" in found["run"]
     assert "Everything held" in found[""]
+    assert f"{words.duration(ran.recording.clock.leapt_ns / 1e9)} in which nothing" in found["run"]
     assert "a | b, c" in found["timeline"]
     assert "b-1" in found["timeline"]
     assert "None: every check held" in found["violations"]
