@@ -11,13 +11,12 @@ import math
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from crdt.header import ChainId, Epoch
 from mesh.core import wire
 from mesh.core.effects import Effect, Persist
 from mesh.core.ops import NodeId
-from mesh.core.persisting import load_header
+from sim.core.checkers import load_header
 from sim.core.clock import MS_NS, SECOND_NS, Clock
 from sim.core.episodes import Episodes
 from sim.core.node import Machine
@@ -52,9 +51,6 @@ FRAME_GROUPS = {
 GROUPS = (*FRAME_GROUPS, "other")
 _GROUP_OF = {kind: i for i, kinds in enumerate(FRAME_GROUPS.values()) for kind in kinds}
 _OTHER = len(FRAME_GROUPS)
-
-_load_header = lru_cache(maxsize=4096)(load_header)
-"""A flush is stored by every node: the same bytes come again and again."""
 
 
 def bin_of(delay_ns: int) -> int:
@@ -142,7 +138,7 @@ class Travels:
         self._tracks: dict[ChainId, dict[Epoch, _Track]] = {}
 
     def drained(self, node: int, owner: NodeId, effect: Persist, now_ns: int, weather: int) -> None:
-        header = _load_header(effect.header)
+        header = load_header(effect.header)
         tracks = self._tracks.setdefault(effect.chain, {})
         track = tracks.get(header.epoch)
         if track is None:
@@ -266,6 +262,10 @@ class Agreement:
             self._set(node, shard, None)
         self._add(now_ns)
 
+    def holding(self, node: int) -> tuple[tuple[str, bytes], ...]:
+        """The digests of what a node holds; where they are equal, so are views."""
+        return tuple((shard, held[node]) for shard, held in self._held.items() if node in held)
+
     def _add(self, now_ns: int) -> None:
         self.series.add(now_ns, (self._running, self._running - len(self._astray)))
 
@@ -311,13 +311,14 @@ class Agreement:
 class Conflicts:
     """Conflicts in the views of some of the nodes. Looked at every so often."""
 
-    def __init__(self, machines: Sequence[Machine]) -> None:
+    def __init__(self, machines: Sequence[Machine], agreement: Agreement) -> None:
         self.series = Series(max(CONFLICTS_NS, LOOK_NS_PER_NODE * len(machines)))
         """(conflicts that an observer sees, those that came up so far, those that went)"""
         step = max(1, -(-len(machines) // OBSERVERS_MAX))
         self.observers = frozenset(range(0, len(machines), step))
         self.next_ns = 0
         self._machines = machines
+        self._agreement = agreement
         self._changed: dict[int, None] = {}
         self._seen: dict[int, frozenset[str]] = {}
         self._open: frozenset[str] = frozenset()
@@ -331,12 +332,17 @@ class Conflicts:
         if not self._changed and self.series.rows:
             return
         self.next_ns = now_ns + self.series.every_ns
+        read: dict[tuple[tuple[str, bytes], ...], frozenset[str]] = {}
         for node in self._changed:
             process = self._machines[node].process
-            if process is not None:
-                self._seen[node] = frozenset(
+            if process is None:
+                continue
+            holding = self._agreement.holding(node)
+            if holding not in read:
+                read[holding] = frozenset(
                     f"{conflict.kind} {conflict.key}" for conflict in process.view.conflicts()
                 )
+            self._seen[node] = read[holding]
         self._changed.clear()
         now_open: frozenset[str] = frozenset().union(*self._seen.values())
         self._opened += len(now_open - self._open)
@@ -372,7 +378,7 @@ class Recording:
         self.travels = Travels(machines)
         self.traffic = Traffic(len(machines))
         self.agreement = Agreement(machines)
-        self.conflicts = Conflicts(machines)
+        self.conflicts = Conflicts(machines, self.agreement)
 
     def weather_changed(self) -> None:
         """A fault began or ended."""
