@@ -43,7 +43,7 @@ LOOK_NS_PER_NODE = MS_NS
 
 FRAME_GROUPS = {
     "updates": (wire.DELTAS,),
-    "comparing": (wire.SYNC, wire.SAME, wire.HEADS),
+    "comparing": (wire.SYNC, wire.PROBE, wire.RECENT, wire.SAME, wire.TOLD, wire.HEADS),
     "catching up": (wire.WANT, wire.PART, wire.MORE, wire.DONE),
     "roster": (wire.HAVE, wire.ASK, wire.STATEMENTS),
 }
@@ -203,7 +203,8 @@ class Traffic:
         """group -> bytes in each slot of `slot_ns` from the start"""
 
     def sent(self, node: int, frame: bytes, now_ns: int) -> None:
-        group = _GROUP_OF.get(frame[2], _OTHER) if len(frame) > 2 else _OTHER
+        kind = wire.kind_of(frame)
+        group = _OTHER if kind is None else _GROUP_OF.get(kind, _OTHER)
         self.by_node[group][node] += len(frame)
         self.frames[group] += 1
         slot = now_ns // self.slot_ns

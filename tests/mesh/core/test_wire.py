@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from contextlib import suppress
 from hashlib import sha256
+from random import Random
 
 import msgpack
 import pytest
@@ -107,6 +108,24 @@ def test_a_zipped_frame_is_the_frame(name: str, count: int) -> None:
     data = wire.encode(frame)
     assert wire.decode(wire.zipped(data)) == frame
     assert len(wire.zipped(data)) <= len(data)
+
+
+@given(st.sampled_from(sorted(FRAMES)), st.integers(0, 3000), st.randoms(use_true_random=False))
+def test_the_kind_of_a_frame_is_seen_at_a_glance(name: str, count: int, chance: Random) -> None:
+    frame = FRAMES[name]
+    if isinstance(frame, wire.Statements):
+        statement = b"statement" * chance.randrange(5) + chance.randbytes(chance.randrange(40))
+        frame = wire.Statements((statement,) * count)
+    data = wire.encode(frame)
+    _, kind, *_ = msgpack.unpackb(data)
+    assert wire.kind_of(data) == wire.kind_of(wire.zipped(data)) == kind
+
+
+@given(st.binary(max_size=40))
+def test_a_glance_at_anything_is_safe(data: bytes) -> None:
+    wire.kind_of(data)
+    wire.kind_of(msgpack.packb([wire.WIRE_VERSION, wire.ZIPPED, data]))
+    wire.kind_of(msgpack.packb([wire.WIRE_VERSION, wire.ZIPPED, zlib.compress(data)]))
 
 
 def test_what_is_zipped_is_bounded_and_zipped_once() -> None:

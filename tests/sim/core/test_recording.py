@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mesh.core import wire
 from sim.core import recording as rec
 from sim.core.clock import MS_NS, SECOND_NS, Clock
 from sim.core.episodes import Episodes, sides_text
@@ -17,6 +18,7 @@ from sim.core.recording import Recording, Series
 from sim.core.scenario import Scenario, parse
 from sim.core.simulation import Result, run
 from sim.seeding import chance_of
+from tests.mesh.core.test_wire import FRAMES
 
 
 def recorded(scenario: Scenario, seed: int) -> tuple[Result, Recording]:
@@ -150,6 +152,13 @@ def test_the_bytes_are_those_of_the_result() -> None:
     assert groups["updates"] > 0
     assert groups["comparing"] > 0
     assert groups["other"] == 0
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_every_kind_of_frame_has_its_group(name: str) -> None:
+    traffic = rec.Traffic(1)
+    traffic.sent(0, wire.encode(FRAMES[name]), 0)
+    assert dict(zip(rec.GROUPS, traffic.frames, strict=True))["other"] == 0
 
 
 def test_bytes_stand_in_the_slot_of_their_time_however_wide_slots_become() -> None:
