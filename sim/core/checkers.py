@@ -2,14 +2,16 @@
 
 - One (chain, epoch, head) has one root and one set of entries, whoever holds it.
 - A branch's head never goes back, and a branch is dropped only when a later one covers it.
-- Honest nodes raise no alarm. Only a node whose disk was restored may be taken for a clone.
+- Nothing is held of who is no member or was forgotten.
+- Honest nodes raise no alarm about each other. Only a node whose disk was lost or copied may be
+  taken for a clone of itself.
 
 `ledger` checks what users wrote, `resting` what must hold when all is healed and quiet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -18,7 +20,9 @@ from crdt.chain import Chain
 from crdt.header import ChainId, Epoch
 from crdt.lattice import Lattice
 from mesh.core import persisting
-from mesh.core.effects import Alarm, Effect, Persist
+from mesh.core.effects import Alarm, DropBranches, Effect, MembersChanged, Persist
+from mesh.core.members import Member
+from mesh.core.ops import NodeId
 from sim.core.clock import Clock, seconds
 
 load_header = lru_cache(maxsize=4096)(persisting.load_header)
@@ -26,6 +30,8 @@ load_header = lru_cache(maxsize=4096)(persisting.load_header)
 
 VIOLATIONS_MAX = 50
 """A broken build breaks everywhere: the first ones say what is wrong."""
+MISLED = frozenset({"chain.mismatch"})
+"""What an honest node may say of another because of what a hostile one sent."""
 CONTENT_ENTRIES_MAX = 256
 """Longer chains are compared at rest only: hashing them at each step would cost the run."""
 
@@ -73,8 +79,10 @@ class StepChecks:
         self._roots: dict[tuple[ChainId, Epoch, int], bytes] = {}
         self._contents: dict[tuple[ChainId, Epoch, int], bytes] = {}
         self._heads: dict[int, dict[tuple[ChainId, Epoch], int]] = {}
-        self.restored: set[int] = set()
-        """nodes whose disk was restored: these may be taken for clones of themselves"""
+        self.suspects: set[NodeId] = set()
+        """nodes whose disk was lost or copied: these may be taken for clones of themselves"""
+        self.hostile: set[NodeId] = set()
+        """of these anything may be said"""
 
     def started(self, node: int, lattice: Lattice) -> None:
         """What a node begins with; a crash may have lost what its disk did not have yet."""
@@ -84,24 +92,44 @@ class StepChecks:
             for chain in lattice.branches(id)
         }
 
-    def drained(self, node: int, effects: Sequence[Effect], lattice: Lattice) -> None:
+    def drained(
+        self,
+        node: int,
+        effects: Sequence[Effect],
+        lattice: Lattice,
+        members: Mapping[NodeId, Member],
+    ) -> None:
         touched: dict[ChainId, None] = {}
         for effect in effects:
             if isinstance(effect, Persist):
                 touched[effect.chain] = None
+                self._member(node, effect.chain, members)
                 self._persist(node, effect, lattice)
+            elif isinstance(effect, DropBranches):
+                for epoch in effect.epochs:
+                    self._heads.setdefault(node, {}).pop((effect.chain, epoch), None)
+            elif isinstance(effect, MembersChanged):
+                for id in lattice.chains():
+                    self._member(node, id, members)
             elif isinstance(effect, Alarm):
                 self._alarm(node, effect)
         for id in touched:
             for chain in lattice.branches(id):
                 self._content(node, chain)
 
+    def _member(self, node: int, id: ChainId, members: Mapping[NodeId, Member]) -> None:
+        member = members.get(id.node)
+        if member is None or member.state == "forgotten":
+            self._violations.add(
+                "nothing is held of strangers and forgotten nodes", f"node {node}: {chain_text(id)}"
+            )
+
     def _persist(self, node: int, effect: Persist, lattice: Lattice) -> None:
         header = load_header(effect.header)
         id, epoch = effect.chain, effect.epoch
         what = f"node {node}: {chain_text(id)} epoch {epoch_text(epoch)} head {header.hi}"
         known = self._roots.setdefault((id, epoch, header.hi), header.root)
-        if known != header.root:
+        if known != header.root and id.node not in self.hostile:
             self._violations.add("one head, one root", what)
         heads = self._heads.setdefault(node, {})
         if effect.relabel_from is not None:
@@ -120,6 +148,8 @@ class StepChecks:
 
     def _content(self, node: int, chain: Chain) -> None:
         header = chain.header
+        if chain.id.node in self.hostile:
+            return
         if header is None or header.hi != chain.head or len(chain.live) > CONTENT_ENTRIES_MAX:
             return
         content = content_hash(chain)
@@ -132,7 +162,11 @@ class StepChecks:
             )
 
     def _alarm(self, node: int, alarm: Alarm) -> None:
-        if alarm.event == "node.cloned" and node in self.restored:
+        about = {alarm.fields.get("node"), alarm.fields.get("peer")}
+        if alarm.event == "node.cloned" and about & self.suspects:
+            return
+        # What a hostile relay makes of a flush is found out only after it has been named.
+        if about & self.hostile or (self.hostile and alarm.event in MISLED):
             return
         fields = " ".join(
             f"{name}={value.hex()[:8] if isinstance(value, bytes) else value}"

@@ -40,6 +40,8 @@ class Ledger:
         """in memory"""
         self._leaving: dict[int, list[Op]] = {}
         """in the batch that the store is busy with"""
+        self._distrusted: set[NodeId] = set()
+        self._parted: set[NodeId] = set()
 
     def wrote(self, node: int, ops: Sequence[Op]) -> None:
         self._taken.setdefault(node, []).extend(ops)
@@ -104,6 +106,14 @@ class Ledger:
                 if not all(_includes(found, *position) for position in fact.unmet):
                     fact.certain = False
 
+    def distrust(self, owner: NodeId) -> None:
+        """Of this node's writes, earlier and later ones, none is promised any more."""
+        self._distrusted.add(owner)
+
+    def parted(self, owner: NodeId) -> None:
+        """The owner and its disk are gone: of its writes only what others had then counts."""
+        self._parted.add(owner)
+
     def cloned(self, owner: NodeId, shard: str) -> None:
         """The owner went on from an old disk without knowing of its later epochs: two histories,
         of which people have to say what counts."""
@@ -117,7 +127,13 @@ class Ledger:
         resurrected: dict[Place, str] = {}
         for name, lattice in lattices:
             for place, fact in self._facts.items():
-                if not fact.certain:
+                if not fact.certain or place[0] in self._distrusted:
+                    continue
+                if place[0] in self._parted and not _includes(
+                    (branch.header for branch in lattice.branches(fact.chain) if branch.header),
+                    fact.epoch,
+                    fact.head,
+                ):
                     continue
                 record = lattice.record(fact.chain, place[2])
                 if record == fact.record:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from crdt.lattice import Lattice
 from dataplane.memory import MemoryBackend
@@ -63,6 +63,8 @@ class Identity:
     key: bytes
     node: NodeId
     underlay: str
+    newer: bool = False
+    """of a later version, which writes what others do not know"""
 
 
 class Probe(Protocol):
@@ -94,8 +96,13 @@ class World:
     chance_of: ChanceOf
     signatures: Signatures
     probe: Probe
-    nodes: tuple[NodeId, ...]
+    nodes: list[NodeId]
     """by index; a clone has an index of its own and its original's id"""
+
+
+MachineState: TypeAlias = Literal["member", "waiting", "copy", "clone", "hostile", "gone"]
+"""Only a member is promised anything. Waiting: it may join. Copy: a machine that may come to run as
+a clone of another. Gone: it was retired, or its time is over."""
 
 
 class Machine:
@@ -111,6 +118,7 @@ class Machine:
         self.attachments: dict[str, tuple[str, str, str]] = {}
         """ifname -> (VPC id, IP, MAC), as the store keeps them"""
         self.process: Process | None = None
+        self.state: MachineState = "member"
         self.starts = 0
         self._world = world
 
@@ -121,6 +129,7 @@ class Machine:
         if roster.active(self.identity.node) is None:
             return False
         self.starts += 1
+        self._world.nodes[self.identity.index] = self.identity.node
         self.process = Process(self, self._world, roster)
         self._world.probe.started(self.identity.index, self.process.replica.lattice)
         self._world.network.start(self.identity.index, self.process)
@@ -156,19 +165,20 @@ class Process:
         self._machine = machine
         self._world = world
         chance = world.chance_of(f"node/{identity.index}/{machine.starts}")
+        self.sign = world.signatures.signer(identity.seed)
         self.verify = world.signatures.verify
         self.clock = HybridClock()
-        lattice, self.damaged = machine.disk.lattice(roster, world.signatures.verify)
+        lattice, self.damaged = machine.disk.lattice(roster, self.verify)
         """branches that did not verify and were left out"""
         self.replica = Replica(
             identity.node,
             roster,
             lattice,
-            sign=world.signatures.signer(identity.seed),
+            sign=self.sign,
             nonce=chance.randbytes,
             jitter=chance.random,
             now_ns=world.clock.now_ns,
-            verify=world.signatures.verify,
+            verify=self.verify,
         )
         self.view = View(self.replica.holdings)
         self.writer = Writer(identity.node, identity.site, self.view, self.clock, chance.randbytes)

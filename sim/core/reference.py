@@ -16,19 +16,61 @@ a view into the same form, so that the two can be compared row by row:
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, TypeAlias
 
+from crdt.chain import Chain
+from crdt.entry import record_of, seq_of
+from crdt.header import common_head
 from mesh.core import keys, model
 from mesh.core.members import Member
 from mesh.core.ops import NodeId
+from mesh.core.replica import Replica
 from mesh.core.view import View
 
 Held: TypeAlias = tuple[NodeId, str, bytes, bytes]
 """(writer, shard, key, record)"""
 
 Rows: TypeAlias = dict[tuple[Any, ...], Any]
+
+
+def held_by(replica: Replica) -> Iterator[Held]:
+    """The records that count of every chain, a node's own writes as soon as it has taken them."""
+    lattice = replica.lattice
+    for id in lattice.chains():
+        if id.node != replica.node:
+            for key, record in effective(lattice.branches(id)):
+                yield id.node, id.shard, key, record
+    for own in replica.holdings.held(replica.node):
+        for key in own.keys:
+            if (written := replica.record(own.shard, key)) is not None:
+                yield own.node, own.shard, key, written
+
+
+def effective(branches: Sequence[Chain]) -> Iterator[tuple[bytes, bytes]]:
+    """(key, record) of a chain of which several epochs are held, the latest first: per key the
+    later epoch counts, and nothing that another epoch has known and has no more."""
+    read: set[bytes] = set()
+    for chain in branches:
+        for key, entry in chain.live.items():
+            seq = seq_of(entry)
+            gone = any(
+                _knew(other, chain, seq) and other.live.get(key) != entry
+                for other in branches
+                if other is not chain
+            )
+            if key not in read and not gone:
+                read.add(key)
+                yield key, record_of(entry)
+
+
+def _knew(other: Chain, chain: Chain, seq: int) -> bool:
+    """Whether what was written at `seq` of `chain` is behind what `other` signs."""
+    assert other.header is not None and chain.header is not None
+    if other.epoch > chain.epoch and other.header.covers_head(chain.epoch, seq):
+        return True
+    return seq <= common_head(chain.header, other.header)
 
 
 def read(held: Iterable[Held], members: Mapping[NodeId, Member]) -> Rows:
@@ -82,6 +124,7 @@ class _Reader:
     """Each method is a sentence or two of the design."""
 
     def __init__(self, held: Iterable[Held], members: Mapping[NodeId, Member]) -> None:
+        self.everybody = members
         self.names = [m.name for m in members.values()]
         self.members = {node: m for node, m in members.items() if m.state != "forgotten"}
         self.registers: dict[keys.Key, dict[NodeId, Any]] = {}
@@ -150,8 +193,8 @@ class _Reader:
         return self.members[node].site
 
     def owner(self, vpc: str) -> str | None:
-        """The creator's site."""
-        creator = self.members.get(self.creators.get(vpc, b""))
+        """The creator's site, whatever has become of the creator."""
+        creator = self.everybody.get(self.creators.get(vpc, b""))
         return creator.site if creator else None
 
     def may_write(self, vpc: str, node: NodeId) -> bool:

@@ -90,12 +90,7 @@ class RestChecks:
 
     def reference(self, process: Process) -> None:
         """The view of a node, at rest or not, against what the design makes of its records."""
-        lattice = process.replica.lattice
-        held = (
-            (id.node, id.shard, key, record)
-            for id in lattice.chains()
-            for key, _, _, record in lattice.entries(id)
-        )
+        held = reference.held_by(process.replica)
         expected = reference.read(held, process.replica.roster.members())
         for words in reference.differences(expected, reference.rows_of(process.view)):
             self._violations.add("the view is the reference's", words)

@@ -1,39 +1,45 @@
 """Scenarios: who takes part, how the network behaves, what users do, what goes wrong and when.
 
 `parse` takes what a TOML reader makes of a file and answers a checked `Scenario`. Every mistake is
-`BadInput` with the place in the file, what is wrong, and what to write. Reading files is the
-shell's job. Times are virtual seconds from the start; latencies are one way.
+`Misread` with the place in the file, what is wrong, and what to write. Reading files is the shell's
+job. Times are virtual seconds from the start; latencies are one way.
 
     duration_s = 60            # users write and things go wrong for so long; then all heals
     quiet_s = 90               # so soon after that everything must be the same everywhere
-    sites = 3                  # a, b, c; or one [[site]] each: name, gateways, clock_skew_s
+    sites = 3                  # a, b, c; or one [[site]] each: name, gateways, at, …
+    signatures = "ed25519"     # or "keyed-hash", a stand-in where nobody forges
+    views = 20                 # how many of the nodes keep a view and rows; by default all
 
     [network]                  # see Weather; latency_ms between sites, link = [["a", "b", 80], …]
     [workload]                 # see Workload
     [faults]                   # by chance, see Faults
-    [[event]]                  # at_s, and one of cut, crash, restore, flap; for_s
+    [[event]]                  # see `events`
 """
 
 from __future__ import annotations
 
-import difflib
-import re
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from mesh.core.errors import BadInput
 from sim.core.clock import MS_NS, SECOND_NS, ns_of
+from sim.core.events import DURATION_S_MAX, Event, Join, Trouble, read_event
 from sim.core.network import Weather
+from sim.core.tables import Table
 
 SITES_MAX = 1000
 GATEWAYS_MAX = 16
 NODES_MAX = 1000
 """What a run of minutes on one machine can carry."""
-DURATION_S_MAX = 400 * 24 * 3600.0
 RATE_MAX = 1000.0
 EVENTS_MAX = 10_000
-_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+CHURN_MAX = 50
+"""Nodes that come or go by chance."""
+LATENCY_MS_MIN = 0.5
+KM_PER_MS = 120.0
+"""Light in a fibre goes 200 km in a ms, and no fibre goes straight."""
+EARTH_KM = 6371.0
 
 OpKind: TypeAlias = Literal[
     "create",
@@ -43,6 +49,7 @@ OpKind: TypeAlias = Literal[
     "claim",
     "resolve",
     "evict",
+    "inherit",
     "vpc",
     "contend",
     "admit",
@@ -58,6 +65,7 @@ MIX: dict[OpKind, float] = {
     "claim": 1.0,
     "resolve": 0.5,
     "evict": 0.5,
+    "inherit": 0.5,
     "vpc": 0.5,
     "contend": 0.3,
     "admit": 0.2,
@@ -72,6 +80,8 @@ class Site:
     name: str
     gateways: int = 1
     clock_skew_ns: int = 0
+    newer: bool = False
+    """Its nodes are of a later version: they write kinds and fields that the others do not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +90,14 @@ class Workload:
     subnet, so that few of them make for many meetings."""
 
     vpcs: int = 2
+    sites_per_vpc: int = 0
+    """In how many sites a VPC has endpoints; 0: in all."""
     endpoints: int = 2
     """claimed at the start by each gateway in each VPC"""
     addresses: int = 6
     rate_per_s: float = 2.0
+    burst: int = 1
+    """requests that a user makes at once"""
     mix: Mapping[OpKind, float] = field(default_factory=lambda: dict(MIX))
 
 
@@ -94,44 +108,22 @@ class Faults:
     cuts: int = 0
     cut_ns: int = 20 * SECOND_NS
     oneway_cuts: int = 0
+    slow_links: int = 0
     crashes: int = 0
     restores: int = 0
     """crashes after which the disk is an earlier copy of itself"""
+    power_losses: int = 0
+    """crashes after which the disk lacks what was written in the last second"""
+    torn: int = 0
+    full_disks: int = 0
+    stalls: int = 0
+    clones: int = 0
+    clock_steps: int = 0
+    """of up to a minute, now and then of a year"""
     down_ns: int = 10 * SECOND_NS
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """Groups of sites that do not reach each other; a site in no group is a group with the rest."""
-
-    at_ns: int
-    groups: tuple[tuple[str, ...], ...]
-    for_ns: int | None
-    """None: until the end"""
-
-
-@dataclass(frozen=True, slots=True)
-class Crash:
-    """A node's process ends and starts again after `for_ns`; `restore_ns`: with a disk of then."""
-
-    at_ns: int
-    node: str
-    for_ns: int
-    restore_ns: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Flap:
-    """Two sites are cut off from each other for the second half of every period."""
-
-    at_ns: int
-    a: str
-    b: str
-    period_ns: int
-    for_ns: int
-
-
-Event: TypeAlias = Cut | Crash | Flap
+    joins: int = 0
+    retires: int = 0
+    """of these some leave, some are dead, some compromised; a part is forgotten later"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,53 +142,98 @@ class Scenario:
     events: tuple[Event, ...]
     real_signatures: bool = False
     """Ed25519 and no stand-in: what a run with forgers needs"""
+    views: int = NODES_MAX
+    """The first so many nodes keep views and rows; the others replicate only."""
 
     @property
     def node_names(self) -> tuple[str, ...]:
+        """Of the nodes that are there from the start."""
         return tuple(f"{site.name}-{i}" for site in self.sites for i in range(1, site.gateways + 1))
+
+    @property
+    def joining(self) -> tuple[tuple[str, str], ...]:
+        """(name, site) of those that join, in the order of their events; the random ones last."""
+        return _joining(self.sites, [e.site for e in self.events if isinstance(e, Join)], self)
+
+
+def _joining(
+    sites: tuple[Site, ...], wanted: list[str], scenario: Scenario | None
+) -> tuple[tuple[str, str], ...]:
+    count = {site.name: site.gateways for site in sites}
+    if scenario is not None:
+        wanted = wanted + [sites[i % len(sites)].name for i in range(scenario.faults.joins)]
+    found = []
+    for site in wanted:
+        count[site] = count.get(site, 0) + 1
+        found.append((f"{site}-{count[site]}", site))
+    return tuple(found)
 
 
 def parse(raw: Mapping[str, Any]) -> Scenario:
-    """The scenario in a file's tables. Raises BadInput."""
-    top = _Table("", raw)
+    """The scenario in a file's tables. Raises Misread."""
+    top = Table("", raw)
     duration_s = top.number("duration_s", 60.0, low=1.0, high=DURATION_S_MAX)
-    quiet_s = top.number("quiet_s", 90.0, low=1.0, high=DURATION_S_MAX)
-    sites = _sites(top)
+    quiet_ns = top.seconds("quiet_s", 90.0, low=1.0, high=DURATION_S_MAX)
+    sites, places = _sites(top)
     network = top.table("network")
-    latency_ns, links, weather = _network(network, sites)
+    latency_ns, links, weather = _network(network, sites, places)
     workload = _workload(top.table("workload"))
     faults = _faults(top.table("faults"))
-    events = tuple(_event(table, sites, duration_s) for table in top.tables("event", EVENTS_MAX))
+    events = _events(top, sites, duration_s)
+    hostile = any(isinstance(e, Trouble) and e.kind == "hostile" for e in events)
+    signatures = top.one_of(
+        "signatures", "ed25519" if hostile else "keyed-hash", ("ed25519", "keyed-hash")
+    )
+    if hostile and signatures != "ed25519":
+        raise top.bad("signatures", 'a hostile node forges: leave this out, or write "ed25519"')
+    views = top.whole("views", NODES_MAX, low=1, high=NODES_MAX)
     top.done()
     return Scenario(
         ns_of(duration_s),
-        ns_of(quiet_s),
+        quiet_ns,
         sites,
         latency_ns,
         links,
         weather,
         workload,
         faults,
-        tuple(sorted(events, key=lambda event: event.at_ns)),
+        events,
+        signatures == "ed25519",
+        views,
     )
 
 
-def _sites(top: _Table) -> tuple[Site, ...]:
+def _events(top: Table, sites: tuple[Site, ...], duration_s: float) -> tuple[Event, ...]:
+    tables = top.tables("event", EVENTS_MAX)
+    joins = [str(table.get("join")) for table in tables if "join" in table]
+    names = list(dict.fromkeys([*(site.name for site in sites), *joins]))
+    nodes = [f"{site.name}-{i}" for site in sites for i in range(1, site.gateways + 1)]
+    nodes += [name for name, _ in _joining(sites, joins, None)]
+    events = [read_event(table, names, nodes, duration_s) for table in tables]
+    return tuple(sorted(events, key=lambda event: event.at_ns))
+
+
+# ---- sites and the network between them ----
+
+
+def _sites(top: Table) -> tuple[tuple[Site, ...], dict[str, tuple[float, float]]]:
+    """The sites, and where those are that say so."""
     tables = top.tables("site", SITES_MAX)
+    places: dict[str, tuple[float, float]] = {}
     if tables:
         top.absent("sites", "there is a [[site]] for each already: leave out one of the two")
-        sites = tuple(_site(table) for table in tables)
+        sites = tuple(_site(table, places) for table in tables)
     else:
         count = top.whole("sites", 3, low=1, high=SITES_MAX)
         sites = tuple(Site(_letters(i)) for i in range(count))
     names = [site.name for site in sites]
-    for name in names:
-        if names.count(name) > 1:
-            raise top.bad("site", f"there are two of name {name}: rename one")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise top.bad("site", f"there are two of name {twice}: rename one")
     nodes = sum(site.gateways for site in sites)
     if nodes > NODES_MAX:
         raise top.bad("site", f"{nodes} gateways in all: use at most {NODES_MAX}")
-    return sites
+    return sites, places
 
 
 def _letters(i: int) -> str:
@@ -209,26 +246,48 @@ def _letters(i: int) -> str:
     return text
 
 
-def _site(table: _Table) -> Site:
+def _site(table: Table, places: dict[str, tuple[float, float]]) -> Site:
     site = Site(
         table.name("name"),
         table.whole("gateways", 1, low=1, high=GATEWAYS_MAX),
-        ns_of(table.number("clock_skew_s", 0.0, low=-DURATION_S_MAX, high=DURATION_S_MAX)),
+        table.seconds("clock_skew_s", 0.0, low=-DURATION_S_MAX, high=DURATION_S_MAX),
+        table.flag("newer"),
     )
+    if "at" in table:
+        place = table.list("at")
+        if len(place) != 2:
+            raise table.bad("at", "write latitude and longitude: at = [52.5, 13.4]")
+        latitude = table.checked("at", place[0], -90.0, 90.0)
+        places[site.name] = latitude, table.checked("at", place[1], -180.0, 180.0)
     table.done()
     return site
 
 
+def _distance_ns(a: tuple[float, float], b: tuple[float, float]) -> int:
+    """One way over the fibre between two places on the globe."""
+    lat_a, lon_a, lat_b, lon_b = (math.radians(angle) for angle in (*a, *b))
+    chord = math.sin((lat_b - lat_a) / 2) ** 2
+    chord += math.cos(lat_a) * math.cos(lat_b) * math.sin((lon_b - lon_a) / 2) ** 2
+    km = 2 * EARTH_KM * math.asin(min(1.0, math.sqrt(chord)))
+    # Whole microseconds: the last digits of a sine are not the same on all machines.
+    return round((LATENCY_MS_MIN + km / KM_PER_MS) * 1000) * (MS_NS // 1000)
+
+
 def _network(
-    table: _Table, sites: tuple[Site, ...]
+    table: Table, sites: tuple[Site, ...], places: dict[str, tuple[float, float]]
 ) -> tuple[int, dict[tuple[str, str], int], Weather]:
     latency_ns = table.ms("latency_ms", 20.0)
     links: dict[tuple[str, str], int] = {}
+    for a, at in places.items():
+        for b, other in places.items():
+            if a != b:
+                links[a, b] = _distance_ns(at, other)
+    names = [site.name for site in sites]
     for i, link in enumerate(table.list("link")):
         where = f"link[{i}]"
         if not isinstance(link, list) or len(link) != 3:
             raise table.bad(where, 'write ["SITE", "SITE", LATENCY_MS]')
-        a, b = (table.site(where, name, sites) for name in link[:2])
+        a, b = (table.known(where, name, "site", names) for name in link[:2])
         links[a, b] = links[b, a] = round(table.checked(where, link[2], 0.0, 60_000.0) * MS_NS)
     mode = table.one_of("mode", "stream", ("stream", "datagram"))
     mbps = table.number("bandwidth_mbps", 0.0, low=0.0, high=1e6)
@@ -240,8 +299,8 @@ def _network(
         reorder=table.probability("reorder"),
         reset=table.probability("reset"),
         bits_per_s=round(mbps * 1e6),
-        detect_ns=ns_of(table.number("detect_s", 3.0, low=0.1, high=3600.0)),
-        redial_ns=ns_of(table.number("redial_s", 2.0, low=0.0, high=3600.0)),
+        detect_ns=table.seconds("detect_s", 3.0, low=0.1, high=3600.0),
+        redial_ns=table.seconds("redial_s", 2.0, low=0.0, high=3600.0),
     )
     if weather.mode == "stream" and (weather.duplicate or weather.reorder):
         raise table.bad("mode", 'duplicate and reorder need "datagram"; a stream does neither')
@@ -251,7 +310,10 @@ def _network(
     return latency_ns, links, weather
 
 
-def _workload(table: _Table) -> Workload:
+# ---- what users do, what goes wrong by chance ----
+
+
+def _workload(table: Table) -> Workload:
     weights = table.table("mix")
     mix: dict[OpKind, float] = {
         kind: weights.number(kind, 0.0 if weights else weight, low=0.0, high=1e6)
@@ -262,191 +324,37 @@ def _workload(table: _Table) -> Workload:
         raise table.bad("mix", "all weights are 0: give at least one kind a weight")
     workload = Workload(
         vpcs=table.whole("vpcs", 2, low=1, high=1000),
-        endpoints=table.whole("endpoints", 2, low=0, high=200),
-        addresses=table.whole("addresses", 6, low=1, high=200),
+        sites_per_vpc=table.whole("sites_per_vpc", 0, low=0, high=SITES_MAX),
+        endpoints=table.whole("endpoints", 2, low=0, high=10_000),
+        addresses=table.whole("addresses", 6, low=1, high=50_000),
         rate_per_s=table.number("rate_per_s", 2.0, low=0.0, high=RATE_MAX),
+        burst=table.whole("burst", 1, low=1, high=100),
         mix=mix,
     )
     table.done()
     return workload
 
 
-def _faults(table: _Table) -> Faults:
+def _faults(table: Table) -> Faults:
+    def count(key: str, high: int = EVENTS_MAX) -> int:
+        return table.whole(key, 0, low=0, high=high)
+
     faults = Faults(
-        cuts=table.whole("cuts", 0, low=0, high=EVENTS_MAX),
-        cut_ns=ns_of(table.number("cut_s", 20.0, low=0.01, high=DURATION_S_MAX)),
-        oneway_cuts=table.whole("oneway_cuts", 0, low=0, high=EVENTS_MAX),
-        crashes=table.whole("crashes", 0, low=0, high=EVENTS_MAX),
-        restores=table.whole("restores", 0, low=0, high=EVENTS_MAX),
-        down_ns=ns_of(table.number("down_s", 10.0, low=0.01, high=DURATION_S_MAX)),
+        cuts=count("cuts"),
+        cut_ns=table.seconds("cut_s", 20.0, low=0.01, high=DURATION_S_MAX),
+        oneway_cuts=count("oneway_cuts"),
+        slow_links=count("slow_links"),
+        crashes=count("crashes"),
+        restores=count("restores"),
+        power_losses=count("power_losses"),
+        torn=count("torn"),
+        full_disks=count("full_disks"),
+        stalls=count("stalls"),
+        clones=count("clones", CHURN_MAX),
+        clock_steps=count("clock_steps"),
+        down_ns=table.seconds("down_s", 10.0, low=0.01, high=DURATION_S_MAX),
+        joins=count("joins", CHURN_MAX),
+        retires=count("retires", CHURN_MAX),
     )
     table.done()
     return faults
-
-
-def _event(table: _Table, sites: tuple[Site, ...], duration_s: float) -> Event:
-    at_ns = ns_of(table.number("at_s", None, low=0.0, high=duration_s))
-    kinds = [kind for kind in ("cut", "crash", "restore", "flap") if kind in table]
-    if len(kinds) != 1:
-        raise table.bad("", "give exactly one of cut, crash, restore, flap")
-    for_s = table.number("for_s", 0.0, low=0.0, high=DURATION_S_MAX)
-    event: Event
-    match kinds[0]:
-        case "cut":
-            event = Cut(at_ns, _groups(table, sites), ns_of(for_s) or None)
-        case "flap":
-            pair = table.list("flap")
-            if len(pair) != 2:
-                raise table.bad("flap", "write the two sites whose link flaps")
-            a, b = (table.site("flap", name, sites) for name in pair)
-            period_ns = ns_of(table.number("period_s", 4.0, low=0.01, high=DURATION_S_MAX))
-            event = Flap(at_ns, a, b, period_ns, ns_of(for_s or duration_s))
-        case kind:
-            node = table.node(kind, sites)
-            back_ns = None
-            if kind == "restore":
-                back_ns = ns_of(table.number("from_s", 0.0, low=0.0, high=at_ns / SECOND_NS))
-            event = Crash(at_ns, node, ns_of(for_s), back_ns)
-    table.done()
-    return event
-
-
-def _groups(table: _Table, sites: tuple[Site, ...]) -> tuple[tuple[str, ...], ...]:
-    groups = []
-    seen: set[str] = set()
-    for group in table.list("cut"):
-        if not isinstance(group, list) or not group:
-            raise table.bad("cut", 'write groups of sites: [["a"], ["b", "c"]]')
-        names = tuple(table.site("cut", name, sites) for name in group)
-        for name in names:
-            if name in seen:
-                raise table.bad("cut", f"site {name} is in two groups: keep one")
-            seen.add(name)
-        groups.append(names)
-    rest = tuple(site.name for site in sites if site.name not in seen)
-    if rest:
-        groups.append(rest)
-    if len(groups) < 2:
-        raise table.bad("cut", "one group of all sites cuts nothing: write at least two")
-    return tuple(groups)
-
-
-class _Table:
-    """A table of the file and where it is, for errors. Every key must be asked for."""
-
-    def __init__(self, where: str, raw: object) -> None:
-        if not isinstance(raw, Mapping):
-            raise BadInput(f"{where}: is not a table")
-        self._where = where
-        self._raw: Mapping[str, Any] = raw
-        self._asked: set[str] = set()
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._raw
-
-    def __bool__(self) -> bool:
-        return bool(self._raw)
-
-    def bad(self, key: str, words: str) -> BadInput:
-        place = " ".join(part for part in (self._where, key) if part)
-        return BadInput(f"{place}: {words}" if place else words)
-
-    def get(self, key: str) -> Any:
-        self._asked.add(key)
-        return self._raw.get(key)
-
-    def done(self) -> None:
-        """Raise BadInput if the table has a key that nobody asked for."""
-        for key in self._raw:
-            if key not in self._asked:
-                near = difflib.get_close_matches(key, sorted(self._asked), 1)
-                known = (
-                    f"did you mean {near[0]}"
-                    if near
-                    else "known: " + ", ".join(sorted(self._asked))
-                )
-                raise self.bad(key, f"is not known here: {known}")
-
-    def absent(self, key: str, words: str) -> None:
-        if key in self._raw:
-            raise self.bad(key, words)
-
-    def table(self, key: str) -> _Table:
-        raw = self.get(key)
-        place = f"[{self._where.strip('[]')}.{key}]" if self._where else f"[{key}]"
-        return _Table(place, {} if raw is None else raw)
-
-    def tables(self, key: str, count_max: int) -> list[_Table]:
-        raw = self.get(key)
-        if raw is None:
-            return []
-        if not isinstance(raw, list) or len(raw) > count_max:
-            raise self.bad(key, f"write at most {count_max} tables [[{key}]]")
-        return [_Table(f"[[{key}]] {i}", item) for i, item in enumerate(raw, 1)]
-
-    def list(self, key: str) -> list[Any]:
-        raw = self.get(key)
-        if raw is None:
-            return []
-        if not isinstance(raw, list):
-            raise self.bad(key, "is not a list")
-        return raw
-
-    def checked(self, key: str, value: object, low: float, high: float) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.bad(key, f"{value!r} is not a number")
-        if not low <= value <= high:
-            raise self.bad(key, f"{value} is out of bounds: use {low:g} to {high:g}")
-        return float(value)
-
-    def number(self, key: str, default: float | None, *, low: float, high: float) -> float:
-        value = self.get(key)
-        if value is None:
-            if default is None:
-                raise self.bad(key, f"is missing: give a number from {low:g} to {high:g}")
-            return default
-        return self.checked(key, value, low, high)
-
-    def whole(self, key: str, default: int, *, low: int, high: int) -> int:
-        value = self.get(key)
-        if value is None:
-            return default
-        if type(value) is not int:
-            raise self.bad(key, f"{value!r} is not a whole number")
-        return int(self.checked(key, value, low, high))
-
-    def ms(self, key: str, default_ms: float) -> int:
-        return round(self.number(key, default_ms, low=0.0, high=60_000.0) * MS_NS)
-
-    def probability(self, key: str) -> float:
-        return self.number(key, 0.0, low=0.0, high=0.95)
-
-    def one_of(self, key: str, default: str, known: tuple[str, ...]) -> str:
-        value = self.get(key)
-        if value is None:
-            return default
-        if value not in known:
-            raise self.bad(key, f"{value!r} is none of {', '.join(known)}")
-        return str(value)
-
-    def name(self, key: str) -> str:
-        value = self.get(key)
-        if not isinstance(value, str) or not _NAME.fullmatch(value):
-            raise self.bad(key, f"{value!r} is no name: use a-z, 0-9 and -")
-        return value
-
-    def site(self, key: str, value: object, sites: tuple[Site, ...]) -> str:
-        known = [site.name for site in sites]
-        if value not in known:
-            raise self.bad(key, f"no site {value!r}: there are {', '.join(known[:20])}")
-        return str(value)
-
-    def node(self, key: str, sites: tuple[Site, ...]) -> str:
-        """A node's name; a site's name stands for its first gateway."""
-        value = self.get(key)
-        for site in sites:
-            if value == site.name:
-                return f"{site.name}-1"
-            if value in {f"{site.name}-{i}" for i in range(1, site.gateways + 1)}:
-                return str(value)
-        raise self.bad(key, f"no node {value!r}: nodes are named SITE-1, SITE-2, …")

@@ -8,30 +8,29 @@ mesh must come to rest. The checks are in `checkers`.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from hashlib import sha256
 
 from crdt.lattice import Lattice
-from mesh.core import ed25519
-from mesh.core.effects import Alarm, Effect
-from mesh.core.ops import Op
-from mesh.core.roster import Roster
-from mesh.core.statements import found_mesh
+from mesh.core.effects import Alarm, Effect, Persist
+from mesh.core.ops import NodeId, Op
+from sim.core.cast import identities_of, latencies_of, signatures_of, statements_of
 from sim.core.chance import ChanceOf, below
 from sim.core.checkers import StepChecks, Violation, Violations
 from sim.core.clock import SECOND_NS, Clock
 from sim.core.disk import Disk
+from sim.core.episodes import Episodes
 from sim.core.faults import Faults
 from sim.core.ledger import Ledger
 from sim.core.measures import HealTimes, PushTimes
 from sim.core.network import Network
-from sim.core.node import Identity, Machine, World
+from sim.core.node import Machine, World
 from sim.core.recording import Recording
 from sim.core.resting import RestChecks
 from sim.core.scenario import Scenario
-from sim.core.signing import Ed25519, KeyedHashes, Signatures
+from sim.core.stage import Stage
 from sim.core.workload import Users
 
 FAR_NS = 60 * SECOND_NS
@@ -63,8 +62,10 @@ class Result:
     refused: int
     faults: int
     events: int
+    alarms: Mapping[str, int]
+    """how often each was raised"""
     fingerprint: str
-    """a hash over every frame carried, in order: equal for equal runs"""
+    """a hash over every frame carried and every flush stored, in order: equal for equal runs"""
 
     @property
     def ok(self) -> bool:
@@ -96,6 +97,7 @@ class Simulation:
         self.clock = Clock()
         self.violations = Violations(self.clock)
         self.ledger = Ledger()
+        self.alarms: dict[str, int] = {}
         self.lost: list[str] = []
         self.resurrected: list[str] = []
         self._scenario = scenario
@@ -104,40 +106,44 @@ class Simulation:
         self._heal = HealTimes(self.clock)
         self._frames = sha256()
         identities = identities_of(scenario)
+        members = len(scenario.node_names)
+        joining = members + len(scenario.joining)
         self.network = Network(
             self.clock,
             chance_of("network"),
             scenario.weather,
-            _latencies(scenario, identities),
+            latencies_of(scenario, identities),
             self,
         )
         world = World(
             self.clock,
             self.network,
             chance_of,
-            _signatures(scenario, identities),
+            signatures_of(scenario, identities),
             self,
-            tuple(identity.node for identity in identities),
+            [identity.node for identity in identities],
         )
         self.clock.idle = self._idle
-        statements = statements_of(identities)
+        statements = statements_of(identities[:members])
+        self.machines = [Machine(identity, Disk(statements), world) for identity in identities]
+        for machine in self.machines[members:]:
+            machine.state = "waiting" if machine.identity.index < joining else "copy"
         skews = [site.clock_skew_ns for site in scenario.sites for _ in range(site.gateways)]
-        self.machines = [
-            Machine(identity, Disk(statements), world, skew_ns=skew_ns)
-            for identity, skew_ns in zip(identities, skews, strict=True)
-        ]
+        for machine, skew_ns in zip(self.machines, skews, strict=False):
+            machine.skew_ns = skew_ns
         self._rest = RestChecks(self.violations)
         self._chance = chance_of("simulation")
         self.users = Users(scenario.workload, self.machines, self.clock, chance_of("users"))
-        self.faults = Faults(
+        stage = Stage(
             scenario,
             self.machines,
             self.network,
             self.clock,
             chance_of("faults"),
-            self._weather_changed,
-            self._disk_lost,
+            Episodes(self.clock),
+            self,
         )
+        self.faults = Faults(stage)
         self._recording = recording
         if recording is not None:
             recording.begin(self.clock, self.machines, self.faults.episodes)
@@ -157,12 +163,18 @@ class Simulation:
             self._recording.stopped(node)
 
     def wrote(self, node: int, ops: Sequence[Op]) -> None:
-        self.ledger.wrote(node, ops)
+        if self.machines[node].state == "member":
+            self.ledger.wrote(node, ops)
 
     def drained(self, node: int, effects: Sequence[Effect], lattice: Lattice) -> None:
-        self._steps.drained(node, effects, lattice)
+        machine = self.machines[node]
+        owner = machine.identity.node
+        self._note(node, effects)
+        if machine.state in ("clone", "hostile"):
+            return  # nothing is promised of what it holds; others' checks see what it sends
+        assert machine.process is not None
+        self._steps.drained(node, effects, lattice, machine.process.replica.roster.members())
         self.ledger.drained(node)
-        owner = self.machines[node].identity.node
         self._push.drained(node, owner, effects)
         if self._recording is not None:
             self._recording.drained(node, owner, effects)
@@ -174,28 +186,62 @@ class Simulation:
         self.faults.failed(node)
 
     def stored(self, node: int, effects: Sequence[Effect]) -> None:
-        self.ledger.stored(node, self.machines[node].identity.node, effects)
+        if self.machines[node].state not in ("clone", "hostile"):
+            self.ledger.stored(node, self.machines[node].identity.node, effects)
 
     def frame_sent(self, sender: int, receiver: int, frame: bytes) -> None:
         self._frames.update(b"%d %d %d;" % (sender, receiver, len(frame)) + frame)
+        self.faults.frame_sent(sender, receiver, frame)
         if self._recording is not None:
             self._recording.frame_sent(sender, frame)
 
-    def _weather_changed(self) -> None:
+    def _note(self, node: int, effects: Sequence[Effect]) -> None:
+        """Into the run's fingerprint; and which alarms were raised at all."""
+        self._frames.update(b"%d at %d;" % (node, self.clock.now_ns))
+        for effect in effects:
+            if isinstance(effect, Persist):
+                self._frames.update(effect.header)
+            elif isinstance(effect, Alarm):
+                self.alarms[effect.event] = self.alarms.get(effect.event, 0) + 1
+                self._frames.update(effect.event.encode())
+
+    # ---- what faults tell ----
+
+    def changed(self) -> None:
         self._push.weather += 1
         if self._recording is not None:
             self._recording.weather_changed()
-        running = [machine.process for machine in self.machines if machine.process is not None]
-        whole = self.network.whole and len(running) == len(self.machines)
+        running = [machine.process for machine in self._members() if machine.process is not None]
+        whole = self.network.whole and len(running) == len(self._members())
         self._heal.weather_changed(
-            [process.replica.lattice for process in running] if whole else None
+            [process.replica.lattice for process in running]
+            if whole and not self.faults.hostile
+            else None
         )
 
-    def _disk_lost(self, node: int) -> None:
-        self._steps.restored.add(node)
-        restored = self.machines[node]
-        disks = [machine.disk for machine in self.machines]
-        self.ledger.disk_lost(restored.identity.node, restored.disk, disks)
+    def disk_lost(self, index: int) -> None:
+        restored = self.machines[index]
+        self._steps.suspects.add(restored.identity.node)
+        disks = [machine.disk for machine in self.machines if machine is not restored]
+        self.ledger.disk_lost(restored.identity.node, restored.disk, [restored.disk, *disks])
+
+    def cloned(self, node: NodeId) -> None:
+        self._steps.suspects.add(node)
+        self.ledger.distrust(node)
+
+    def hostile(self, node: NodeId) -> None:
+        self._steps.hostile.add(node)
+        self.ledger.distrust(node)
+
+    def parted(self, node: NodeId, forgotten: bool) -> None:
+        if forgotten:
+            self.ledger.distrust(node)
+        else:
+            self.ledger.parted(node)
+
+    def _members(self) -> list[Machine]:
+        """Those that must run, and hold the same, at the end."""
+        return [machine for machine in self.machines if machine.state == "member"]
 
     # ---- the run ----
 
@@ -227,13 +273,14 @@ class Simulation:
             refused=self.users.refused,
             faults=self.faults.count,
             events=self.clock.events,
+            alarms=dict(sorted(self.alarms.items())),
             fingerprint=self._frames.hexdigest(),
         )
 
     def _live_through(self) -> bool:
         """The whole run; whether the mesh came to rest."""
         scenario = self._scenario
-        for machine in self.machines:
+        for machine in self._members():
             machine.start()
         self.users.set_up()
         self.users.run(scenario.duration_ns)
@@ -247,7 +294,7 @@ class Simulation:
         self.faults.end()
         rests = self._come_to_rest(scenario.duration_ns + scenario.quiet_ns)
         if rests:
-            self._rest.run(self.machines)
+            self._rest.run(self._members())
             self._compare_ledger()
         else:
             self._say_what_differs()
@@ -286,29 +333,30 @@ class Simulation:
         """Whether all hold the same and nothing is on its way to any of them."""
         if self.network.under_way:
             return False
-        first = self.machines[0].process
+        processes = [machine.process for machine in self._members()]
+        first = processes[0]
         return first is not None and all(
-            machine.process is not None and machine.process.digests() == first.digests()
-            for machine in self.machines[1:]
+            process is not None and process.digests() == first.digests()
+            for process in processes[1:]
         )
 
     def _quiet(self) -> bool:
         """Whether nothing is on its way to any disk, and nothing is about to be written."""
         return all(
             machine.process is not None and machine.process.at_rest(FAR_NS)
-            for machine in self.machines
+            for machine in self._members()
         )
 
     def _say_what_differs(self) -> None:
         by_shard: dict[str, set[bytes]] = {}
-        for machine in self.machines:
+        for machine in self._members():
             assert machine.process is not None
             for shard, digest in machine.process.digests().items():
                 by_shard.setdefault(shard, set()).add(digest)
         differing = [shard[:8] for shard, found in sorted(by_shard.items()) if len(found) > 1]
         restless = [
             machine.identity.name
-            for machine in self.machines
+            for machine in self._members()
             if machine.process is None or not machine.process.at_rest(FAR_NS)
         ]
         words = f"shards that differ: {', '.join(differing) or 'none'}"
@@ -318,7 +366,7 @@ class Simulation:
 
     def _compare_ledger(self) -> None:
         lattices = []
-        for machine in self.machines:
+        for machine in self._members():
             assert machine.process is not None
             lattices.append((machine.identity.name, machine.process.replica.lattice))
         self.lost, self.resurrected = self.ledger.compare(lattices)
@@ -342,54 +390,3 @@ def _where(error: Exception) -> str:
         for frame in traceback.extract_tb(error.__traceback__)[-3:]
     ]
     return f"{type(error).__name__}: {error} ({' > '.join(places)})"
-
-
-def identities_of(scenario: Scenario) -> list[Identity]:
-    """The nodes of a scenario; a node's key follows from its name."""
-    sites = [site.name for site in scenario.sites for _ in range(site.gateways)]
-    return [
-        _identity(index, name, site)
-        for index, (name, site) in enumerate(zip(scenario.node_names, sites, strict=True))
-    ]
-
-
-@lru_cache(maxsize=4096)
-def _identity(index: int, name: str, site: str) -> Identity:
-    seed = sha256(b"sim node " + name.encode()).digest()
-    key = ed25519.public_key(seed)
-    underlay = f"192.{168 + (index >> 16)}.{index >> 8 & 255}.{index & 255}"
-    return Identity(index, name, site, seed, key, ed25519.node_id(key), underlay)
-
-
-def statements_of(identities: Sequence[Identity]) -> tuple[bytes, ...]:
-    """The roster's statements: the first node founds the mesh and admits the others."""
-    return _statements(tuple(identities))
-
-
-@lru_cache(maxsize=64)
-def _statements(identities: tuple[Identity, ...]) -> tuple[bytes, ...]:
-    first = identities[0]
-    root = sha256(b"sim mesh").digest()
-    roster = Roster.founded_by(found_mesh("sim", root, first.seed, first.name, first.site))
-    for identity in identities[1:]:
-        roster.add([roster.admit(first.seed, identity.key, identity.name, identity.site)])
-    return tuple(roster.statements())
-
-
-def _signatures(scenario: Scenario, identities: Sequence[Identity]) -> Signatures:
-    if scenario.real_signatures:
-        return Ed25519()
-    return KeyedHashes(identity.seed for identity in identities)
-
-
-def _latencies(scenario: Scenario, identities: Sequence[Identity]) -> Callable[[int, int], int]:
-    """From node to node; gateways of one site are on one LAN."""
-    lan_ns = min(SECOND_NS // 1000, scenario.latency_ns)
-    sites = [identity.site for identity in identities]
-
-    def latency_ns(a: int, b: int) -> int:
-        if sites[a] == sites[b]:
-            return lan_ns
-        return scenario.links.get((sites[a], sites[b]), scenario.latency_ns)
-
-    return latency_ns

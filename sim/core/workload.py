@@ -48,7 +48,10 @@ class Users:
         self.refused = 0
         self._workload = workload
         self._machines = machines
-        self._sites = list(dict.fromkeys(machine.identity.site for machine in machines))
+        first = [machine for machine in machines if machine.state == "member"]
+        self._first = first
+        """those that are there from the start"""
+        self._sites = list(dict.fromkeys(machine.identity.site for machine in first))
         self._clock = clock
         self._chance = chance
         self._until_ns = 0
@@ -61,6 +64,7 @@ class Users:
             "claim": self._claim,
             "resolve": self._resolve,
             "evict": self._evict,
+            "inherit": self._inherit,
             "vpc": self._vpc,
             "contend": self._contend,
             "admit": self._admit,
@@ -75,12 +79,12 @@ class Users:
         """Make VPCs and subnets, each at the first gateway of its owner's site."""
         for i in range(self._workload.vpcs):
             self._set_up_vpc(i)
-        for machine in self._machines:
+        for machine in self._first:
             self._first_endpoints(machine)
 
     def _set_up_vpc(self, i: int) -> None:
         site = self._sites[i % len(self._sites)]
-        owner = next(m for m in self._machines if m.identity.site == site)
+        owner = next(m for m in self._first if m.identity.site == site)
         process = owner.process
         if process is None or not process.replica.writable:
             self._clock.after(SETUP_RETRY_NS, partial(self._set_up_vpc, i))
@@ -134,10 +138,11 @@ class Users:
     def _next(self) -> None:
         if self._clock.now_ns >= self._until_ns:
             return
-        process = pick(self._chance, self._machines).process
-        kind = pick_weighted(self._chance, self._workload.mix)
-        if process is not None:
-            self._kinds[kind](process)
+        machine = pick(self._chance, self._machines)
+        for _ in range(self._workload.burst):
+            kind = pick_weighted(self._chance, self._workload.mix)
+            if machine.process is not None:
+                self._kinds[kind](machine.process)
         self._schedule()
 
     def _ask(self, process: Process, ask: Callable[..., Sequence[Op]]) -> bool:
@@ -224,6 +229,20 @@ class Users:
         others = [(e.vpc, e.ip) for e in process.view.endpoints() if e.node != node]
         if others:
             vpc, ip = pick(self._chance, sorted(others))
+            self._ask(process, partial(process.writer.remove_endpoint, vpc, ip))
+
+    def _inherit(self, process: Process) -> None:
+        """Take over an endpoint of a retired gateway of the same site, or get rid of it."""
+        members = process.replica.roster.members()
+        retired = [
+            (e.vpc, e.ip) for e in process.view.endpoints() if members[e.node].state == "retired"
+        ]
+        if not retired:
+            return
+        vpc, ip = pick(self._chance, sorted(retired))
+        if self._chance.random() < 0.7:
+            self._ask(process, partial(process.writer.add_endpoint, vpc, ip))
+        else:
             self._ask(process, partial(process.writer.remove_endpoint, vpc, ip))
 
     # ---- VPCs, subnets, peerings ----

@@ -8,7 +8,8 @@ import pytest
 
 from mesh.core.errors import BadInput
 from sim.core.clock import SECOND_NS
-from sim.core.scenario import Crash, Cut, Flap, parse
+from sim.core.events import Crash, Cut, Flap
+from sim.core.scenario import parse
 
 
 def test_nothing_said_is_three_sites_without_faults() -> None:
@@ -62,7 +63,7 @@ def test_events_are_read_and_ordered() -> None:
         ({"workload": {"mix": {"creat": 1}}}, "[workload.mix] creat: is not known here"),
         ({"workload": {"mix": {"create": 0}}}, "[workload] mix: all weights are 0"),
         ({"event": [{"cut": [["a"]]}]}, "[[event]] 1 at_s: is missing"),
-        ({"event": [{"at_s": 5}]}, "[[event]] 1: give exactly one of cut, crash"),
+        ({"event": [{"at_s": 5}]}, "[[event]] 1: give exactly one of cut, oneway"),
         ({"event": [{"at_s": 5, "cut": [["a", "b", "c"]]}]}, "one group of all sites"),
         ({"event": [{"at_s": 5, "cut": [["a"], ["a"]]}]}, "site a is in two groups"),
         ({"event": [{"at_s": 5, "cut": ["a"]}]}, "write groups of sites"),

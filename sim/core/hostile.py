@@ -1,0 +1,150 @@
+"""A member whose key is in the wrong hands: it sends what no honest node would.
+
+Frames of its own and of others, cut short, with bits turned, or as they were some time ago; headers
+that it has signed for others, or with a root that its chain does not lead to; chains beyond their
+quota; and two histories of one chain, one to some of its peers and one to the others.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+
+from crdt.chain import Chain
+from crdt.delta import Delta
+from mesh.core import keys, model, wire
+from mesh.core.bounds import MESH_RECORDS
+from mesh.core.errors import PeerError
+from sim.core.chance import below, pick
+from sim.core.clock import SECOND_NS
+from sim.core.node import Machine
+from sim.core.stage import Stage
+
+EVERY_NS = SECOND_NS // 2
+HEARD_MAX = 200
+"""Frames that it remembers."""
+
+
+class Hostile:
+    """What `machine` does beside running as it did. It ends with its process."""
+
+    def __init__(self, machine: Machine, stage: Stage) -> None:
+        self._machine = machine
+        self._stage = stage
+        self._heard: deque[bytes] = deque(maxlen=HEARD_MAX)
+        self._acts = (
+            self._cut_short, self._turn_bits, self._replay, self._forge, self._misroot,
+            self._exceed, self._fork, self._fork,
+        )  # fmt: skip
+        self._next()
+
+    def heard(self, frame: bytes) -> None:
+        """A frame that it has sent or received."""
+        self._heard.append(frame)
+
+    def _next(self) -> None:
+        self._stage.later(EVERY_NS, self._act)
+
+    def _act(self) -> None:
+        if self._machine.process is None or self._machine.state != "hostile":
+            return
+        if self._heard and self._stage.network.peers(self._machine.identity.index):
+            pick(self._stage.chance, self._acts)()
+        self._next()
+
+    def _send(self, frame: bytes, peer: int | None = None) -> None:
+        me, network = self._machine.identity.index, self._stage.network
+        if peer is None:
+            peer = pick(self._stage.chance, network.peers(me))
+        network.send(me, peer, frame, True)
+
+    # ---- frames ----
+
+    def _cut_short(self) -> None:
+        frame = pick(self._stage.chance, self._heard)
+        self._send(frame[: below(self._stage.chance, len(frame))])
+
+    def _turn_bits(self) -> None:
+        chance = self._stage.chance
+        frame = bytearray(pick(chance, self._heard))
+        for _ in range(1 + below(chance, 3)):
+            frame[below(chance, len(frame))] ^= 1 << below(chance, 8)
+        self._send(bytes(frame))
+
+    def _replay(self) -> None:
+        self._send(pick(self._stage.chance, self._heard))
+
+    # ---- deltas ----
+
+    def _forge(self) -> None:
+        """Another's flush goes on by a seq, under a signature of this node."""
+        deltas = [delta for frame in self._heard for delta in _deltas(frame)]
+        if not deltas:
+            return
+        delta = pick(self._stage.chance, deltas)
+        header = delta.header._replace(hi=delta.header.hi + 1)
+        self._send_delta(self._signed(replace(delta, header=header)))
+
+    def _misroot(self) -> None:
+        """The next flush of the own chain, with a root that it does not lead to."""
+        made = self._made(b"misroot")
+        if made is not None:
+            root = self._stage.chance.randbytes(32)
+            self._send_delta(self._signed(replace(made, header=made.header._replace(root=root))))
+
+    def _exceed(self) -> None:
+        made = self._made(b"exceed")
+        if made is not None:
+            header = made.header._replace(entries=MESH_RECORDS + 1)
+            self._send_delta(self._signed(replace(made, header=header)))
+
+    def _fork(self) -> None:
+        """Two flushes of one interval: half of the peers get the one, half the other."""
+        one, other = self._made(b"one"), self._made(b"other")
+        if one is None or other is None:
+            return
+        peers = self._stage.network.peers(self._machine.identity.index)
+        for i, peer in enumerate(peers):
+            self._send_delta(one if i % 2 else other, peer)
+
+    def _made(self, text: bytes) -> Delta | None:
+        """An own flush that follows what the own chain holds: a key that belongs to nobody."""
+        process = self._machine.process
+        assert process is not None
+        identity = self._machine.identity
+        lattice = process.replica.lattice
+        own = [id for id in lattice.chains() if id.node == identity.node]
+        if not own:
+            return None
+        held = lattice.latest(pick(self._stage.chance, own))
+        if held is None or held.header is None or held.header.hi != held.head:
+            return None
+        chain = _twin(held)
+        node = text.ljust(keys.ID_BYTES, b"\0")
+        chain.put(keys.pack(keys.GatewayKey(node)), model.encode(model.Binding(1, 1)))
+        sign = process.sign
+        chain.seal(process.replica.roster.mesh_id, sign, held.header.covers)
+        return chain.since(held.epoch, held.head)
+
+    def _signed(self, delta: Delta) -> Delta:
+        process = self._machine.process
+        assert process is not None
+        mesh = process.replica.roster.mesh_id
+        return replace(delta, header=delta.header.signed(mesh, process.sign))
+
+    def _send_delta(self, delta: Delta, peer: int | None = None) -> None:
+        self._send(wire.encode(wire.Deltas((delta,))), peer)
+
+
+def _deltas(frame: bytes) -> tuple[Delta, ...]:
+    try:
+        found = wire.decode(frame)
+    except PeerError:
+        return ()
+    return found.deltas if isinstance(found, wire.Deltas) else ()
+
+
+def _twin(chain: Chain) -> Chain:
+    twin = chain.copy()
+    twin.prove()
+    return twin
