@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from hashlib import sha256
-from itertools import takewhile
+from itertools import islice, takewhile
 
 from crdt import entry, liveseq
 from crdt.delta import BadDelta, Deletes, Delta, Puts, kept, pack_payload
@@ -147,7 +147,7 @@ class Chain:
         last = self.header if self.header and self.header.epoch == self.epoch else None
         since = self.header.hi if self.header else 0
         payload = pack_payload(self._puts_since(since), self._deletes_since(since))
-        plan = self._replan(fitting_bits(len(self.live), self.index.bits))
+        plan = self._replan(fitting_bits(len(self.live), self.index.bits), self._pending)
         header = Header(
             self.id,
             self.epoch,
@@ -220,19 +220,34 @@ class Chain:
         self._follow(delta.header)
         return drops
 
-    def prove(self) -> None:
-        """Recompute the root that `extend` took on its author's word. Raises Disproved."""
-        header = self.header
-        if not self._pending or header is None:
-            return
+    @property
+    def unproved(self) -> int:
+        """How many keys changed since the root was recomputed."""
+        return len(self._pending)
+
+    def prove(self, keys_max: int | None = None) -> int:
+        """Recompute the root that `extend` took on its author's word; how many keys that took.
+
+        With `keys_max` it is done in steps: it holds once `unproved` is 0. Raises Disproved.
+        """
+        header, pending = self.header, self._pending
+        if not pending or header is None or header.hi != self.head:
+            return 0  # own writes on top: sealing them recomputes the root
+        part = pending
+        if keys_max is not None and len(pending) > keys_max and header.bits == self.index.bits:
+            part = set(islice(pending, keys_max))
+            for bucket in self.index.buckets_of(part):
+                part |= pending.intersection(bucket)  # some of them may be gone
         try:
-            plan = self._replan(header.bits)
+            plan = self._replan(header.bits, part)
         except BucketOverflow as error:
             raise Disproved(str(error)) from None
-        if plan.root != header.root:
+        done = len(part)
+        if done == len(pending) and plan.root != header.root:
             raise Disproved("root")
         self.index.adopt(plan)
-        self._pending.clear()
+        pending -= part
+        return done
 
     def plan(self, delta: Delta) -> Planned:
         """Verify that `delta` brings this chain to what its author signed. Changes nothing.
@@ -304,10 +319,10 @@ class Chain:
         self.epoch = header.epoch
         self.head = header.hi
 
-    def _replan(self, bits: int) -> Plan:
-        """The index of what is live now."""
-        gone = self._pending - self.live.keys()
-        return self.index.plan(self.live, self._pending - gone, gone, bits)
+    def _replan(self, bits: int, changed: set[bytes]) -> Plan:
+        """The index of what is live now, after these keys changed."""
+        gone = changed - self.live.keys()
+        return self.index.plan(self.live, changed - gone, gone, bits)
 
     def _remember(self, seq: bytes, key: bytes) -> None:
         self.ring.append(seq + key)

@@ -27,6 +27,8 @@ BRANCHES_MAX = 16
 _DIGEST_MODULUS = 1 << 256
 LOG_MAX = 1024
 """Changes of chains remembered: what two nodes exchange in a few round trips, at 100 a second."""
+KEYS_MAX = 1 << 62
+"""More keys than there are: as many as there are."""
 _NO_BRANCHES: dict[Epoch, Chain] = {}
 
 
@@ -234,19 +236,29 @@ class Lattice:
         previous = None if fresh else chain.epoch
         return Applied(chain, delta.puts, drops, previous, fresh, (), changed)
 
-    def prove(self) -> list[Disproof]:
-        """Recompute every root that was taken on its author's word; what had to be dropped."""
+    @property
+    def unproved(self) -> bool:
+        """Whether there is a root that was taken on its author's word."""
+        return bool(self._unproved)
+
+    def prove(self, keys_max: int = KEYS_MAX) -> list[Disproof]:
+        """Recompute roots that were taken on their authors' word, those that came first first,
+        until about `keys_max` changed keys are done; what had to be dropped."""
         found: list[Disproof] = []
-        for id in sorted(self._unproved):
-            held = self._branches.get(id, {})
-            for epoch, chain in sorted(held.items()):
-                try:
-                    chain.prove()
-                except Disproved:
-                    changed = dict.fromkeys(key for c in held.values() for key in c.live)
-                    found.append(Disproof(id, epoch, tuple(changed)))
-                    self._drop(id, epoch)
-        self._unproved.clear()
+        done = 0
+        while self._unproved and done < keys_max:
+            id = next(iter(self._unproved))
+            held = self._branches[id]
+            try:
+                for chain in held.values():
+                    done += chain.prove(keys_max - done) + 1
+            except Disproved:
+                changed = dict.fromkeys(key for branch in held.values() for key in branch.live)
+                found.append(Disproof(id, chain.epoch, tuple(changed)))
+                self._drop(id, chain.epoch)
+                continue
+            if not any(branch.unproved for branch in held.values()):
+                del self._unproved[id]
         return found
 
     def _drop(self, id: ChainId, epoch: Epoch) -> None:

@@ -104,6 +104,11 @@ class RootIndex:
         twin.hashes, twin.middles = list(self.hashes), list(self.middles)
         return twin
 
+    def buckets_of(self, keys: Iterable[bytes]) -> list[Keys]:
+        """The buckets in which these keys are, or would be."""
+        mask = (1 << self.bits) - 1
+        return [self.buckets[slot] for slot in {crc32(key) & mask for key in keys}]
+
     def plan(
         self, live: Mapping[bytes, Entry], puts: Puts, drops: Iterable[bytes], bits: int
     ) -> Plan:

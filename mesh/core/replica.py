@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from crdt.chain import Disproved, RootMismatch
 from crdt.delta import RECORD_BYTES_MAX, BadDelta, Delta
 from crdt.header import ChainId, Sign
-from crdt.lattice import Applied, Lattice
+from crdt.lattice import KEYS_MAX, Applied, Lattice
 from mesh.core import ed25519, wire
 from mesh.core.antientropy import AntiEntropy, Host
 from mesh.core.bounds import CHAINS_PER_NODE_MAX, shard_is_known
@@ -50,6 +50,12 @@ OPENING_NS = 2 * SECOND_NS
 """How long a starting node waits for peers to tell what they hold of its own chains."""
 FAREWELL_NS = SECOND_NS
 """How long a linked node that was retired is left to hear of it."""
+PROVE_AFTER_NS = SECOND_NS
+"""How long flushes that were taken on their authors' word are gathered before roots are recomputed:
+many flushes of a chain cost little more than one."""
+PROVE_KEYS, PROVE_STEP_NS = 1024, SECOND_NS // 200
+"""Changed keys in one step, about 10 ms where each is in a bucket of its own, and what is left to
+others between two steps."""
 PEERS_MAX = 1024
 
 Verify = Callable[[bytes, bytes, bytes], bool]
@@ -94,6 +100,7 @@ class Replica:
         self._last_sync_ns: dict[NodeId, int] = {}
         """of members whose links have ended"""
         self._effects: list[Effect] = []
+        self._prove_at_ns: int | None = None
         self._outbox: list[tuple[Delta, NodeId | None]] = []
         self._forgotten: set[NodeId] = set()
         self._drop_forgotten()
@@ -182,8 +189,6 @@ class Replica:
         self._seal()
         try:
             frame = wire.decode(data)
-            if not isinstance(frame, wire.Deltas):
-                self._prove(now_ns)  # whatever is told or answered, is told of what is proved
             if frame is not None:
                 self._dispatch(peer, frame, now_ns)
         except PeerError as error:
@@ -200,7 +205,6 @@ class Replica:
             self._effects.append(DropPeer(peer, "no active member"))
             return
         self._seal()
-        self._prove(now_ns)
         self._sync.up(peer, now_ns)
 
     def peer_down(self, peer: NodeId, now_ns: int) -> None:
@@ -219,7 +223,8 @@ class Replica:
     def timer(self, now_ns: int) -> None:
         """Do what is due. Call it at `next_deadline_ns`, or any time."""
         self._seal()
-        self._prove(now_ns)
+        if self._prove_at_ns is not None and now_ns >= self._prove_at_ns:
+            self._prove(now_ns, PROVE_KEYS)
         if self._opens_at_ns is not None and now_ns >= self._opens_at_ns:
             self._opens_at_ns = None
         for peer, cut_at_ns in sorted(self._cut_at_ns.items()):
@@ -229,7 +234,8 @@ class Replica:
 
     def next_deadline_ns(self) -> int | None:
         """When `timer` has something to do next."""
-        due = [self._sync.next_deadline_ns(), self._opens_at_ns, *self._cut_at_ns.values()]
+        due = [self._sync.next_deadline_ns(), self._opens_at_ns, self._prove_at_ns]
+        due += self._cut_at_ns.values()
         return min((at_ns for at_ns in due if at_ns is not None), default=None)
 
     def add_statements(self, blobs: Iterable[bytes], now_ns: int) -> None:
@@ -307,13 +313,17 @@ class Replica:
         if isinstance(result, Applied):
             self._sync.taken(peer, now_ns, advanced=True)
             self._applied(peer, delta, result)
+            if self._prove_at_ns is None and self.lattice.unproved:
+                self._prove_at_ns = now_ns + PROVE_AFTER_NS
         elif result.reason != "known":
             self._sync.ask(peer, id, now_ns, fresh=result.reason == "snapshot")
 
-    def _prove(self, now_ns: int) -> None:
+    def _prove(self, now_ns: int, keys_max: int = KEYS_MAX) -> None:
         """Recompute the roots that flushes were taken for. Where an author signed what its flushes
         do not lead to, the branch is dropped, and whatever a peer can prove is asked for."""
-        for disproof in self.lattice.prove():
+        disproofs = self.lattice.prove(keys_max)
+        self._prove_at_ns = now_ns + PROVE_STEP_NS if self.lattice.unproved else None
+        for disproof in disproofs:
             id = disproof.id
             self._effects.append(Alarm("chain.disproved", {"node": id.node, "shard": id.shard}))
             self._effects.append(DropBranches(id, (disproof.epoch,)))

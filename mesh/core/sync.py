@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from crdt.chain import Chain
+from crdt.chain import Chain, Disproved
 from crdt.delta import Delta, Puts
 from crdt.header import ChainId, Epoch
 from crdt.lattice import Lattice
@@ -121,6 +121,10 @@ def answers(mine: list[Chain], theirs: tuple[Held, ...]) -> Iterator[Delta]:
     for chain in reversed(mine):
         if chain.header is None:
             continue
+        try:
+            chain.prove()
+        except Disproved:
+            continue  # it is dropped when its turn to be proved comes
         own = held(chain)
         same = next((branch for branch in theirs if branch.epoch == own.epoch), None)
         if same is not None and (same.head, same.root) >= (own.head, own.root):

@@ -292,7 +292,7 @@ class Node:
             now_ns = time.monotonic_ns()
             if deadline_ns is not None and now_ns >= deadline_ns:
                 self.replica.timer(now_ns)
-                self._work.set()
+                self._absorb()
 
     async def _keep_house(self) -> None:
         """Own registration, withdrawals, evictions that concern this node; open invitations."""

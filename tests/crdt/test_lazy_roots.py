@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from hashlib import sha256
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import crdt.root
 from crdt.chain import Chain, Disproved, RootMismatch
 from crdt.delta import Delta
 from crdt.header import ChainId, Epoch, Header
 from crdt.lattice import Applied, Disproof, Lattice, Rejected
+from crdt.root import Keys
+
+Entries = Mapping[bytes, bytes]
 
 MESH = b"m" * 16
 ID = ChainId(b"w" * 16, "mesh")
@@ -59,8 +64,7 @@ def test_lazy_and_proved_at_once_are_the_same(
         applied = [lattice.apply(delta) for lattice in (lazy, prompt)]
         assert isinstance(applied[0], Applied)
         assert prompt.prove() == []
-        if data.draw(st.booleans(), label="proved"):
-            assert lazy.prove() == []
+        assert lazy.prove(data.draw(st.integers(0, 4), label="keys proved")) == []
         assert content(lazy) == content(prompt)
         assert lazy.digest("mesh") == prompt.digest("mesh")
     assert lazy.prove() == []
@@ -68,6 +72,36 @@ def test_lazy_and_proved_at_once_are_the_same(
     assert served.snapshot() == author.snapshot()
     head = data.draw(st.integers(0, author.head - 1), label="since")
     assert served.since(author.epoch, head) == author.since(author.epoch, head)
+
+
+def test_a_proof_in_steps_hashes_no_more_buckets_than_it_was_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hashed: list[Keys] = []
+    bucket_hash = crdt.root._bucket_hash
+
+    def counting(keys: Keys, live: Entries, puts: Entries) -> bytes:
+        hashed.append(keys)
+        return bucket_hash(keys, live, puts)
+
+    monkeypatch.setattr(crdt.root, "_bucket_hash", counting)
+    author, lattice = Chain(ID, Epoch(1, b"e" * 8)), Lattice()
+    for start in range(0, 3000, 100):
+        lattice.apply(flush(author, *((b"%d" % key, 1) for key in range(start, start + 100))))
+        lattice.prove()
+    gone = [(b"%d" % key, 0) for key in range(2000, 2003)]
+    again = flush(author, *((b"%d" % key, 2) for key in range(300)), *gone, (b"new", 1))
+    for made, steps in ((again, range(4, 12)), (lying(flush(author, (b"7", 3))), range(1, 2))):
+        lattice.apply(made)
+        taken = 0
+        found: list[Disproof] = []
+        while lattice.unproved:
+            hashed.clear()
+            found = lattice.prove(12)
+            taken += 1
+            assert len(hashed) <= 12
+        assert taken in steps
+        assert bool(found) == (made is not again)
 
 
 def test_nothing_is_read_for_others_before_it_is_proved() -> None:
