@@ -189,8 +189,8 @@ class Audit:
 
 def row_name(table: str, key: object) -> str:
     """`table KEY`, the form in which audits name rows."""
-    if isinstance(key, EndpointKey):
-        return f"{table} {endpoint_name(key)}"
+    if isinstance(key, bytes):
+        return f"{table} {endpoint_name(EndpointKey.unpack(key))}"
     if isinstance(key, SubnetKey):
         return f"{table} {subnet_name(key)}"
     return f"{table} {key}"

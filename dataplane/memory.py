@@ -29,6 +29,8 @@ from dataplane.fib.rows import (
     GatewayRow,
     GroupRow,
     K,
+    PackedKey,
+    PackedRow,
     PortRow,
     SubnetKey,
     SubnetRow,
@@ -65,7 +67,7 @@ class MemoryBackend:
         self._gateways: dict[int, GatewayRow] = {}
         self._groups: dict[int, GroupRow] = {}
         self._ports: dict[str, PortRow] = {}
-        self._endpoints: dict[EndpointKey, EndpointRow] = {}
+        self._endpoints: dict[PackedKey, PackedRow] = {}
         self._subnets: dict[SubnetKey, SubnetRow] = {}
         self._peers: dict[int, int] = {}
         self._prefixes: dict[int, list[SubnetKey]] = {}
@@ -176,7 +178,8 @@ class MemoryBackend:
                 for ifname, row in sorted(self._ports.items())
             ],
             "endpoints": [
-                self._endpoint_json(key, row) for key, row in sorted(self._endpoints.items())
+                self._endpoint_json(EndpointKey.unpack(key), EndpointRow.unpack(row))
+                for key, row in sorted(self._endpoints.items(), key=_by_address)
             ],
             "subnets": [self._subnet_json(key, row) for key, row in sorted(self._subnets.items())],
         }
@@ -184,7 +187,7 @@ class MemoryBackend:
     def explain(self, vni: int, ip: str) -> Json:
         number = ip_number(ip)
         key = EndpointKey(vni, number)
-        endpoint = self._endpoints.get(key)
+        endpoint = self._endpoint(vni, number)
         if endpoint is not None:
             return {"kind": "endpoint", **self._endpoint_json(key, endpoint)}
         prefix = self._prefix(vni, number)
@@ -237,7 +240,7 @@ class MemoryBackend:
             )
         self._from_port[ifname] += 1
         number = ip_number(dst)
-        endpoint = self._endpoints.get(EndpointKey(port.vni, number))
+        endpoint = self._endpoint(port.vni, number)
         if endpoint is not None:
             return self._to_endpoint(endpoint, port.vni, src, dst, came_from=None)
         prefix = self._prefix(port.vni, number)
@@ -257,7 +260,7 @@ class MemoryBackend:
         if peer is None:
             return self._drop(DropReason.UNKNOWN_PEER, f"{outer_src} is no gateway of the mesh")
         self._received[peer] += 1
-        endpoint = self._endpoints.get(EndpointKey(vni, ip_number(dst)))
+        endpoint = self._endpoint(vni, ip_number(dst))
         if endpoint is None:
             return self._drop(DropReason.NOT_LOCAL, f"{dst} of VNI {vni} is not reached from here")
         return self._to_endpoint(endpoint, vni, src, dst, came_from=peer)
@@ -289,6 +292,10 @@ class MemoryBackend:
         words = f"{dst} is reached through {members.name} by {underlay}, VNI {vni}"
         return Verdict("send", words, vni, gateway=gateway.node, underlay=underlay)
 
+    def _endpoint(self, vni: int, number: int) -> EndpointRow | None:
+        row = self._endpoints.get(EndpointKey(vni, number).pack())
+        return None if row is None else EndpointRow.unpack(row)
+
     def _prefix(self, vni: int, number: int) -> SubnetKey | None:
         """The longest prefix of the VNI that holds the address."""
         for key in self._prefixes.get(vni, ()):
@@ -299,6 +306,10 @@ class MemoryBackend:
     def _drop(self, reason: DropReason, words: str) -> Verdict:
         self._drops[reason] += 1
         return Verdict("drop", f"{reason.text}: {words}", reason=reason)
+
+
+def _by_address(entry: tuple[PackedKey, PackedRow]) -> EndpointKey:
+    return EndpointKey.unpack(entry[0])
 
 
 def _hosts(key: SubnetKey) -> range:

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Generic
 
 from dataplane.fib import rules
+from dataplane.fib.endpoints import EndpointTable
 from dataplane.fib.facts import (
     AttachmentFact,
     EndpointFact,
@@ -27,19 +28,22 @@ from dataplane.fib.facts import (
 )
 from dataplane.fib.ids import IdSpace, assign
 from dataplane.fib.rows import (
+    NO_GROUP,
     VNI_MAX,
     EndpointKey,
-    EndpointRow,
     FibDelta,
     GatewayRow,
     GroupRow,
     K,
+    PackedKey,
+    PackedRow,
     PortRow,
     SubnetKey,
     SubnetRow,
     TableDelta,
     Tables,
     V,
+    group_of,
     ip_number,
     mac_bytes,
 )
@@ -102,13 +106,12 @@ class Compiler:
         self._vni_holders: defaultdict[int, set[str]] = defaultdict(set)
         self._subnets: dict[str, SubnetFact] = {}
         self._subnets_of: defaultdict[str, dict[SubnetKey, set[str]]] = defaultdict(dict)
-        self._endpoints: defaultdict[str, dict[int, EndpointFact]] = defaultdict(dict)
         self._attachments: dict[str, AttachmentFact] = {}
         self._ifnames: defaultdict[str, dict[int, set[str]]] = defaultdict(dict)
         self._gateway_rows: _Table[int, GatewayRow] = _Table()
         self._group_rows: _Table[int, GroupRow] = _Table()
         self._port_rows: _Table[str, PortRow] = _Table()
-        self._endpoint_rows: _Table[EndpointKey, EndpointRow] = _Table()
+        self._endpoint_rows = EndpointTable()
         self._subnet_rows: _Table[SubnetKey, SubnetRow] = _Table()
 
     # ---- facts ----------------------------------------------------------------------------------
@@ -173,8 +176,10 @@ class Compiler:
             if fact.forwarded:
                 self._vni_holders[fact.vni].add(id)
         if moved:
+            self._show(touched | self._vpcs.keys())
             self._rebuild()
             return
+        self._show(touched)
         for vpc in sorted(touched):
             self._emit_vpc(vpc)
 
@@ -209,27 +214,48 @@ class Compiler:
 
     def set_endpoint(self, vpc: str, ip: str, fact: EndpointFact | None) -> None:
         """The winning claim for an address changed, or there is none any more."""
-        number = ip_number(ip)
+        addr = ip_number(ip).to_bytes(4, "big")
         if fact is not None:
             _check((fact.vpc, fact.ip) == (vpc, ip), f"endpoint fact of {fact.ip} set as {ip}")
-            mac_bytes(fact.mac)
-        old = self._endpoints.get(vpc, {}).get(number)
-        if old == fact:
+            self.set_endpoints(vpc, fact.site, fact.gateway, {addr: mac_bytes(fact.mac)})
             return
-        moved = False
-        if fact is not None:
-            moved |= self._group_ids.acquire(rules.endpoint_group(fact))
-            self._endpoints[vpc][number] = fact
-        else:
-            del self._endpoints[vpc][number]
-            if not self._endpoints[vpc]:
-                del self._endpoints[vpc]
-        if old is not None:
-            moved |= self._group_ids.release(rules.endpoint_group(old))
+        group = self._endpoint_rows.drop_claim(vpc, addr)
+        if group is None:
+            return
+        self._emit_address(vpc, ip_number(ip))
+        if group != NO_GROUP and self._group_ids.release(self._group_ids.name(group)):
+            self._rebuild()
+
+    def set_endpoints(
+        self, vpc: str, site: str, gateway: bytes | None, macs: Mapping[bytes, bytes]
+    ) -> None:
+        """As `set_endpoint` for many addresses of which the same is claimed but for the MAC.
+
+        `macs` is address (4 bytes, network order) → MAC (6 bytes); nothing of it is checked.
+        """
+        here = rules.claimed_here(site, gateway, self._self_id, self._self_site)
+        name, group, moved = rules.endpoint_group(site, gateway), NO_GROUP, False
+        if not here:
+            moved |= self._group_ids.acquire(name)  # also while the rows are written
+            self._renumber(moved)
+            group = self._group_ids.number(name)
+        counts = self._endpoint_rows.set_claims(vpc, group, macs)
+        del counts[NO_GROUP]
+        names = [(self._group_ids.name(number), count) for number, count in counts.items()]
+        for other, count in names:
+            if count > 0:
+                self._group_ids.acquire(other, count)  # it is in use: no number moves
+        for other, count in names:
+            if count < 0:
+                moved |= self._group_ids.release(other, -count)
+        if not here:
+            moved |= self._group_ids.release(name)
+        ifnames = self._ifnames.get(vpc)
+        if ifnames:
+            for ip in sorted(ifnames.keys() & {int.from_bytes(addr, "big") for addr in macs}):
+                self._emit_address(vpc, ip)
         if moved:
             self._rebuild()
-        else:
-            self._emit_address(vpc, number)
 
     def set_attachment(self, ifname: str, fact: AttachmentFact | None) -> None:
         """An interface of this machine was given to an endpoint, or taken from it."""
@@ -270,8 +296,18 @@ class Compiler:
             gateways=MappingProxyType(self._gateway_rows.rows),
             groups=MappingProxyType(self._group_rows.rows),
             ports=MappingProxyType(self._port_rows.rows),
-            endpoints=MappingProxyType(self._endpoint_rows.rows),
+            endpoints=self._endpoint_rows,
             subnets=MappingProxyType(self._subnet_rows.rows),
+        )
+
+    def snapshot(self) -> Tables:
+        """All rows as they are now, whatever changes after: for another thread."""
+        return Tables(
+            gateways=dict(self._gateway_rows.rows),
+            groups=dict(self._group_rows.rows),
+            ports=dict(self._port_rows.rows),
+            endpoints=self._endpoint_rows.snapshot(),
+            subnets=dict(self._subnet_rows.rows),
         )
 
     def domain(self, vpc: str) -> int | None:
@@ -325,55 +361,59 @@ class Compiler:
         self._subnet_rows.set(key, row)
 
     def _emit_address(self, vpc: str, ip: int) -> None:
-        """The endpoint row of an address and the port rows of the interfaces that lead to it."""
+        """The port rows of the interfaces that lead to an address, and its row if it is here."""
+        ifnames = sorted(self._ifnames.get(vpc, {}).get(ip, ()))
+        addr = ip.to_bytes(4, "big")
+        claim = self._endpoint_rows.claimed(vpc, addr)
+        here = claim is not None and group_of(claim) == NO_GROUP
+        row = None
+        if ifnames and here:
+            attachment = self._attachments[ifnames[0]]
+            row = rules.local_row(attachment).pack()
+        self._endpoint_rows.set_local(vpc, addr, row)
         domain = self.domain(vpc)
         if domain is None:
             return
-        claim = self._endpoints.get(vpc, {}).get(ip)
-        here = claim is not None and rules.claimed_here(claim, self._self_id, self._self_site)
-        ifnames = sorted(self._ifnames.get(vpc, {}).get(ip, ()))
-        row = rules.endpoint_row(
-            claim,
-            self._attachments[ifnames[0]] if ifnames else None,
-            here=here,
-            forwarded=self._forwarded(vpc),
-            number=self._group_ids.number,
-        )
-        self._endpoint_rows.set(EndpointKey(domain, ip), row)
         for ifname in ifnames:
             blocked = ifname != ifnames[0] or not here
             fact = self._attachments[ifname]
             self._port_rows.set(ifname, rules.port_row(fact, domain, blocked=blocked))
 
+    def _show(self, vpcs: Iterable[str]) -> None:
+        """Show endpoint rows under the domains that these VPCs have now."""
+        self._endpoint_rows.show(
+            {
+                vpc: (self.domain(vpc), vpc in self._vpcs and self._forwarded(vpc))
+                for vpc in sorted(vpcs)
+            }
+        )
+
     def _emit_vpc(self, vpc: str) -> None:
         for key in sorted(self._subnets_of.get(vpc, ())):
             self._emit_subnet(vpc, key)
-        for ip in sorted(self._endpoints.get(vpc, {}).keys() | self._ifnames.get(vpc, {}).keys()):
+        for ip in sorted(self._ifnames.get(vpc, ())):
             self._emit_address(vpc, ip)
 
     def _retract(self, vpc: str) -> None:
-        """Take out a VPC's rows, under the domain that it has now."""
+        """Take out a VPC's subnet and port rows, under the domain that it has now."""
         domain = self.domain(vpc)
         if domain is None:
             return
         for key in self._subnets_of.get(vpc, ()):
             self._subnet_rows.set(key._replace(vni=domain), None)
-        for ip in self._endpoints.get(vpc, ()):
-            self._endpoint_rows.set(EndpointKey(domain, ip), None)
-        for ip, ifnames in self._ifnames.get(vpc, {}).items():
-            self._endpoint_rows.set(EndpointKey(domain, ip), None)
+        for ifnames in self._ifnames.get(vpc, {}).values():
             for ifname in ifnames:
                 self._port_rows.set(ifname, None)
 
+    def _renumber(self, moved: bool) -> None:
+        """Have endpoint rows lead to the groups' present numbers."""
+        if moved:
+            self._endpoint_rows.renumber(self._group_ids.take_moves())
+
     def _rebuild(self) -> None:
         """Write everything anew. Only when two names collided in one number: about never."""
-        for table in (
-            self._gateway_rows,
-            self._group_rows,
-            self._port_rows,
-            self._endpoint_rows,
-            self._subnet_rows,
-        ):
+        self._renumber(True)
+        for table in (self._gateway_rows, self._group_rows, self._port_rows, self._subnet_rows):
             table.clear()
         for id in sorted(self._gateways):
             self._emit_gateway(self._gateways[id])
@@ -425,13 +465,9 @@ def compile_all(facts: Facts, *, id_max: int = rules.ID_MAX) -> Tables:
     attached: dict[tuple[str, int], AttachmentFact] = {}
     for attachment in sorted(facts.attachments, key=lambda fact: fact.ifname, reverse=True):
         attached[attachment.vpc, ip_number(attachment.ip)] = attachment
-    endpoints: dict[EndpointKey, EndpointRow] = {}
+    endpoints: dict[PackedKey, PackedRow] = {}
     ports: dict[str, PortRow] = {}
-    here = {
-        address
-        for address, claim in claims.items()
-        if rules.claimed_here(claim, facts.self_id, facts.self_site)
-    }
+    here = {address for address, claim in claims.items() if _is_here(claim, facts)}
     for address in claims.keys() | attached.keys():
         vpc, ip = address
         if vpc not in domains:
@@ -444,7 +480,7 @@ def compile_all(facts: Facts, *, id_max: int = rules.ID_MAX) -> Tables:
             number=group_ids.__getitem__,
         )
         if row is not None:
-            endpoints[EndpointKey(domains[vpc], ip)] = row
+            endpoints[EndpointKey(domains[vpc], ip).pack()] = row.pack()
     for attachment in facts.attachments:
         if attachment.vpc in domains:
             address = (attachment.vpc, ip_number(attachment.ip))
@@ -473,11 +509,16 @@ def _domains(vpcs: Iterable[VpcFact], id_max: int) -> tuple[dict[str, int], set[
 
 def _group_names(facts: Facts) -> set[bytes]:
     """The names of all groups that a row may point to, or a gateway makes up."""
-    names = {rules.endpoint_group(fact) for fact in facts.endpoints}
+    elsewhere = (fact for fact in facts.endpoints if not _is_here(fact, facts))
+    names = {rules.endpoint_group(fact.site, fact.gateway) for fact in elsewhere}
     names |= {name for fact in facts.subnets if (name := rules.subnet_group(fact)) is not None}
     for fact in facts.gateways:
         names |= {rules.site_group(fact.site), rules.gateway_group(fact.id)}
     return names
+
+
+def _is_here(claim: EndpointFact, facts: Facts) -> bool:
+    return rules.claimed_here(claim.site, claim.gateway, facts.self_id, facts.self_site)
 
 
 def _gateway_tables(

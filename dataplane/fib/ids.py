@@ -41,41 +41,55 @@ class IdSpace:
         self._high = high
         self._uses: dict[bytes, int] = {}
         self._numbers: dict[bytes, int] = {}
-        self._taken: set[int] = set()
+        self._names: dict[int, bytes] = {}
+        self._before: dict[bytes, int] = {}  # numbers that names had when moves were last taken
         self._displaced = 0  # names that do not have the first number they ask for
 
-    def acquire(self, name: bytes) -> bool:
-        """Count one more use of a name. True if the number of another name has changed."""
-        uses = self._uses.get(name, 0)
-        self._uses[name] = uses + 1
-        if uses:
+    def acquire(self, name: bytes, uses: int = 1) -> bool:
+        """Count so many more uses of a name. True if the number of another name has changed."""
+        before = self._uses.get(name, 0)
+        self._uses[name] = before + uses
+        if before:
             return False
         wanted = _candidate(name, 0, self._low, self._high)
-        if wanted not in self._taken and not self._displaced:
+        if wanted not in self._names and not self._displaced:
             self._numbers[name] = wanted
-            self._taken.add(wanted)
+            self._names[wanted] = name
             return False
         return self._reassign()
 
-    def release(self, name: bytes) -> bool:
-        """Count one use less. True if the number of another name has changed."""
-        self._uses[name] -= 1
+    def release(self, name: bytes, uses: int = 1) -> bool:
+        """Count so many uses less. True if the number of another name has changed."""
+        self._uses[name] -= uses
         if self._uses[name]:
             return False
         del self._uses[name]
-        self._taken.discard(self._numbers.pop(name))
+        del self._names[self._numbers.pop(name)]
         return self._reassign() if self._displaced else False
 
     def number(self, name: bytes) -> int:
         """The number of a name in use; KeyError otherwise."""
         return self._numbers[name]
 
+    def name(self, number: int) -> bytes:
+        """The name in use that has the number; KeyError if none has."""
+        return self._names[number]
+
+    def take_moves(self) -> dict[int, int]:
+        """Of the names whose numbers changed since the last call: the number before and now."""
+        before, self._before = self._before, {}
+        numbers = ((number, self._numbers.get(name, number)) for name, number in before.items())
+        return {number: now for number, now in numbers if number != now}
+
     def _reassign(self) -> bool:
         before = self._numbers
         self._numbers = assign(self._uses, self._low, self._high)
-        self._taken = set(self._numbers.values())
+        self._names = {number: name for name, number in self._numbers.items()}
         self._displaced = sum(
             number != _candidate(name, 0, self._low, self._high)
             for name, number in self._numbers.items()
         )
-        return any(self._numbers[name] != number for name, number in before.items())
+        moved = any(self._numbers[name] != number for name, number in before.items())
+        if moved:
+            self._before = {**before, **self._before}
+        return moved

@@ -1,5 +1,7 @@
 """What the compiler says: rows of the five tables, and the difference between two states of them.
 
+Endpoint rows are many, and packed as the kernel's map holds them; the rest are tuples.
+
 Rows are logical. They name interfaces, not indexes, and gateways by underlay address, not by MAC:
 the backend resolves both on its machine. `vni` in a key is the number of the *forwarding domain*:
 a VPC's VNI, or a number above 24 bits for a VPC that may not use its VNI. Such a number cannot
@@ -11,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from struct import Struct
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 
 class Ordered(Protocol):
@@ -31,6 +34,8 @@ GROUP_GATEWAYS_MAX = 16
 
 NO_GROUP = 0
 """Not a group: the address is known and packets for it are dropped here."""
+
+MAC_BYTES = 6
 
 
 class GatewayRow(NamedTuple):
@@ -57,9 +62,34 @@ class PortRow(NamedTuple):
     blocked: bool  # its claim to the address lost: nothing it sends is carried
 
 
+PackedKey: TypeAlias = bytes
+"""An endpoint's key as it is in the map: domain (u32, host order), address (network order)."""
+
+PackedRow: TypeAlias = bytes
+"""An endpoint's row as the map's value begins: group (u32), 4 bytes for the interface index, MAC,
+2 bytes of padding, 16 in all. The name of the interface here follows, if there is one."""
+
+DOMAIN_BYTES = 4
+HEAD_BYTES = 8
+"""Of a packed row: what comes before the MAC."""
+PAD = bytes(2)
+ROW_BYTES = 16
+"""Of a packed row that leads to no interface here."""
+_HEAD = Struct("=II")
+_U32 = Struct("=I")
+
+
 class EndpointKey(NamedTuple):
     vni: int
     ip: int
+
+    def pack(self) -> PackedKey:
+        return packed_domain(self.vni) + self.ip.to_bytes(4, "big")
+
+    @classmethod
+    def unpack(cls, raw: PackedKey) -> EndpointKey:
+        (vni,) = _U32.unpack_from(raw)
+        return cls(vni, int.from_bytes(raw[DOMAIN_BYTES:], "big"))
 
 
 class EndpointRow(NamedTuple):
@@ -68,6 +98,35 @@ class EndpointRow(NamedTuple):
     group: int
     ifname: str
     mac: bytes
+
+    def pack(self) -> PackedRow:
+        return packed_head(self.group) + self.mac + PAD + self.ifname.encode()
+
+    @classmethod
+    def unpack(cls, raw: PackedRow) -> EndpointRow:
+        mac = raw[HEAD_BYTES : HEAD_BYTES + MAC_BYTES]
+        return cls(group_of(raw), ifname_of(raw), mac)
+
+
+def packed_domain(domain: int) -> bytes:
+    """How the packed keys of a forwarding domain begin."""
+    return _U32.pack(domain)
+
+
+def packed_head(group: int) -> bytes:
+    """How the packed rows of a group begin."""
+    return _HEAD.pack(group, 0)
+
+
+def group_of(row: PackedRow) -> int:
+    """The group that a packed row leads to."""
+    (group,) = _U32.unpack_from(row)
+    return int(group)
+
+
+def ifname_of(row: PackedRow) -> str:
+    """The interface that a packed row leads to; empty: none here."""
+    return row[ROW_BYTES:].decode()
 
 
 class SubnetKey(NamedTuple):
@@ -90,7 +149,7 @@ class Tables:
     gateways: Mapping[int, GatewayRow] = field(default_factory=dict)
     groups: Mapping[int, GroupRow] = field(default_factory=dict)
     ports: Mapping[str, PortRow] = field(default_factory=dict)
-    endpoints: Mapping[EndpointKey, EndpointRow] = field(default_factory=dict)
+    endpoints: Mapping[PackedKey, PackedRow] = field(default_factory=dict)
     subnets: Mapping[SubnetKey, SubnetRow] = field(default_factory=dict)
 
 
@@ -112,7 +171,7 @@ class FibDelta:
     gateways: TableDelta[int, GatewayRow] = field(default_factory=TableDelta)
     groups: TableDelta[int, GroupRow] = field(default_factory=TableDelta)
     ports: TableDelta[str, PortRow] = field(default_factory=TableDelta)
-    endpoints: TableDelta[EndpointKey, EndpointRow] = field(default_factory=TableDelta)
+    endpoints: TableDelta[PackedKey, PackedRow] = field(default_factory=TableDelta)
     subnets: TableDelta[SubnetKey, SubnetRow] = field(default_factory=TableDelta)
 
     def __bool__(self) -> bool:

@@ -44,9 +44,9 @@ def gateway_group(node: bytes) -> bytes:
     return b"gateway/" + node.hex().encode()
 
 
-def endpoint_group(fact: EndpointFact) -> bytes:
-    """The name of the group that leads to an endpoint."""
-    return site_group(fact.site) if fact.gateway is None else gateway_group(fact.gateway)
+def endpoint_group(site: str, gateway: bytes | None) -> bytes:
+    """The name of the group that leads to an endpoint at the site, or attached to the gateway."""
+    return site_group(site) if gateway is None else gateway_group(gateway)
 
 
 def subnet_group(fact: SubnetFact) -> bytes | None:
@@ -54,10 +54,9 @@ def subnet_group(fact: SubnetFact) -> bytes | None:
     return site_group(fact.sites[0]) if len(fact.sites) == 1 else None
 
 
-def claimed_here(fact: EndpointFact, self_id: bytes, self_site: str) -> bool:
-    if fact.gateway is None:
-        return fact.site == self_site
-    return fact.gateway == self_id
+def claimed_here(site: str, gateway: bytes | None, self_id: bytes, self_site: str) -> bool:
+    """Whether an endpoint at the site, or attached to the gateway, is for this machine."""
+    return site == self_site if gateway is None else gateway == self_id
 
 
 def gateway_row(fact: GatewayFact) -> GatewayRow:
@@ -86,11 +85,16 @@ def endpoint_row(
 ) -> EndpointRow | None:
     """The row of one address. `here`: there is a claim, for this machine."""
     if attachment is not None and here:
-        return EndpointRow(NO_GROUP, attachment.ifname, mac_bytes(attachment.mac))
+        return local_row(attachment)
     if claim is None or not forwarded:
         return None
-    group = NO_GROUP if here else number(endpoint_group(claim))
+    group = NO_GROUP if here else number(endpoint_group(claim.site, claim.gateway))
     return EndpointRow(group, "", mac_bytes(claim.mac))
+
+
+def local_row(attachment: AttachmentFact) -> EndpointRow:
+    """The row of what is attached here, and claimed for here."""
+    return EndpointRow(NO_GROUP, attachment.ifname, mac_bytes(attachment.mac))
 
 
 def port_row(fact: AttachmentFact, domain: int, *, blocked: bool) -> PortRow:

@@ -35,15 +35,16 @@ from dataplane.backend import (
     Usage,
 )
 from dataplane.fib.rows import (
-    EndpointKey,
-    EndpointRow,
     FibDelta,
     GatewayRow,
     GroupRow,
+    PackedKey,
+    PackedRow,
     PortRow,
     SubnetKey,
     SubnetRow,
     Tables,
+    ifname_of,
     ip_text,
 )
 from dataplane.xdp import headers, kernel, links, pack, pins, report
@@ -159,7 +160,7 @@ class XdpBackend:
             delta.subnets.put,
         )
         self._maps.delete("subnets", [pack.subnet_key(key) for key in delta.subnets.remove])
-        self._maps.delete("endpoints", [pack.endpoint_key(key) for key in delta.endpoints.remove])
+        self._maps.delete("endpoints", delta.endpoints.remove)
         self._remove_ports(delta.ports.remove)
         self._maps.delete("groups", [pack.u32(id) for id in delta.groups.remove])
         for group in delta.groups.remove:
@@ -173,7 +174,7 @@ class XdpBackend:
         gateways: Mapping[int, GatewayRow],
         groups: Mapping[int, GroupRow],
         ports: Mapping[str, PortRow],
-        endpoints: Mapping[EndpointKey, EndpointRow],
+        endpoints: Mapping[PackedKey, PackedRow],
         subnets: Mapping[SubnetKey, SubnetRow],
     ) -> dict[str, list[tuple[bytes, bytes]]]:
         """Write rows in order; returns those without room, by table."""
@@ -249,7 +250,7 @@ class XdpBackend:
             if old is not None and (new is None or new.ifindex != old.ifindex):
                 self._forget_port(old.ifindex)
         ports = {name: state.ports[name] for name in changed}
-        endpoints = {key: row for key, row in state.local.items() if row.ifname in ports}
+        endpoints = {key: row for key, row in state.local.items() if ifname_of(row) in ports}
         ways = dict(state.ways)
         _look_up_ways(state, state.gateways.values())
         gateways = {

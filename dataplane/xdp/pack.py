@@ -6,13 +6,13 @@ The generation is a parameter, so that an audit can compare rows of any generati
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 
 from dataplane.fib.rows import (
-    EndpointKey,
-    EndpointRow,
     GatewayRow,
     GroupRow,
+    PackedRow,
     PortRow,
     SubnetKey,
     SubnetRow,
@@ -49,7 +49,7 @@ def u32(number: int) -> bytes:
     return layout.U32.pack(number)
 
 
-_endpoint_key = layout.ENDPOINT_KEY.packer
+_endpoint_row = struct.Struct("=II6sH")  # the value without the generation
 _endpoint_value = layout.ENDPOINT_VALUE.packer
 _subnet_key = layout.SUBNET_KEY.packer
 _subnet_value = layout.SUBNET_VALUE.packer
@@ -60,12 +60,10 @@ _peer_value = layout.PEER_VALUE.packer
 _config_value = layout.CONFIG_VALUE.packer
 
 
-def endpoint_key(key: EndpointKey) -> bytes:
-    return _endpoint_key.pack(key.vni, ip(key.ip))
-
-
-def endpoint_value(row: EndpointRow, ifindex: int, generation: int) -> bytes:
-    return _endpoint_value.pack(row.group, ifindex, row.mac, 0, generation)
+def endpoint_value(row: PackedRow, ifindex: int, generation: int) -> bytes:
+    """`ifindex` of the interface here that the row names; 0 for none, and for one that is gone."""
+    group, _, mac, _ = _endpoint_row.unpack_from(row)
+    return _endpoint_value.pack(group, ifindex, mac, 0, generation)
 
 
 def subnet_key(key: SubnetKey) -> bytes:
@@ -154,11 +152,6 @@ class InstalledPort:
     mtu: int
     blocked: bool
     generation: int
-
-
-def read_endpoint_key(raw: bytes) -> EndpointKey:
-    vni, address = _endpoint_key.unpack(raw)
-    return EndpointKey(vni, int.from_bytes(address, "big"))
 
 
 def read_endpoint(raw: bytes) -> InstalledEndpoint:

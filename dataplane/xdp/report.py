@@ -39,11 +39,8 @@ def audit(
     _audit_ports(found, tables, maps, state)
     found.compare(
         "endpoints",
-        {
-            pack.read_endpoint_key(key): value
-            for key, value in state.endpoint_rows(tables.endpoints, 0)
-        },
-        {pack.read_endpoint_key(key): value for key, value in maps.compared("endpoints").items()},
+        dict(state.endpoint_rows(tables.endpoints, 0)),
+        maps.compared("endpoints"),
     )
     found.compare(
         "subnets",
@@ -147,8 +144,10 @@ def show(maps: Maps, state: Resolved, groups: Mapping[int, GroupRow]) -> Json:
         ],
         "ports": [_port(_number(key), value, maps) for key, value in sorted(maps.rows("ports"))],
         "endpoints": [
-            _endpoint(pack.read_endpoint_key(key), value, maps)
-            for key, value in sorted(maps.rows("endpoints"))
+            _endpoint(key, value, maps)
+            for key, value in sorted(
+                (EndpointKey.unpack(raw), value) for raw, value in maps.rows("endpoints")
+            )
         ],
         "subnets": [
             {
@@ -165,7 +164,7 @@ def show(maps: Maps, state: Resolved, groups: Mapping[int, GroupRow]) -> Json:
 def explain(maps: Maps, state: Resolved, vni: int, ip: str) -> Json:
     """The row that decides for an address, as the programs would find it."""
     key = EndpointKey(vni, ip_number(ip))
-    endpoint = maps.lookup("endpoints", pack.endpoint_key(key))
+    endpoint = maps.lookup("endpoints", key.pack())
     if endpoint is not None:
         return {"kind": "endpoint", **_endpoint(key, endpoint, maps)}
     subnet = maps.lookup("subnets", pack.subnet_key(SubnetKey(vni, key.ip, 32)))

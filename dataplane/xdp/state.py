@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from dataplane.fib.rows import EndpointKey, EndpointRow, GatewayRow, PortRow, Tables
+from dataplane.fib.rows import (
+    ROW_BYTES,
+    GatewayRow,
+    PackedKey,
+    PackedRow,
+    PortRow,
+    Tables,
+    ifname_of,
+)
 from dataplane.xdp import links, pack
 from dataplane.xdp.pack import Adjacency, Interface
 
@@ -18,7 +26,7 @@ class Resolved:
         self.underlay = underlay
         self.gateways: dict[int, GatewayRow] = {}
         self.ports: dict[str, PortRow] = {}
-        self.local: dict[EndpointKey, EndpointRow] = {}
+        self.local: dict[PackedKey, PackedRow] = {}
         self.ways: dict[int, Adjacency] = {}  # by underlay address
         self.interfaces: dict[str, Interface] = {}
         self.peers: dict[int, int] = {}  # as installed: underlay address to gateway id
@@ -34,16 +42,13 @@ class Resolved:
         state.look_up_interfaces()
         return state
 
-    def attach_endpoints(self, rows: Mapping[EndpointKey, EndpointRow]) -> None:
-        for key, row in rows.items():
-            if row.ifname:
-                self.local[key] = row
-            else:
-                self.local.pop(key, None)
+    def attach_endpoints(self, rows: Mapping[PackedKey, PackedRow]) -> None:
+        self.detach_endpoints(rows)
+        self.local.update((key, row) for key, row in rows.items() if len(row) > ROW_BYTES)
 
-    def detach_endpoints(self, keys: Iterable[EndpointKey]) -> None:
-        for key in keys:
-            self.local.pop(key, None)
+    def detach_endpoints(self, keys: Iterable[PackedKey]) -> None:
+        for key in self.local.keys() & keys:
+            del self.local[key]
 
     def look_up_interfaces(self, ifnames: Iterable[str] | None = None) -> None:
         """Find the indexes of these ports, or of all."""
@@ -95,12 +100,17 @@ class Resolved:
             if (interface := self.interfaces.get(ifname)) is not None
         ]
 
-    def endpoint_rows(self, rows: Mapping[EndpointKey, EndpointRow], generation: int) -> Rows:
-        """A local endpoint whose interface is missing has a row that leads nowhere."""
-        interfaces = self.interfaces
-        encoded: Rows = []
-        for key, row in rows.items():
-            interface = interfaces.get(row.ifname) if row.ifname else None
-            ifindex = interface.ifindex if interface else 0
-            encoded.append((pack.endpoint_key(key), pack.endpoint_value(row, ifindex, generation)))
-        return encoded
+    def endpoint_rows(self, rows: Mapping[PackedKey, PackedRow], generation: int) -> Rows:
+        """A local endpoint whose interface is missing has a row that leads nowhere.
+
+        Rows that lead to none here are the values but for the generation: they may be a million.
+        """
+        tail = pack.u32(generation)
+        return [
+            (key, row + tail if len(row) == ROW_BYTES else self._local_value(row, generation))
+            for key, row in rows.items()
+        ]
+
+    def _local_value(self, row: PackedRow, generation: int) -> bytes:
+        interface = self.interfaces.get(ifname_of(row))
+        return pack.endpoint_value(row, interface.ifindex if interface else 0, generation)

@@ -16,6 +16,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
+from typing import Final
 
 from dataplane.fib.compile import Compiler
 from dataplane.fib.facts import (
@@ -26,8 +28,11 @@ from dataplane.fib.facts import (
     VpcFact,
 )
 from dataplane.fib.rows import FibDelta, Tables, ip_number, mac_bytes
+from mesh.core import keys
 from mesh.core.ops import NodeId
 from mesh.core.view import Endpoint, View
+
+_IPV4_KEY_BYTES: Final = 5
 
 
 class Forwarding:
@@ -39,10 +44,10 @@ class Forwarding:
         self._reader = view.reader()
         self._compiler = Compiler(self_node, self_site)
         self._down: set[NodeId] = set()
-        self._shared: defaultdict[NodeId, set[tuple[str, str]]] = defaultdict(set)
-        """Node → endpoints elsewhere of which it is one of several writers."""
-        self._writers: dict[tuple[str, str], tuple[NodeId, ...]] = {}
-        """The same by endpoint."""
+        self._shared: defaultdict[NodeId, set[tuple[str, bytes]]] = defaultdict(set)
+        """Node → (VPC, key) of endpoints elsewhere of which it is one of several writers."""
+        self._writers: dict[str, dict[bytes, tuple[NodeId, ...]]] = {}
+        """The same by VPC and key."""
         self._attached: set[str] = set()
         self._told = False
 
@@ -58,8 +63,8 @@ class Forwarding:
             self._tell_vpc(vpc)
         for subnet in sorted(delta.subnets):
             self._tell_subnet(subnet)
-        for vpc, ip in delta.places():
-            self._tell_endpoint(vpc, ip)
+        for vpc, touched in delta.endpoints.items():
+            self._tell_endpoints(vpc, touched)
         told, self._told = self._told, False
         return told
 
@@ -101,6 +106,10 @@ class Forwarding:
         """All rows, as live read-only mappings."""
         return self._compiler.tables()
 
+    def snapshot(self) -> Tables:
+        """All rows as they are now, whatever changes after: for another thread."""
+        return self._compiler.snapshot()
+
     def domain(self, vpc: str) -> int | None:
         """The number of the VPC in row keys: its VNI, or a private one if it may not use it."""
         return self._compiler.domain(vpc)
@@ -114,8 +123,8 @@ class Forwarding:
             up = node not in self._down
             fact = GatewayFact(node, gateway.site, gateway.underlay, up)
         self._compiler.set_gateway(node, fact)
-        for vpc, ip in sorted(self._shared.get(node, ())):
-            self._tell_endpoint(vpc, ip)
+        for vpc, key in sorted(self._shared.get(node, ())):
+            self._tell_endpoint(vpc, key)
         self._told = True
 
     def _tell_vpc(self, vpc: str) -> None:
@@ -132,9 +141,21 @@ class Forwarding:
         self._compiler.set_subnet(subnet, fact)
         self._told = True
 
-    def _tell_endpoint(self, vpc: str, ip: str) -> None:
-        if not _is_ipv4(ip):
-            return
+    def _tell_endpoints(self, vpc: str, touched: Iterable[bytes]) -> None:
+        """Take the plain ones as they come, all of one gateway at once, the others one by one."""
+        wanted = [key for key in touched if len(key) == _IPV4_KEY_BYTES]
+        plain, rest = self._view.table.plain(vpc, wanted)
+        members = self._view.catalog.members
+        for node, macs in plain.items():
+            for addr in [addr for addr in self._writers.get(vpc, ()) if addr[1:] in macs]:
+                self._note_writers(vpc, addr, ())
+            self._compiler.set_endpoints(vpc, members[node].site, node, macs)
+        for key in rest:
+            self._tell_endpoint(vpc, key)
+        self._told |= bool(wanted)
+
+    def _tell_endpoint(self, vpc: str, key: bytes) -> None:
+        ip = keys.ip_of(key[1:])
         claims = self._view.claims(vpc, ip)
         fact: EndpointFact | None = None
         writers: tuple[NodeId, ...] = ()
@@ -144,9 +165,8 @@ class Forwarding:
                 writers = self._writers_of(claims)
                 gateway = self._best(writers)
             fact = EndpointFact(vpc, ip, winner.site, gateway, winner.mac)
-        self._note_writers((vpc, ip), writers if len(writers) > 1 else ())
+        self._note_writers(vpc, key, writers if len(writers) > 1 else ())
         self._compiler.set_endpoint(vpc, ip, fact)
-        self._told = True
 
     def _writers_of(self, claims: tuple[Endpoint, ...]) -> tuple[NodeId, ...]:
         """The nodes that the winning claim is attached to, best first; only this one if it is.
@@ -168,15 +188,19 @@ class Forwarding:
         gateway = self._view.gateways.get(node)
         return gateway is not None and _is_ipv4(gateway.underlay)
 
-    def _note_writers(self, place: tuple[str, str], writers: tuple[NodeId, ...]) -> None:
-        for node in self._writers.pop(place, ()):
-            self._shared[node].discard(place)
-            if not self._shared[node]:
-                del self._shared[node]
+    def _note_writers(self, vpc: str, key: bytes, writers: tuple[NodeId, ...]) -> None:
+        noted = self._writers.get(vpc)
+        if noted is not None and key in noted:
+            for node in noted.pop(key):
+                self._shared[node].discard((vpc, key))
+                if not self._shared[node]:
+                    del self._shared[node]
+            if not noted:
+                del self._writers[vpc]
         for node in writers:
-            self._shared[node].add(place)
+            self._shared[node].add((vpc, key))
         if writers:
-            self._writers[place] = writers
+            self._writers.setdefault(vpc, {})[key] = writers
 
 
 def _is_ipv4(ip: str) -> bool:

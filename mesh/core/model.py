@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import re
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
@@ -257,6 +258,34 @@ def decode(key: keys.Key, data: bytes) -> Record:
 def decode_claim(data: bytes) -> Claim:
     """As `decode` under an endpoint key, without the way to it: for the many."""
     return _claim(fields_of(data))
+
+
+def plain_mac(data: bytes) -> bytes | None:
+    """The MAC, 6 bytes, of a claim of which `encode` would write these very bytes and that says
+    nothing of a host or labels; else None. A quarter of the time that decoding takes."""
+    match = _PLAIN_CLAIM.fullmatch(data)
+    return None if match is None else match[match.lastindex or 0]
+
+
+def _plain_claim() -> re.Pattern[bytes]:
+    def name(size: int) -> bytes:
+        inner = b"" if size == 1 else b"[a-z0-9-]{%d}[a-z0-9]" % (size - 2)
+        return re.escape(bytes((0xA0 | size,))) + b"[a-z0-9]" + inner
+
+    unicast = b"[" + b"".join(re.escape(bytes((first,))) for first in range(0, 256, 2)) + b"]"
+    any_byte = rb"[\0-\xff]"
+    mobility = rb"\x01(?:[\x01-\x7f]|\xcc[\x80-\xff]|\xcd[\x01-\xff]%b|\xce(?!\0\0)[\0-\x7f]%b{3})"
+    mobility %= (any_byte, any_byte)
+    hlc = rb"\x02\xcf(?!\0{4})%b{8}" % any_byte
+    mac = rb"\x03\xc4\x06(?!\0{6})(%b%b{5})" % (unicast, any_byte)
+    named = rb"\x04(?:%b)" % b"|".join(map(name, range(1, 32)))
+    # A map of 3 to 5 fields. The count comes first, so what is optional is written out.
+    with_name = rb"(?:\x84\0\x01%b|\x85\0\x01%b%b)%b%b" % (hlc, mobility, hlc, mac, named)
+    without = rb"(?:\x83\0\x01%b|\x84\0\x01%b%b)%b" % (hlc, mobility, hlc, mac)
+    return re.compile(with_name + b"|" + without, re.DOTALL)
+
+
+_PLAIN_CLAIM: Final = _plain_claim()
 
 
 def _unpack(data: bytes) -> Any:

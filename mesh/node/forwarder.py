@@ -14,7 +14,6 @@ from typing import TypeVar
 import trio
 
 from dataplane.backend import AuditReport, Backend, DataplaneError, Json, Unavailable, open_backend
-from dataplane.fib.rows import Tables
 from mesh.core.errors import NotReady
 from mesh.core.forwarding import Forwarding
 from mesh.node.config import Config
@@ -85,7 +84,7 @@ class Forwarder:
         event(_logger, "dataplane.open", mode=backend.mode, reason=self.reason)
         async with self._lock:
             self._forwarding.take_delta()
-            await self._attempt(backend.replace, _copy(self._forwarding.tables()))
+            await self._attempt(backend.replace, self._forwarding.snapshot())
 
     def _instance(self) -> str:
         return f"{self._config.mesh_name}-{self._config.node_name}"
@@ -111,7 +110,7 @@ class Forwarder:
         """Compare all installed rows with the compiled ones; with `repair`, make them so."""
         async with self._lock:
             await self._flush()
-            tables = _copy(self._forwarding.tables())
+            tables = self._forwarding.snapshot()
             call = self.backend.repair if repair else self.backend.audit
             try:
                 report = await self._in_thread(partial(call, tables))
@@ -183,14 +182,3 @@ class Forwarder:
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(call, limiter=self._limiter)
-
-
-def _copy(tables: Tables) -> Tables:
-    """Rows that stay as they are while a thread reads them."""
-    return Tables(
-        gateways=dict(tables.gateways),
-        groups=dict(tables.groups),
-        ports=dict(tables.ports),
-        endpoints=dict(tables.endpoints),
-        subnets=dict(tables.subnets),
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -19,7 +20,17 @@ from dataplane.fib.facts import (
     VpcFact,
 )
 from dataplane.fib.ids import IdSpace, assign
-from dataplane.fib.rows import VNI_MAX, FibDelta, Tables, apply_delta, ip_text
+from dataplane.fib.rows import (
+    VNI_MAX,
+    EndpointKey,
+    EndpointRow,
+    FibDelta,
+    Tables,
+    apply_delta,
+    ip_number,
+    ip_text,
+    mac_bytes,
+)
 
 SELF = b"\0" * 16
 SITES = ("here", "far", "further")
@@ -107,6 +118,12 @@ class World:
                 return ("port", fact.ifname), lambda new: to.set_attachment(fact.ifname, new)
         raise AssertionError(fact)
 
+    def tell_many(self, vpc: str, site: str, gateway: bytes | None, macs: dict[str, str]) -> None:
+        for ip, mac in macs.items():
+            self.facts["endpoint", vpc, ip] = EndpointFact(vpc, ip, site, gateway, mac)
+        packed = {ip_number(ip).to_bytes(4, "big"): mac_bytes(mac) for ip, mac in macs.items()}
+        self.compiler.set_endpoints(vpc, site, gateway, packed)
+
     def whole(self) -> Tables:
         kinds = {
             kind: tuple(fact for fact in self.facts.values() if isinstance(fact, kind))
@@ -132,6 +149,44 @@ def test_deltas_add_up_to_the_whole(script: list[tuple[object, bool, int]], id_m
     seen = apply_delta(seen, world.compiler.take_delta())
     assert seen == world.whole() == copy(world.compiler.tables())
     assert not world.compiler.take_delta()
+
+
+many = st.tuples(
+    st.sampled_from(VPCS),
+    st.sampled_from(SITES),
+    st.sampled_from((None, *NODES)),
+    st.dictionaries(st.sampled_from((*IPS, "10.9.0.2")), st.sampled_from(MACS)),
+)
+
+
+@settings(max_examples=250, deadline=None)
+@given(
+    st.lists(st.one_of(steps.map(lambda script: script[:3]), many), max_size=25),
+    st.sampled_from((ID_MAX_TIGHT, 1 << 32)),
+    st.integers(0, 25),
+)
+def test_endpoints_told_many_at_once_are_as_if_told_one_by_one(
+    script: list[Any], id_max: int, paused_at: int
+) -> None:
+    world = World(id_max)
+    seen = Tables()
+    kept = world.compiler.snapshot(), Tables()
+    for turn, step in enumerate(script):
+        if isinstance(step, list):
+            for fact, present, _ in step:
+                world.step(fact, present)
+        else:
+            world.tell_many(*step)
+        if turn % 3 == 0:
+            seen = apply_delta(seen, world.compiler.take_delta())
+            assert seen == world.whole()
+        if turn == paused_at:
+            kept = world.compiler.snapshot(), copy(world.compiler.tables())
+    rows = world.compiler.tables().endpoints
+    assert world.whole().endpoints == rows == dict(rows.items())
+    assert len(rows) == len(dict(rows.items())) == len(list(rows))
+    assert all(rows[key] == row for key, row in rows.items())
+    assert kept[0] == kept[1], "a snapshot stays as it was"
 
 
 @settings(deadline=None)
@@ -171,7 +226,7 @@ def test_without_its_vni_a_vpc_has_nothing_between_sites(
     for fact, present, _ in script:
         world.step(fact, present)
     tables = world.compiler.tables()
-    for key, endpoint in tables.endpoints.items():
+    for key, endpoint in unpacked(tables).items():
         assert key.vni <= VNI_MAX or endpoint.ifname
     for subnet_key, subnet in tables.subnets.items():
         assert subnet_key.vni <= VNI_MAX or subnet.group == 0
@@ -275,9 +330,13 @@ def test_a_cut_off_site_keeps_its_next_hops(ups: tuple[bool, bool]) -> None:
     assert group_names(tables)["site/far"] == (sum(ups) or 2)
 
 
+def unpacked(tables: Tables) -> dict[EndpointKey, EndpointRow]:
+    return {EndpointKey.unpack(k): EndpointRow.unpack(row) for k, row in tables.endpoints.items()}
+
+
 def endpoint_target(*facts: object) -> str:
     tables = tables_of(VPC, *facts)
-    (row,) = tables.endpoints.values()
+    (row,) = unpacked(tables).values()
     if row.ifname:
         return row.ifname
     return tables.groups[row.group].name if row.group in tables.groups else f"#{row.group}"
@@ -338,9 +397,10 @@ def test_of_two_vpcs_with_one_vni_only_the_forwarded_has_rows_under_it() -> None
         AttachmentFact(VPCS[0], IPS[1], MACS[0], "p0"),
     )
     tables = tables_of(FAR_1, *facts)
-    under_vni = [row for key, row in tables.endpoints.items() if key.vni == 7]
+    rows = unpacked(tables)
+    under_vni = [row for key, row in rows.items() if key.vni == 7]
     assert [row.mac for row in under_vni] == [b"\2\0\0\0\0\2"]
-    assert [row.ifname for key, row in tables.endpoints.items() if key.vni != 7] == ["p0"]
+    assert [row.ifname for key, row in rows.items() if key.vni != 7] == ["p0"]
 
 
 BAD_FACTS = [

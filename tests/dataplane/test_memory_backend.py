@@ -165,7 +165,7 @@ def test_replace_audit_and_repair(sites: list[Site]) -> None:
         Tables(
             gateways=tables.gateways,
             groups=dict(sorted(tables.groups.items())[1:]),
-            endpoints={**tables.endpoints, key: EndpointRow(0, "", bytes(6))},
+            endpoints={**tables.endpoints, key.pack(): EndpointRow(0, "", bytes(6)).pack()},
             ports={name: row._replace(blocked=True) for name, row in tables.ports.items()},
             subnets=tables.subnets,
         )
@@ -180,7 +180,8 @@ def test_replace_audit_and_repair(sites: list[Site]) -> None:
 
 
 def test_an_audit_names_a_bounded_number_of_rows() -> None:
-    rows = {EndpointKey(1, ip): EndpointRow(0, "", bytes(6)) for ip in range(AUDIT_NAMES_MAX + 5)}
+    row = EndpointRow(0, "", bytes(6)).pack()
+    rows = {EndpointKey(1, ip).pack(): row for ip in range(AUDIT_NAMES_MAX + 5)}
     report = MemoryBackend().audit(Tables(endpoints=rows))
     assert len(report.missing) == AUDIT_NAMES_MAX
     assert report.missing_count == AUDIT_NAMES_MAX + 5

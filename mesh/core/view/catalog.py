@@ -13,7 +13,7 @@ stored and of the steps before it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
@@ -420,6 +420,10 @@ class Catalog:
             return -1
         allowed = (e.mobility for w, e in by_writer.items() if self.may_evict(vpc, w, node))
         return max(allowed, default=-1)
+
+    def evicted(self, vpc: str) -> Container[bytes]:
+        """The VPC's addresses from which anything is evicted."""
+        return self._evictions.addrs(vpc)
 
     def evictions(self, vpc: str, addr: bytes) -> Mapping[NodeId, dict[NodeId, Eviction]]:
         """Node → writer → eviction, whether or not the writer may evict."""

@@ -12,13 +12,14 @@ conflict: neither knew of the other, or one has forked.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from mesh.core import keys
-from mesh.core.model import Claim, InvalidRecord, UnknownRecord, decode_claim
+from mesh.core.model import Claim, InvalidRecord, UnknownRecord, decode_claim, plain_mac
 from mesh.core.ops import NodeId, Records
 from mesh.core.view.catalog import Catalog
+from mesh.core.view.layout import claimable_span
 from mesh.core.view.owners import OwnerIndex
 from mesh.core.view.types import Endpoint, EndpointState
 
@@ -84,6 +85,45 @@ class ClaimTable:
         if contested is not None and not contested:
             del self._contested[vpc]
         return changed
+
+    def plain(
+        self, vpc: str, wanted: Sequence[bytes]
+    ) -> tuple[dict[NodeId, dict[bytes, bytes]], list[bytes]]:
+        """What `ranked` says of these keys of IPv4 claims, where that is as plain as it mostly is.
+
+        Returns node → address → MAC of claims that count, have no other beside them, and are
+        attached to their gateway; and the other keys, of which nothing is said. The rules are those
+        of `ranked`, asked once for a node or a subnet instead of once for a key.
+        """
+        catalog = self._catalog
+        found: dict[NodeId, dict[bytes, bytes]] = {}
+        live = catalog.vpcs.get(vpc)
+        if live is None:
+            return found, list(wanted)
+        singles, rest = self.owners.singly(vpc, wanted)
+        layout, evicted = catalog.layouts[vpc], catalog.evicted(vpc)
+        for node, claimed in singles.items():
+            if not catalog.reads(node) or not live.admits(catalog.members[node].site):
+                rest += claimed
+                continue
+            site, macs = catalog.members[node].site, found.setdefault(node, {})
+            low = high = b""
+            for key, record in zip(
+                claimed, self._records.read_all(node, vpc, claimed), strict=True
+            ):
+                addr = key[1:]
+                if not low <= addr <= high:
+                    subnet = layout.claimable(addr)
+                    if subnet is None or not subnet.admits(site):
+                        rest.append(key)
+                        continue
+                    low, high = claimable_span(subnet.cidr)
+                mac = None if record is None else plain_mac(record)
+                if mac is None or addr in evicted:
+                    rest.append(key)
+                else:
+                    macs[addr] = mac
+        return found, rest
 
     # --- reading -----------------------------------------------------------------------------
 

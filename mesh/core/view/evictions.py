@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Final
 
@@ -48,9 +48,9 @@ class Evictions:
         by_addr = self._at.get(vpc)
         return _NONE if by_addr is None else by_addr.get(addr, _NONE)
 
-    def addrs(self, vpc: str) -> Iterator[bytes]:
+    def addrs(self, vpc: str) -> Collection[bytes]:
         """The VPC's addresses from which anything is evicted."""
-        return iter(self._at.get(vpc, ()))
+        return self._at.get(vpc, ())
 
     def of(self, node: NodeId) -> Iterator[tuple[str, bytes]]:
         """The (VPC, address) from which the node is evicted."""

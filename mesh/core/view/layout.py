@@ -28,6 +28,14 @@ def span(cidr: str) -> Span:
     return network[0].packed, network[-1].packed
 
 
+@lru_cache(maxsize=65_536)
+def claimable_span(cidr: str) -> Span:
+    """Those that can be claimed: not the network's own, its gateway's and its broadcast's."""
+    first, last = (int.from_bytes(addr, "big") for addr in span(cidr))
+    size = len(span(cidr)[0])
+    return (first + 2).to_bytes(size, "big"), (last - 1).to_bytes(size, "big")
+
+
 def within(inner: Span, outer: Span) -> bool:
     """Whether `inner` lies within `outer`."""
     return len(inner[0]) == len(outer[0]) and outer[0] <= inner[0] and inner[1] <= outer[1]
@@ -61,9 +69,8 @@ class Layout:
         subnet = self.at(addr)
         if subnet is None:
             return None
-        first, last = span(subnet.cidr)
-        offset = int.from_bytes(addr, "big") - int.from_bytes(first, "big")
-        return None if offset < 2 or addr == last else subnet
+        first, last = claimable_span(subnet.cidr)
+        return subnet if first <= addr <= last else None
 
     def add(self, subnet: Subnet, within_vpc: bool) -> None:
         """Install `subnet` unless it may not be. Called in the order in which they rank."""

@@ -114,6 +114,24 @@ class OwnerIndex:
         part = self._vpcs.get(vpc, _NO_PARTS).get(_part_of(key), _NO_PART)
         return _nodes(part.get(key))
 
+    def singly(
+        self, vpc: str, wanted: Sequence[bytes]
+    ) -> tuple[dict[NodeId, list[bytes]], list[bytes]]:
+        """Those of the keys with one owner, by owner, and the others."""
+        parts = self._vpcs.get(vpc, _NO_PARTS)
+        single: defaultdict[NodeId, list[bytes]] = defaultdict(list)
+        rest: list[bytes] = []
+        for name, parted in _parted(wanted):
+            part = parts.get(name, _NO_PART)
+            owners = list(map(part.get, parted))
+            first = owners[0]
+            if isinstance(first, bytes) and owners.count(first) == len(owners):
+                single[first] += parted
+                continue
+            for key, owner in zip(parted, owners, strict=True):
+                (single[owner] if isinstance(owner, bytes) else rest).append(key)
+        return single, rest
+
     def shared(self, vpc: str) -> dict[bytes, None]:
         """The VPC's keys with several owners. For reading only."""
         return self._shared.get(vpc, _NONE)

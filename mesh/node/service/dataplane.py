@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from dataplane.fib.rows import EndpointKey, ip_number, ip_text
+from dataplane.fib.rows import EndpointKey, group_of, ip_number, ip_text
 from mesh.core.errors import BadInput
 from mesh.core.explain import explain
 from mesh.node.context import NodeContext
@@ -74,9 +74,9 @@ class DataplaneService:
             return None
         tables = self._node.forwarding.tables()
         number = ip_number(ip)
-        endpoint = tables.endpoints.get(EndpointKey(domain, number))
+        endpoint = tables.endpoints.get(EndpointKey(domain, number).pack())
         if endpoint is not None:
-            group_id = endpoint.group
+            group_id = group_of(endpoint)
         else:
             covering = [
                 (key.prefix_bits, row.group)

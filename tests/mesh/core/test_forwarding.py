@@ -8,9 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataplane.fib.compile import compile_all
+from dataplane.fib.facts import (
+    AttachmentFact,
+    EndpointFact,
+    Facts,
+    GatewayFact,
+    SubnetFact,
+    VpcFact,
+)
 from dataplane.fib.rows import NO_GROUP, EndpointKey, EndpointRow, Tables, apply_delta, ip_number
 from mesh.core import keys, model
 from mesh.core.forwarding import Forwarding
+from mesh.core.ops import NodeId
 from tests.mesh.core import view_records as laws
 from tests.mesh.core.core_world import SECOND_NS, World, node_id
 from tests.mesh.core.view_feed import Change, FedView
@@ -43,7 +53,8 @@ class Gateways:
         return self._rows[name]
 
     def row(self, name: str, ip: str = IP, vni: int = 7) -> EndpointRow | None:
-        return self.rows(name).endpoints.get(EndpointKey(vni, ip_number(ip)))
+        row = self.rows(name).endpoints.get(EndpointKey(vni, ip_number(ip)).pack())
+        return None if row is None else EndpointRow.unpack(row)
 
     def group(self, name: str, ip: str = IP) -> tuple[str, set[str]] | None:
         """The group that leads to an address and the names of its gateways."""
@@ -280,6 +291,41 @@ def test_updates_add_up_to_a_fresh_compilation(played: list[Any], self_index: in
         fresh.set_live(laws.NODES[i % 4], i % 3 == 0)
     fresh.update()
     assert rows == Tables(**{f: dict(getattr(fresh.tables(), f)) for f in Tables.__slots__})
+    assert rows == compile_all(facts_of(view, node, site, forwarding._down))
+
+
+def facts_of(view: FedView, node: NodeId, site: str, down: set[NodeId]) -> Facts:
+    """What the compiler should have been told, read from the whole view claim by claim."""
+    endpoints = []
+    for vpc, ip in {(claim.vpc, claim.ip) for claim in view.endpoints() if ":" not in claim.ip}:
+        claims = [claim for claim in view.claims(vpc, ip) if claim.state == "active"]
+        best, gateway = claims[0], None
+        if best.host is None:
+            alike = [c.node for c in claims if (c.mac, c.host) == (best.mac, None)]
+            carrying = [n for n in alike if n in view.gateways and view.gateways[n].underlay]
+            ordered = [n for n in carrying if n not in down] or carrying or alike
+            gateway = node if node in [c.node for c in claims] else ordered[0]
+        endpoints.append(EndpointFact(vpc, ip, best.site, gateway, best.mac))
+    return Facts(
+        node,
+        site,
+        tuple(
+            GatewayFact(g.node, g.site, g.underlay, g.node not in down)
+            for g in view.gateways.values()
+            if g.underlay
+        ),
+        tuple(VpcFact(v.id, v.vni, v.state == "active") for v in view.vpcs.values()),
+        tuple(
+            SubnetFact(s.id, s.vpc, s.cidr, s.sites, s.gateway)
+            for s in view.subnets()
+            if s.state == "active" and ":" not in s.cidr
+        ),
+        tuple(endpoints),
+        tuple(
+            AttachmentFact(laws.VPC_IDS[i], ip, MAC, f"p{i}")
+            for i, ip in enumerate(("10.0.1.5", "10.0.1.6"))
+        ),
+    )
 
 
 def test_ipv6_has_no_rows() -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.core import keys, model, validate
+from mesh.core.clock import HLC_MAX
 from mesh.core.model import (
     Binding,
     Claim,
@@ -20,6 +21,7 @@ from mesh.core.model import (
     VpcRecord,
 )
 from mesh.core.ops import MESH_SHARD
+from mesh.core.validate import NAME
 
 NODE, NONCE = b"n" * 16, b"0" * 16
 VPC = model.vpc_id(NODE, NONCE)
@@ -107,6 +109,50 @@ def test_records_pack_to_these_bytes_and_back(
 ) -> None:
     assert model.encode(record).hex() == packed
     assert model.decode(key, bytes.fromhex(packed)) == record
+
+
+plain_claims = st.builds(
+    model.Claim,
+    st.sampled_from([0, 1, 127, 128, 255, 256, 65_535, 65_536, model.MOBILITY_MAX]),
+    st.sampled_from([0, 255, (1 << 32) - 1, 1 << 32, HLC, HLC_MAX]),
+    st.sampled_from(
+        ["02:00:00:00:00:01", "00:00:00:00:00:01", "5c:0a:5d:2d:5b:00", "fe" + ":ff" * 5]
+    ),
+    st.sampled_from(["", "a", "0-9", "a" * 31, "a" * 32, "b" * 63])
+    | st.from_regex(NAME, fullmatch=True),
+    st.sampled_from([None, None, None, "192.0.2.7"]),
+    st.sampled_from([(), (), (("a", "b"),)]),
+)
+
+
+@given(plain_claims)
+def test_a_plain_claims_mac_is_found_without_decoding(claim: model.Claim) -> None:
+    found = model.plain_mac(model.encode(claim))
+    long_name, early = len(claim.name) > 31, claim.hlc < 1 << 32
+    if claim.host or claim.labels or long_name or early:
+        assert found is None
+    else:
+        assert found is not None and found.hex(":") == claim.mac
+
+
+@given(
+    plain_claims,
+    st.lists(st.tuples(st.integers(0, 60), st.integers(0, 255)), max_size=3),
+    st.data(),
+)
+def test_what_is_taken_for_a_plain_claim_is_one_to_the_last_byte(
+    claim: model.Claim, changed: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    packed = bytearray(model.encode(claim))
+    for at, value in changed:
+        packed[at % len(packed)] = value
+    cut = data.draw(st.sampled_from([0, 0, 0, 1, 2]))
+    raw = bytes(packed[: len(packed) - cut]) + data.draw(st.sampled_from([b"", b"", b"a", b"\n"]))
+    found = model.plain_mac(raw)
+    if found is not None:
+        read = model.decode_claim(raw)
+        assert model.encode(read) == raw
+        assert (read.mac, read.host, read.labels) == (found.hex(":"), None, ())
 
 
 @given(st.sampled_from([MESH_SHARD, VPC]), st.binary(max_size=60))

@@ -16,8 +16,11 @@ from tests.mesh.core.view_feed import Change, FedView
 from tests.mesh.core.view_records import (
     ADDRS,
     FULL,
+    HLC,
     NODES,
+    VPC_IDS,
     VPCS,
+    batches,
     changes,
     facts,
     final,
@@ -118,6 +121,71 @@ def test_claims_are_totally_ordered_and_conflicts_need_two_sites(played: list[An
 
 
 @settings(max_examples=80, deadline=None)
+@given(steps, rosters())
+def test_plain_claims_are_those_that_ranking_finds_alone(
+    played: list[Any], roster: dict[NodeId, Member]
+) -> None:
+    view = play(FedView(), [*played, roster])
+    for vpc in VPC_IDS:
+        wanted = [keys.ENDPOINT + addr for addr in ADDRS if len(addr) == 4]
+        plain, rest = view.table.plain(vpc, wanted)
+        found = {addr: (node, mac) for node, macs in plain.items() for addr, mac in macs.items()}
+        assert sorted([*rest, *(keys.ENDPOINT + addr for addr in found)]) == sorted(wanted)
+        for addr, (node, mac) in found.items():
+            (claim,) = view.claims(vpc, keys.ip_of(addr))
+            assert (claim.node, claim.mac, claim.host) == (node, mac.hex(":"), None)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(batches, max_size=6), rosters(), st.integers(2, 40))
+def test_records_read_in_bulk_are_as_if_read_one_by_one(
+    played: list[Any], roster: dict[NodeId, Member], size: int
+) -> None:
+    """Chains of many plain claims, overwritten and deleted in batches, hostile ones among them."""
+    many = plain_chains(size)
+    steps = [roster, founding(), *many, *played]
+    bulk = play(FedView(), steps)
+    single = FedView()
+    for step in steps:
+        play(single, [step] if isinstance(step, dict) else [[change] for change in step])
+    assert bulk.canonical() == single.canonical()
+    assert (bulk.unknown, bulk.invalid) == (single.unknown, single.invalid)
+    for vpc in VPC_IDS:
+        assert bulk.table.owners.keys(vpc) == single.table.owners.keys(vpc)
+        for key in bulk.table.owners.keys(vpc):
+            assert bulk.table.owners.owners(vpc, key) == single.table.owners.owners(vpc, key)
+    gone = [change._replace(record=None) for step in steps[1:] for change in step]
+    assert play(bulk, [gone]).fingerprint() == play(FedView(), [roster]).fingerprint()
+    assert bulk.table.owners.vpcs() == [] and (bulk.unknown, bulk.invalid) == (0, 0)
+
+
+def plain_chains(size: int) -> list[list[Change]]:
+    """Batches by which nodes of two sites claim `size` addresses, some of which both do, write
+    them again, and give some up; v6 and v4 of two partitions."""
+    addrs = [bytes((10, 0, 1, i + 2)) for i in range(size)]
+    addrs += [bytes((10, 1, 0, i)) for i in range(size // 2)]
+    addrs += [bytes((0xFD, *bytes(14), i)) for i in range(size // 2)]
+    vpc = VPC_IDS[0]
+
+    def batch(node: NodeId, hlc: int, chosen: list[bytes], gone: int = 0) -> list[Change]:
+        record = model.encode(model.Claim(1, HLC + hlc, "02:00:00:00:00:01"))
+        return [
+            Change(node, vpc, keys.ENDPOINT + addr, None if gone and i % gone == 0 else record)
+            for i, addr in enumerate(chosen)
+        ]
+
+    a, b = NODES[0], NODES[2]
+    return [
+        batch(a, 1, addrs),
+        batch(a, 2, addrs),
+        batch(b, 3, addrs[: size // 2]),
+        batch(a, 4, addrs[::3], gone=2),
+        batch(b, 5, addrs[::2], gone=3),
+        batch(b, 5, addrs[1::2]),
+    ]
+
+
+@settings(max_examples=80, deadline=None)
 @given(steps)
 def test_one_vpc_at_most_is_active_under_a_vni_and_installed_subnets_are_disjoint(
     played: list[Any],
@@ -195,6 +263,14 @@ def hostile(draw: st.DrawFn) -> Change:
     return Change(writer, shard, keys.pack(key), packed)
 
 
+def _reads(change: Change) -> bool:
+    try:
+        model.decode(keys.unpack(change.shard, change.key), change.record or b"")
+    except (keys.UnknownKey, keys.InvalidKey, model.UnknownRecord, model.InvalidRecord):
+        return False
+    return True
+
+
 def _unpacks(blob: bytes) -> bool:
     try:
         msgpack.unpackb(blob, strict_map_key=False)
@@ -215,7 +291,8 @@ def test_hostile_records_raise_nothing_and_unreadable_ones_change_nothing(
         held = {(c.node, c.shard, c.key) for c in final([honest])}
         view.apply([change])
         after = view.canonical(), view.unknown + view.invalid
-        if (change.node, change.shard, change.key) not in held and after[1] > before[1]:
+        known = (change.node, change.shard, change.key) in held
+        if not known and (after[1] > before[1] or not _reads(change)):
             assert after[0] == before[0]
         honest = [*honest, change]
     view.fingerprint()

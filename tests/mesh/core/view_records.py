@@ -24,6 +24,9 @@ ADDRS = [keys.addr_of(f"10.0.{end}") for end in ("1.1", "1.5", "1.6", "1.255", "
 ADDRS.append(keys.addr_of("fd00::5"))
 CIDRS = ["10.0.1.0/24", "10.0.2.0/24", "10.0.0.0/22", "10.9.0.0/24", "fd00::/64"]
 
+HLC = 1_700_000_000_000 << 16
+"""As a clock gives it: the lower ones are written by nobody."""
+
 small = st.integers(0, 3)
 revisions = st.integers(1, 3)
 names = st.sampled_from(["red", "blue"])
@@ -32,8 +35,9 @@ sites = st.sets(st.sampled_from("abc"), max_size=2).map(lambda found: tuple(sort
 
 def claims() -> st.SearchStrategy[model.Claim]:
     macs = st.sampled_from(["02:00:00:00:00:01", "02:00:00:00:00:02"])
-    hosts = st.sampled_from([None, "192.0.2.7"])
-    return st.builds(model.Claim, small, small, macs, st.just("web"), hosts)
+    hosts = st.sampled_from([None, None, "192.0.2.7"])
+    stamps = st.sampled_from([1, 2, HLC, HLC, HLC + 1, HLC + 2])
+    return st.builds(model.Claim, small, stamps, macs, st.sampled_from(["web", ""]), hosts)
 
 
 def vpc_records(creator: NodeId, nonce: bytes) -> st.SearchStrategy[model.VpcRecord]:
@@ -92,7 +96,7 @@ def founding() -> list[Change]:
         subnet_key = keys.SubnetKey(vpc, model.subnet_id(vpc, creator, nonce))
         for key, value in ((keys.VpcKey(vpc), record), (subnet_key, subnet)):
             found.append(Change(creator, MESH_SHARD, keys.pack(key), model.encode(value)))
-        claim = model.encode(model.Claim(1, 1, "02:00:00:00:00:01"))
+        claim = model.encode(model.Claim(1, HLC, "02:00:00:00:00:01"))
         for node, addr in zip(NODES, (1, 1, 1, 2), strict=True):
             found.append(Change(node, vpc, keys.pack(keys.EndpointKey(ADDRS[addr])), claim))
     return found
@@ -134,13 +138,20 @@ def facts(draw: st.DrawFn) -> tuple[NodeId, str, keys.Key, model.Record]:
             return node, MESH_SHARD, keys.BindingKey(about, vpc), binding
 
 
+UNREADABLE = [
+    b"\x81\x00\x09",
+    b"\xc1",
+    b"\x83\x00\x01\x02\xcf",
+    b"\x84\x00\x01\x02\x07\x03\xc0\x00\x02",
+]
+"""A newer version; no form at all; and two that begin as a claim does and are none."""
+
+
 @st.composite
 def changes(draw: st.DrawFn) -> Change:
     """A node puts or deletes something, now and then something that cannot be read."""
     writer, shard, key, record = draw(facts())
-    packed = draw(
-        st.sampled_from([model.encode(record)] * 8 + [None, None, b"\x81\x00\x09", b"\xc1"])
-    )
+    packed = draw(st.sampled_from([model.encode(record)] * 8 + [None, None, *UNREADABLE]))
     return Change(writer, shard, keys.pack(key), packed)
 
 

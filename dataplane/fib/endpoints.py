@@ -1,0 +1,265 @@
+"""The endpoint rows, which may be a million: packed, partitioned, and derived where they are read.
+
+Rules of this file:
+- What is kept per address is the row that its claim asks for, and the few rows of what is attached
+  here. Whether a VPC's rows are shown, and under which domain, is one word per VPC.
+- Addresses lie in partitions by their first two bytes, so that no dict has more than 65,536 keys
+  and none grows in a step that stops the process.
+- Each row that changes is remembered with what it was at the last delta. One that came back is not
+  in the delta.
+- A snapshot shares the partitions; one that is written to afterwards is copied first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import ItemsView, Iterator, Mapping
+from typing import NamedTuple
+
+from dataplane.fib.rows import (
+    DOMAIN_BYTES,
+    HEAD_BYTES,
+    PAD,
+    PackedKey,
+    PackedRow,
+    TableDelta,
+    group_of,
+    packed_domain,
+    packed_head,
+)
+
+Part = dict[bytes, PackedRow]
+"""Address (4 bytes, network order) → row."""
+
+
+class _Shown(NamedTuple):
+    """How a VPC's rows appear."""
+
+    domain: bytes
+    forwarded: bool
+    """Rows of claims are shown; else only those of what is attached here."""
+
+
+class EndpointRows(Mapping[PackedKey, PackedRow]):
+    """Endpoint rows by packed key. Read-only; made by `EndpointTable`."""
+
+    def __init__(self) -> None:
+        self._claims: dict[str, dict[bytes, Part]] = {}
+        """VPC → first two bytes of the address → address → row of a VPC that is forwarded."""
+        self._local: dict[str, Part] = {}
+        """VPC → address → row of what is attached here and claimed for here."""
+        self._shown: dict[str, _Shown] = {}
+        self._vpcs: dict[bytes, str] = {}
+        """Domain → VPC."""
+
+    def __getitem__(self, key: PackedKey) -> PackedRow:
+        row = self._row(self._vpcs[key[:DOMAIN_BYTES]], key[DOMAIN_BYTES:])
+        if row is None:
+            raise KeyError(key)
+        return row
+
+    def __len__(self) -> int:
+        count = 0
+        for vpc, shown in self._shown.items():
+            count += len(self._local.get(vpc, ()))
+            if shown.forwarded:
+                count += sum(map(len, self._claims.get(vpc, _NO_PARTS).values()))
+                count -= sum(self.claimed(vpc, addr) is not None for addr in self._local_of(vpc))
+        return count
+
+    def __iter__(self) -> Iterator[PackedKey]:
+        return (key for key, _ in self.items())
+
+    def items(self) -> ItemsView[PackedKey, PackedRow]:
+        return _Items(self)
+
+    def of(self, vpc: str) -> Iterator[tuple[PackedKey, PackedRow]]:
+        """The rows shown of one VPC, with their keys."""
+        domain, forwarded = self._shown[vpc]
+        local = self._local_of(vpc)
+        for addr, row in local.items():
+            yield domain + addr, row
+        if forwarded:
+            for part in self._claims.get(vpc, _NO_PARTS).values():
+                for addr, row in part.items():
+                    if addr not in local:
+                        yield domain + addr, row
+
+    def vpcs(self) -> list[str]:
+        """The VPCs that have rows, if anything is claimed in them."""
+        return list(self._shown)
+
+    def claimed(self, vpc: str, addr: bytes) -> PackedRow | None:
+        """The row that the address' claim asks for, shown or not."""
+        return self._claims.get(vpc, _NO_PARTS).get(addr[:2], _NO_PART).get(addr)
+
+    def _local_of(self, vpc: str) -> Part:
+        return self._local.get(vpc, _NO_PART)
+
+    def _row(self, vpc: str, addr: bytes) -> PackedRow | None:
+        """The row shown for the address."""
+        local = self._local_of(vpc).get(addr)
+        if local is not None:
+            return local
+        return self.claimed(vpc, addr) if self._shown[vpc].forwarded else None
+
+
+class _Items(ItemsView[PackedKey, PackedRow]):
+    def __init__(self, rows: EndpointRows) -> None:
+        super().__init__(rows)
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[tuple[PackedKey, PackedRow]]:
+        return (pair for vpc in self._rows.vpcs() for pair in self._rows.of(vpc))
+
+
+class EndpointTable(EndpointRows):
+    """The rows as they change. See the module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._before: dict[PackedKey, PackedRow | None] = {}
+        self._after: dict[PackedKey, PackedRow | None] = {}
+        self._frozen: set[tuple[str, bytes]] = set()
+        """Partitions that a snapshot shares."""
+
+    def set_claims(self, vpc: str, group: int, macs: Mapping[bytes, bytes]) -> Counter[int]:
+        """Have these addresses, given with their MACs, behind a group. Returns by how much the
+        rows of each group became more or fewer."""
+        if not macs:
+            return Counter()
+        parts = self._claims.setdefault(vpc, {})
+        shown = self._shown.get(vpc)
+        local = self._local_of(vpc)
+        before, after = self._before, self._after
+        head = packed_head(group)
+        counts: Counter[int] = Counter()
+        high, part = b"", _NO_PART
+        gained = 0
+        for addr, mac in macs.items():
+            if addr[:2] != high:
+                high = addr[:2]
+                part = self._writable(vpc, parts, high)
+            row = head + mac + PAD
+            old = part.get(addr)
+            if old == row:
+                continue
+            part[addr] = row
+            gained += 1
+            if old is not None:
+                counts[group_of(old)] -= 1
+            if shown is not None and shown.forwarded and addr not in local:
+                key = shown.domain + addr
+                before.setdefault(key, old)
+                after[key] = row
+        counts[group] += gained
+        return counts
+
+    def drop_claim(self, vpc: str, addr: bytes) -> int | None:
+        """The address is claimed no more; the group that its row led to, None if there was none."""
+        old = self.claimed(vpc, addr)
+        if old is None:
+            return None
+        parts = self._claims[vpc]
+        part = self._writable(vpc, parts, addr[:2])
+        del part[addr]
+        if not part:
+            del parts[addr[:2]]
+        if not parts:
+            del self._claims[vpc]
+        shown = self._shown.get(vpc)
+        if shown is not None and shown.forwarded and addr not in self._local_of(vpc):
+            self._note(shown.domain + addr, old, None)
+        return group_of(old)
+
+    def set_local(self, vpc: str, addr: bytes, row: PackedRow | None) -> None:
+        """What is attached here under the address; None: nothing that is claimed for here."""
+        shown = self._shown.get(vpc)
+        old = None if shown is None else self._row(vpc, addr)
+        if row is not None:
+            self._local.setdefault(vpc, {})[addr] = row
+        elif addr in self._local_of(vpc):
+            del self._local[vpc][addr]
+            if not self._local[vpc]:
+                del self._local[vpc]
+        if shown is not None:
+            self._note(shown.domain + addr, old, self._row(vpc, addr))
+
+    def show(self, places: Mapping[str, tuple[int | None, bool]]) -> None:
+        """Show each VPC's rows under (domain, whether it is forwarded); None: not at all. Costs all
+        rows of those for which that is another than before."""
+        wanted = {
+            vpc: None if domain is None else _Shown(packed_domain(domain), forwarded)
+            for vpc, (domain, forwarded) in places.items()
+        }
+        changed = [vpc for vpc, shown in wanted.items() if self._shown.get(vpc) != shown]
+        for vpc in changed:  # all of them first: one may take the domain of another
+            if vpc in self._shown:
+                for key, row in self.of(vpc):
+                    self._note(key, row, None)
+                del self._vpcs[self._shown.pop(vpc).domain]
+        for vpc in changed:
+            shown = wanted[vpc]
+            if shown is not None:
+                self._shown[vpc], self._vpcs[shown.domain] = shown, vpc
+                for key, row in self.of(vpc):
+                    self._note(key, None, row)
+
+    def renumber(self, numbers: Mapping[int, int]) -> None:
+        """Groups have other numbers now: old → new."""
+        heads = {packed_head(old): packed_head(new) for old, new in numbers.items()}
+        for vpc, parts in self._claims.items():
+            shown, local = self._shown.get(vpc), self._local_of(vpc)
+            for high in list(parts):
+                part = self._writable(vpc, parts, high)
+                for addr, old in part.items():
+                    head = heads.get(old[:HEAD_BYTES])
+                    if head is None:
+                        continue
+                    part[addr] = row = head + old[HEAD_BYTES:]
+                    if shown is not None and shown.forwarded and addr not in local:
+                        self._note(shown.domain + addr, old, row)
+
+    def take(self) -> TableDelta[PackedKey, PackedRow]:
+        """What changed since the last call."""
+        before, after = self._before, self._after
+        self._before, self._after = {}, {}
+        put: dict[PackedKey, PackedRow] = {}
+        remove: list[PackedKey] = []
+        for key in sorted(after):
+            row = after[key]
+            if row == before[key]:
+                continue
+            if row is None:
+                remove.append(key)
+            else:
+                put[key] = row
+        return TableDelta(put, tuple(remove))
+
+    def snapshot(self) -> EndpointRows:
+        """The rows as they are, for a reader that takes its time; it costs one dict a VPC."""
+        rows = EndpointRows()
+        rows._claims = {vpc: dict(parts) for vpc, parts in self._claims.items()}
+        rows._local = {vpc: dict(part) for vpc, part in self._local.items()}
+        rows._shown, rows._vpcs = dict(self._shown), dict(self._vpcs)
+        self._frozen = {(vpc, high) for vpc, parts in self._claims.items() for high in parts}
+        return rows
+
+    # ---- inner ----
+
+    def _writable(self, vpc: str, parts: dict[bytes, Part], high: bytes) -> Part:
+        part = parts.get(high)
+        if part is None:
+            part = parts[high] = {}
+        elif (vpc, high) in self._frozen:
+            part = parts[high] = dict(part)
+        self._frozen.discard((vpc, high))
+        return part
+
+    def _note(self, key: PackedKey, old: PackedRow | None, row: PackedRow | None) -> None:
+        self._before.setdefault(key, old)
+        self._after[key] = row
+
+
+_NO_PART: Part = {}
+_NO_PARTS: dict[bytes, Part] = {}
