@@ -29,6 +29,7 @@ _MODULES: Final = {
     "invite": ("mesh.cli.lifecycle", "Make a one-use token with which a node can join."),
     "join": ("mesh.cli.lifecycle", "Make this machine a node of the mesh that a token is for."),
     "run": ("mesh.cli.lifecycle", "Run the node, in the foreground."),
+    "reload": ("mesh.cli.lifecycle", "Take up what was changed in weft.toml."),
     "retire": ("mesh.cli.lifecycle", "Take a node out of the mesh for good."),
     "forget": ("mesh.cli.lifecycle", "Drop everything that a retired node wrote."),
     "leave": ("mesh.cli.lifecycle", "Take this node out of the mesh for good."),

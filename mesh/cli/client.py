@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
-from mesh.core.errors import BadInput, NotFound, NotReady, Refused, RequestError
+from mesh.core.errors import BadInput, Mistakes, NotFound, NotReady, Refused, RequestError
 
 TIMEOUT_S: Final = 10.0  # the node promises 1 s; a loaded machine gets some more
 LONG_TIMEOUT_S: Final = 120.0  # for what works through everything: import, audit, dump, diff
@@ -121,6 +121,8 @@ class Client:
         if status < 400:
             return document
         said = document if isinstance(document, dict) else {}
+        if said.get("mistakes"):
+            raise Mistakes(*map(str, said["mistakes"]))
         kind = _ERRORS.get(str(said.get("code")), NotReady)
         raise kind(str(said.get("error") or f"{self.socket_path}: HTTP {status}"))
 

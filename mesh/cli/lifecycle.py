@@ -1,4 +1,4 @@
-"""init, invite, join, run, retire, forget, leave: from nothing to a node, and back."""
+"""init, invite, join, run, reload, retire, forget, leave: from nothing to a node, and back."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from mesh.cli.app import ExitNo
 from mesh.cli.client import LONG_TIMEOUT_S, Client, segments
 from mesh.cli.options import NAME, asks, prints
 from mesh.cli.output import Output
@@ -182,6 +183,25 @@ def run(config: Path) -> None:
         raise _first(group) from group
 
 
+@click.command("reload")
+@asks
+def reload(api: Client, out: Output) -> None:
+    """Make the node take up what was changed in its weft.toml, as SIGHUP does.
+
+    Exit 1 when it has changes that need a restart: the other ones are taken up all the same. A file
+    with a mistake changes nothing.
+    """
+    answer: dict[str, Any] = api.post("/v1/reload", {})
+    if out.json:
+        out.document(answer)
+    else:
+        out.table(answer["fields"], ("field", "result", "why"))
+    if not answer["applied"]:
+        if not out.json:
+            click.echo("restart the node for what needs a restart", err=True)
+        raise ExitNo
+
+
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """What people are told of several tasks that failed: what one of them could not do."""
     said, others = group.split(RequestError)
@@ -196,11 +216,13 @@ def _log_to_stderr(level: str) -> None:
     import sys
     import time
 
+    from mesh.node.reloading import set_log_level
+
     handler = logging.StreamHandler(sys.stderr)
     formatter = logging.Formatter("ts=%(asctime)s.%(msecs)03dZ level=%(levelname)s %(message)s")
     formatter.datefmt, formatter.converter = "%Y-%m-%dT%H:%M:%S", time.gmtime
     handler.setFormatter(formatter)
     weft = logging.getLogger("weft")
     weft.addHandler(handler)
-    weft.setLevel(level.upper())
+    set_log_level(level)
     weft.propagate = False

@@ -14,7 +14,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,10 +30,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route as HttpRoute
 
-from mesh.core.errors import BadInput, NotFound, NotReady, Refused, RequestError
+from mesh.core.errors import BadInput, Mistakes, NotFound, NotReady, Refused, RequestError
 from mesh.node.context import NodeContext
 from mesh.node.log import LimitedLog
 from mesh.node.metrics import Latencies, render
+from mesh.node.public import bind
 from mesh.node.routes import ROUTES, Route, openapi
 from mesh.node.schema import check, parse_query
 from mesh.node.service import Service
@@ -45,7 +46,12 @@ SOCKET_MODE: Final = 0o600
 SOCKET_DIRECTORY_MODE: Final = 0o755
 CONNECTIONS_MAX: Final = 256  # of one user's own tools; each is a descriptor that links need, too
 IDLE_S: Final = 1  # how long a connection may wait for a request, also after its client has left
+PUBLIC_CONNECTIONS_MAX: Final = 16  # a few scrapers; strangers must not crowd our own tools
+PUBLIC_READ_TIMEOUT_S: Final = 10  # for the next byte of a client that nobody vouches for
 READ_TIMEOUT_S: Final = 120  # for the next byte of a client, which may be waiting for its answer
+
+PUBLIC_ROUTES: Final = tuple(r for r in ROUTES if (r.method, r.path) == ("GET", "/v1/status"))
+"""What `[metrics] listen` serves beside /metrics: it changes nothing and names no key."""
 
 _logger = logging.getLogger("weft.api")
 
@@ -62,11 +68,18 @@ async def serve(
 ) -> None:
     """Serve the API of `node` until cancelled; started when requests are taken.
 
-    Raises NotReady when another process has the socket, or it cannot be made.
+    Raises NotReady when another process has the socket, or it cannot be made, and ConfigError when
+    the address for metrics cannot be had.
     """
-    connections = _Connections(make_app(Service(node)))
+    service, latencies = Service(node), Latencies()
+    whole = make_app(service, ROUTES, latencies)
+    connections = _Connections(whole, CONNECTIONS_MAX, READ_TIMEOUT_S)
+    pages = make_app(service, PUBLIC_ROUTES, latencies)
+    public = _Connections(pages, PUBLIC_CONNECTIONS_MAX, PUBLIC_READ_TIMEOUT_S)
     with _bound(node.config.socket_path) as listener:
+        node.public.use(bind(node.config))
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.public.run, public.serve)
             await nursery.start(trio.serve_listeners, connections.serve, [listener])
             task_status.started()
 
@@ -75,19 +88,20 @@ class _Connections:
     """Hypercorn's connections, each guarded: as shipped (0.18), a request that breaks HTTP raises
     through its server and would end the node."""
 
-    def __init__(self, app: Starlette) -> None:
+    def __init__(self, app: Starlette, open_max: int, read_timeout_s: int) -> None:
         self._config = ServerConfig()
         self._config.errorlog = None  # its lines are sentences; what matters is logged here
         self._config.accesslog = None
         self._config.include_server_header = False
         self._config.keep_alive_timeout = IDLE_S
-        self._config.read_timeout = READ_TIMEOUT_S
+        self._config.read_timeout = read_timeout_s
         self._app = wrap_app(app, self._config.wsgi_max_body_size, "asgi")  # type: ignore[arg-type]
         self._log = LimitedLog(_logger, trio.current_time)
         self._open = 0
+        self._open_max = open_max
 
     async def serve(self, stream: trio.SocketStream) -> None:
-        if self._open >= CONNECTIONS_MAX:
+        if self._open >= self._open_max:
             self._log.event("api.too_many_connections", open=self._open)
             await stream.aclose()
             return
@@ -110,9 +124,8 @@ def _first(group: BaseExceptionGroup[BaseException]) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def make_app(service: Service) -> Starlette:
-    """The ASGI application over one node's services."""
-    latencies = Latencies()
+def make_app(service: Service, table: Iterable[Route], latencies: Latencies) -> Starlette:
+    """The ASGI application over one node's services, with the calls of `table`."""
     log = LimitedLog(_logger, trio.current_time)
     document = openapi()
 
@@ -123,11 +136,12 @@ def make_app(service: Service) -> Starlette:
         return PlainTextResponse(await render(service, latencies))
 
     routes = [
-        HttpRoute("/v1/openapi.json", _guarded(show_openapi, log), methods=["GET"]),
         HttpRoute("/metrics", _guarded(show_metrics, log), methods=["GET"]),
     ]
+    if table is ROUTES:
+        routes.append(HttpRoute("/v1/openapi.json", _guarded(show_openapi, log), methods=["GET"]))
     by_path: dict[str, dict[str, Route]] = {}
-    for route in ROUTES:
+    for route in table:
         by_path.setdefault(route.path, {})[route.method] = route
     for path, methods in by_path.items():
         handler = _guarded(_handler(service, methods, latencies), log)
@@ -208,7 +222,10 @@ def _error(error: RequestError) -> Response:
         (answer for kind, answer in _STATUS.items() if isinstance(error, kind)), (503, "not-ready")
     )
     line = " ".join(str(error).split())
-    return JSONResponse({"error": line, "code": code}, status)
+    document: dict[str, object] = {"error": line, "code": code}
+    if isinstance(error, Mistakes):
+        document["mistakes"] = list(error.lines)
+    return JSONResponse(document, status)
 
 
 async def _no_such_call(request: Request, error: HTTPException) -> Response:

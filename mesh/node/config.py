@@ -56,6 +56,7 @@ class Config:
     wan_if: str | None
     socket_path: Path
     endpoints_max: int = ENDPOINTS_MAX
+    metrics_listen: str | None = None
     log_level: str = "info"
 
     @property

@@ -30,6 +30,7 @@ ENDPOINTS_LOW: Final = 1024  # fewer save no memory worth having: rows take it a
 ENDPOINTS_HIGH: Final = 1 << 24  # 1.4 GB of rows; the kernel counts a map's entries in 32 bits
 
 _IFNAME = re.compile(rf"[^\s/:]{{1,{IFNAME_CHARS_MAX}}}")
+_HOST_PORT = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+)):([0-9]{1,5})")
 _LISTEN = re.compile(r"/(ip4|ip6)/([0-9a-fA-F.:]+)/tcp/([0-9]{1,5})")
 
 Check: TypeAlias = Callable[[str, str], str]
@@ -192,6 +193,22 @@ def socket_path(what: str, value: str) -> str:
     return value
 
 
+def host_port(what: str, value: str) -> str:
+    """An IP address and a TCP port, `ADDRESS:PORT`, IPv6 in brackets. Raises BadInput."""
+    hint = "write one like 127.0.0.1:9464 or [::1]:9464"
+    match = _HOST_PORT.fullmatch(value)
+    if match is None:
+        raise bad(what, value, f"not ADDRESS:PORT: {hint}")
+    address, port = match[1] or match[2], match[3]
+    try:
+        (ipaddress.IPv6Address if match[1] else ipaddress.IPv4Address)(address)
+    except ValueError:
+        raise bad(what, value, f"{address} is no IP address: {hint}") from None
+    if not 1 <= int(port) <= 65535:
+        raise bad(what, value, f"a port is 1 to 65535: {hint}")
+    return value
+
+
 def one_of(words: tuple[str, ...]) -> Check:
     """A check that the value is one of `words`."""
 
@@ -277,9 +294,14 @@ FIELDS: Final = (
         why="tools are told where it is",
     ),
     Field(
+        "metrics", "listen", "metrics_listen", Text(host_port),
+        "TCP address that serves /metrics (Prometheus) and /v1/status to anybody who reaches it.",
+        "live", lambda _: None, "none, they are on the API's socket",
+    ),
+    Field(
         "log", "level", "log_level", Text(one_of(LOG_LEVELS)),
         f"The least level that is logged: {', '.join(LOG_LEVELS)}.",
-        "restart", lambda _: "info", '"info"',
+        "live", lambda _: "info", '"info"',
     ),
 )  # fmt: skip
 

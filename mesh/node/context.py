@@ -16,6 +16,8 @@ from mesh.node.forwarder import Forwarder
 from mesh.node.inquiry import Inquiries
 from mesh.node.joining import Joining
 from mesh.node.p2p.transport import Transport
+from mesh.node.public import PublicPort
+from mesh.node.reloading import Reloading
 from mesh.node.retiring import Retiring
 from mesh.node.store import Store
 
@@ -23,7 +25,6 @@ from mesh.node.store import Store
 class NodeContext(Protocol):
     """One node, used from trio's thread only. Between two awaits its parts agree."""
 
-    config: Config
     id: NodeId
     member: Member
     view: View
@@ -36,10 +37,16 @@ class NodeContext(Protocol):
     transport: Transport
     inquiries: Inquiries
     store: Store
+    public: PublicPort
+    reloading: Reloading
     alarms: dict[str, str]
     """alarm event -> its last fields in words"""
     damaged_branches: int
     """stored branches that did not verify at the start"""
+
+    @property
+    def config(self) -> Config:
+        """The configuration in use."""
 
     async def submit(self, make_ops: Callable[[], Sequence[Op]]) -> bool:
         """Write what `make_ops` returns; whether anything was, once it is stored."""

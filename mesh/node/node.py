@@ -42,13 +42,15 @@ from mesh.core.view import View
 from mesh.core.writer import Writer
 from mesh.node import addresses
 from mesh.node.boot import boot
-from mesh.node.config import Config
+from mesh.node.config import Config, ConfigError
 from mesh.node.forwarder import Forwarder
 from mesh.node.inquiry import Inquiries
 from mesh.node.joining import Joining
 from mesh.node.log import LimitedLog, event
 from mesh.node.p2p.events import Channel, FrameIn, Overflow, PeerDown, PeerUp
 from mesh.node.p2p.transport import Transport
+from mesh.node.public import PublicPort
+from mesh.node.reloading import Reloading
 from mesh.node.retiring import Retiring
 from mesh.node.store import Store, StoreError
 from mesh.version import VERSION
@@ -71,7 +73,8 @@ class Node:
 
     def __init__(self, config: Config) -> None:
         """Read key and store. Raises BadInput or NotReady; nothing is started yet."""
-        self.config = config
+        self.public = PublicPort()
+        self.reloading = Reloading(config, self.public)
         self.store = Store(config.store_path)
         try:
             booted = boot(config, self.store)
@@ -123,6 +126,11 @@ class Node:
         self._host_addrs: list[str] = []
 
     # ---- what the API asks ----
+
+    @property
+    def config(self) -> Config:
+        """The configuration in use."""
+        return self.reloading.config
 
     def advertised_addrs(self) -> list[str]:
         """Multiaddrs at which other nodes can dial this one."""
@@ -381,14 +389,21 @@ async def run(config: Config) -> None:
 
     node = Node(config)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
+        nursery.start_soon(_heed_signals, node, nursery.cancel_scope)
         await nursery.start(node.run, serve)
         _notify_ready()
 
 
-async def _stop_on_signal(scope: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+async def _heed_signals(node: Node, scope: trio.CancelScope) -> None:
+    """SIGHUP: read the configuration again. SIGTERM, SIGINT: stop in order."""
+    with trio.open_signal_receiver(signal.SIGHUP, signal.SIGTERM, signal.SIGINT) as signals:
         async for number in signals:
+            if number == signal.SIGHUP:
+                try:
+                    await node.reloading.reload()
+                except ConfigError as error:
+                    event(_logger, "config.refused", level=logging.ERROR, reason=error)
+                continue
             event(_logger, "node.stopping", signal=signal.Signals(number).name)
             scope.cancel()
             return

@@ -94,6 +94,13 @@ ROUTES: Final = (
         body=record({"statements": array(STATEMENT, STATEMENTS_AT_ONCE_MAX, "Statements")}),
         body_bytes_max=IMPORT_BYTES_MAX,
     ),
+    Route(
+        "POST",
+        "/v1/reload",
+        "Read weft.toml again and take up what can change while running",
+        lambda s: s.upkeep.reload,
+        body=record({}),
+    ),
     Route("POST", "/v1/leave", "Retire this node", lambda s: s.membership.leave),
     # ---- VPCs and subnets ----
     Route("GET", "/v1/vpcs", "List VPCs", lambda s: s.objects.list_vpcs),

@@ -5,6 +5,7 @@
     membership.py   status, members, invitations
     roster.py       the roster's statements
     state.py        digests, dumps, differences of the replicated state
+    upkeep.py       configuration taken up anew
     dataplane.py    installed rows, counters, audit, route explain
 
 Arguments have passed the schemas of `mesh.node.routes`; what they mean is checked here and below.
@@ -20,6 +21,7 @@ from mesh.node.service.membership import MembershipService
 from mesh.node.service.objects import ObjectService
 from mesh.node.service.roster import RosterService
 from mesh.node.service.state import StateService
+from mesh.node.service.upkeep import UpkeepService
 
 
 class Service:
@@ -32,4 +34,5 @@ class Service:
         self.membership = MembershipService(node)
         self.roster = RosterService(node)
         self.state = StateService(node)
+        self.upkeep = UpkeepService(node)
         self.dataplane = DataplaneService(node, self.endpoints)
