@@ -33,6 +33,7 @@ ALL = [
     ["invite"],
     ["join"],
     ["run"],
+    ["reload"],
     ["retire"],
     ["forget"],
     ["leave"],
