@@ -83,7 +83,7 @@ def _show(out: Output, answer: dict[str, Any]) -> None:
     )
     click.echo()
     shards = [{"shard": name, **shard} for name, shard in answer["shards"].items()]
-    out.table(shards, ("shard", "chains", "records", "digest"))
+    out.table(shards, ("shard", "chains", "records", "unknown", "digest"))
     if answer["problems"]:
         click.echo()
         out.table(answer["problems"], ("what", "fix"))

@@ -32,8 +32,22 @@ class Author:
         return self.clock.now(now_ns)
 
     def put(self, key: keys.Key, record: model.Record, shard: str = MESH_SHARD) -> Put:
-        """The write of a record."""
-        return Put(shard, keys.pack(key), model.encode(record))
+        """The write of a record. Fields of a newer version in the one that it replaces stay.
+
+        Raises Refused where that one as a whole is a newer version's, other than about the node
+        itself: that is for the version that runs to say.
+        """
+        packed = keys.pack(key)
+        held = self.view.record(self.node, shard, packed)
+        try:
+            return Put(shard, packed, model.encode_over(record, held))
+        except model.UnknownRecord as error:
+            if isinstance(key, keys.GatewayKey | keys.BindingKey):
+                return Put(shard, packed, model.encode(record))
+            raise Refused(
+                f"what this node has written about it before is of a newer weft ({error}): run"
+                " that one here, or do this on another gateway"
+            ) from None
 
     def require_owner(self, vpc: Vpc) -> None:
         """Raises Refused unless this node may write the VPC's registers and evictions."""

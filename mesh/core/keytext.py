@@ -131,16 +131,21 @@ _KINDS = {
 def describe_record(shard: str, key: bytes, record: bytes) -> dict[str, Any]:
     """A record's decoded value as JSON can hold it; what cannot be read is shown as bytes.
 
-    `kind` is as in key texts, or `unknown` (a newer version's), or `invalid` with a `reason`.
+    `kind` is as in key texts, or `unknown` (a newer version's), or `invalid` with a `reason`; both
+    with the record's size and bytes.
     """
     try:
         decoded = model.decode(keys.unpack(shard, key), record)
     except (keys.UnknownKey, model.UnknownRecord):
-        return {"kind": "unknown", "record": record.hex()}
+        return {"kind": "unknown", **_opaque(record)}
     except (keys.InvalidKey, model.InvalidRecord) as error:
-        return {"kind": "invalid", "reason": str(error), "record": record.hex()}
+        return {"kind": "invalid", "reason": str(error), **_opaque(record)}
     fields = {name: _plain(name, getattr(decoded, name)) for name in type(decoded).__slots__}
     return {"kind": _KINDS[type(decoded)], **fields}
+
+
+def _opaque(record: bytes) -> dict[str, Any]:
+    return {"size_bytes": len(record), "record": record.hex()}
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
@@ -134,6 +135,18 @@ Register: TypeAlias = VpcRecord | SubnetRecord | PeeringRecord
 Record: TypeAlias = Claim | Register | Eviction | Registration | Binding
 
 
+FIELD_MAX: Final[Mapping[type, int]] = {
+    Claim: 6,
+    VpcRecord: 11,
+    SubnetRecord: 10,
+    PeeringRecord: 3,
+    Eviction: 2,
+    Registration: 4,
+    Binding: 2,
+}
+"""The highest field of each kind that this version knows: what is above is a newer version's."""
+
+
 def vpc_id(creator: NodeId, nonce: bytes) -> str:
     """A VPC's id: never made from its name, and nobody else can make it."""
     return hashlib.sha256(b"weft vpc\0" + creator + nonce).hexdigest()[:32]
@@ -188,6 +201,29 @@ def encode(record: Record) -> bytes:
             fields |= {1: record.hlc, 2: record.vni}
     packed: bytes = msgpack.packb(fields)
     return packed
+
+
+def encode_over(record: Record, held: bytes | None) -> bytes:
+    """As `encode`, in place of `held`, what the same writer has under the key until now.
+
+    Fields of a newer version stay, which an earlier life of the writer may have been. (VPCs and
+    subnets bring theirs along from the revision that counts, whoever wrote it.)
+
+    Raises UnknownRecord when `held` is of a version that this one must not read.
+    """
+    packed = encode(record)
+    if held is None or held == packed:
+        return packed
+    try:
+        before = fields_of(held)
+    except InvalidRecord:
+        return packed
+    newer = _extra(before, FIELD_MAX[type(record)])
+    if not newer or isinstance(record, VpcRecord | SubnetRecord | PeeringRecord):
+        return packed
+    fields = {**_unpack(packed), **{number: _unpack(value) for number, value in newer}}
+    whole: bytes = msgpack.packb(fields)
+    return whole
 
 
 def _put_claim(fields: dict[int, Any], claim: Claim) -> None:
@@ -428,7 +464,7 @@ def _vpc(fields: dict[Any, Any], vpc: str) -> VpcRecord:
         tenant=_name(fields, 9, ""),
         sites=_sites(fields, 10),
         since=_hlc(fields, 11),
-        extra=_extra(fields, 11),
+        extra=_extra(fields, FIELD_MAX[VpcRecord]),
     )
 
 
@@ -453,7 +489,7 @@ def _subnet(fields: dict[Any, Any], vpc: str, subnet: str) -> SubnetRecord:
         sites=sites,
         restrict=_flag(fields, 9),
         since=_hlc(fields, 10),
-        extra=_extra(fields, 10),
+        extra=_extra(fields, FIELD_MAX[SubnetRecord]),
     )
 
 

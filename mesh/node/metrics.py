@@ -101,6 +101,13 @@ async def render(service: Service, latencies: Latencies) -> str:
         "shard",
         [(s, shards[s]["records"]) for s in shards],
     )
+    out.many(
+        "weft_records_unknown",
+        "gauge",
+        "Live records of a newer version of weft: kept and passed on, not read.",
+        "shard",
+        [(s, shards[s]["unknown"]) for s in shards],
+    )
     tables = node.forwarding.tables()
     rows = {name: len(getattr(tables, name)) for name in sorted(type(tables).__slots__)}
     out.many("weft_fib_rows", "gauge", "Compiled forwarding rows.", "table", rows.items())

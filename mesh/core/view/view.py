@@ -254,6 +254,15 @@ class View:
 
     # --- reading -----------------------------------------------------------------------------
 
+    def record(self, node: NodeId, shard: str, key: bytes) -> bytes | None:
+        """What the node holds under a key, packed, whether or not it counts or can be read."""
+        return self._records.read(node, shard, key)
+
+    def unknown_in(self, shard: str) -> int:
+        """Of `unknown`, those of one shard."""
+        noted = (keys for (_, held), keys in self._unread.items() if held == shard)
+        return sum(sum(keys.values()) for keys in noted)
+
     @property
     def unknown(self) -> int:
         """Records of newer kinds or versions held, up to `UNREAD_MAX`."""

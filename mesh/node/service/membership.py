@@ -67,6 +67,7 @@ class MembershipService:
         return {
             "chains": len(chains),
             "records": sum(len(b.live) for chain in chains for b in lattice.branches(chain)),
+            "unknown": self._node.view.unknown_in(shard),
             "digest": lattice.digest(shard).hex(),
         }
 

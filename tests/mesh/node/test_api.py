@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from mesh.core.errors import BadInput, NotReady
+from mesh.core.ops import Put
 from mesh.node.routes import BODY_BYTES_MAX, ROUTES, openapi
 from mesh.node.schema import array, boolean, check, integer, mapping, parse_query, record, text
 from tests.mesh.api_nodes import Running, founded, running, until
@@ -460,3 +461,36 @@ def test_the_socket_is_created_without_a_wide_moment(tmp_path: Path) -> None:
             assert stat.S_IMODE(node.socket.stat().st_mode) == 0o600
     finally:
         os.umask(before)
+
+
+def test_what_a_newer_version_wrote_is_shown_and_counted_as_unknown(
+    first: Running, second: Running, vpc: str
+) -> None:
+    vpc_id = first.ask("GET", f"/v1/vpcs/{vpc}")[1]["id"]
+    ops = [
+        Put("mesh", b"Q-kind", b"\x01\x02\x03"),
+        Put(vpc_id, b"Q-kind", b""),
+        Put(vpc_id, b"e\x0a\x00\x01\x63", b"\x81\x00\x02"),
+    ]
+    first.on_loop(lambda: first.node.replica.local(ops, 0))
+    first.on_loop(first.node._absorb)
+
+    def counted(node: Running) -> tuple[int, int]:
+        shards = node.ask("GET", "/v1/status")[1]["shards"]
+        return shards["mesh"]["unknown"], shards.get(vpc_id, {"unknown": 0})["unknown"]
+
+    assert counted(first) == (1, 2)
+    until(lambda: counted(second)[0] == 1, "it has come")
+    for node in (first, second):
+        shown: dict[tuple[str, str], Any] = {}
+        for chain in node.ask("GET", "/v1/state/dump?chain=a1&records=true")[1]:
+            shown |= {(chain["shard"], e["key"]): e["value"] for e in chain["entries"]}
+        assert shown["mesh", "unknown/512d6b696e64"] == {
+            "kind": "unknown", "size_bytes": 3, "record": "010203",
+        }  # fmt: skip
+        if node is first:
+            assert shown[vpc_id, "unknown/512d6b696e64"]["size_bytes"] == 0
+            assert shown[vpc_id, "endpoint/red/10.0.1.99"]["kind"] == "unknown"
+        metrics = node.ask("GET", "/metrics")[1]
+        assert 'weft_records_unknown{shard="mesh"} 1' in metrics
+    assert first.ask("GET", "/v1/status")[1]["problems"] == []
