@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Final
 
@@ -50,36 +51,37 @@ PARTS: Final = 1000
 START_NS: Final = 3 * SECOND_NS
 """Nodes meet and VPCs are made in this time."""
 
-_KINDS: Final = {"cut": RED, "one-way cut": ORANGE, "flap": PURPLE, "down": BLUE}
-_OTHERS: Final = (SKY, GREEN, INK, GREY)
+_KINDS: Final = {"cut": RED, "one-way cut": ORANGE, "flap": PURPLE, "down": BLUE, "slow": SKY}
+_OTHERS: Final = (GREEN, INK, GREY, SKY, PURPLE, ORANGE)
+_HATCHES: Final = ("", "////", "....")
+_MARKERS: Final = ("o", "^", "v", "X", "P", "s", "*")
 _GROUPS: Final = dict(zip(rec.GROUPS, (BLUE, ORANGE, GREEN, PURPLE, GREY), strict=True))
 
 
 def timeline(recording: Recording, result: Result) -> Plot:
     """What was wrong, a row for each cut and each node, and how much at once."""
     episodes = recording.episodes.logged
-    rows: dict[tuple[str, str], list[Episode]] = {}
+    rows: dict[tuple[bool, str], list[Episode]] = {}
     for episode in episodes:
-        rows.setdefault((_row_kind(episode), episode.what), []).append(episode)
+        rows.setdefault((_of_a_node(episode), episode.what), []).append(episode)
     end_ns = recording.ended_ns
     shown = _longest_rows(rows, end_ns)
-    colours = _colours(episodes)
+    looks = _looks(episodes, end_ns)
     unit = words.Unit.for_span(end_ns)
     with styled():
-        fig = figure(2.1 + 0.26 * max(len(shown), 1))
-        heights = [1.0, 0.26 * max(len(shown), 1) + 0.15]
+        body_in = 0.26 * max(len(shown), 1)
+        fig = figure(2.1 + body_in)
+        heights = [1.0, body_in + 0.15]
         count_axes, axes = fig.subplots(2, 1, sharex=True, height_ratios=heights)
         _count_under_way(count_axes, episodes, unit, end_ns)
         for y, key in enumerate(shown):
-            _draw_row(axes, y, rows[key], colours, unit, end_ns)
+            _draw_row(axes, y, rows[key], looks, unit, end_ns)
         axes.set_yticks(
             range(len(shown)), [words.shortened(what, LABEL_MAX) for _, what in shown], fontsize=9
         )
         axes.set_ylim(max(len(shown), 1) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
-        handles: list[Patch | Line2D] = [
-            Patch(color=colour, label=kind) for kind, colour in colours.items()
-        ]
+        handles = [look.handle(kind) for kind, look in looks.items()]
         if result.violations:
             for violation in result.violations:
                 for part in (count_axes, axes):
@@ -98,9 +100,40 @@ def timeline(recording: Recording, result: Result) -> Plot:
         return Plot(svg_of(fig, "timeline", alt), alt, _rows_left_out(rows, shown, recording))
 
 
-def _row_kind(episode: Episode) -> str:
-    """What shares a row: all that befalls one node does."""
-    return "node" if episode.kind in ("down", "restart") else episode.kind
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """How a kind of episode is drawn: a bar, or a marker where it takes no time."""
+
+    colour: str
+    hatch: str = ""
+    marker: str = ""
+
+    def handle(self, kind: str) -> Patch | Line2D:
+        if self.marker:
+            return Line2D([], [], ls="", marker=self.marker, ms=7, color=self.colour, label=kind)
+        return Patch(facecolor=self.colour, hatch=self.hatch, edgecolor="white", label=kind)
+
+
+def _looks(episodes: Sequence[Episode], end_ns: int) -> dict[str, _Look]:
+    """By kind. Well-known ones look the same on every page, the others are told apart."""
+    looks: dict[str, _Look] = {}
+    bars = markers = 0
+    for kind in _numbers(episodes):
+        if not any(_length_ns(e, end_ns) for e in episodes if e.kind == kind):
+            looks[kind] = _Look(INK, marker=_MARKERS[markers % len(_MARKERS)])
+            markers += 1
+        elif kind in _KINDS:
+            looks[kind] = _Look(_KINDS[kind])
+        else:
+            again, which = divmod(bars, len(_OTHERS))
+            looks[kind] = _Look(_OTHERS[which], _HATCHES[again % len(_HATCHES)])
+            bars += 1
+    return looks
+
+
+def _of_a_node(episode: Episode) -> bool:
+    """Whether it befell one node: a cut names two sides."""
+    return not {"|", "→"} & set(episode.what)
 
 
 def _numbers(episodes: Sequence[Episode]) -> dict[str, int]:
@@ -110,26 +143,21 @@ def _numbers(episodes: Sequence[Episode]) -> dict[str, int]:
     return numbers
 
 
-def _colours(episodes: Sequence[Episode]) -> dict[str, str]:
-    """A colour for each kind that there is; those without one of their own share the rest."""
-    others = [kind for kind in _numbers(episodes) if kind not in _KINDS]
-    own = {kind: colour for kind, colour in _KINDS.items() if kind in _numbers(episodes)}
-    return {**own, **{kind: _OTHERS[i % len(_OTHERS)] for i, kind in enumerate(others)}}
-
-
 def _length_ns(episode: Episode, end_ns: int) -> int:
     return (end_ns if episode.ended_ns is None else episode.ended_ns) - episode.began_ns
 
 
-def _longest_rows(rows: dict[tuple[str, str], list[Episode]], end_ns: int) -> list[tuple[str, str]]:
+def _longest_rows(
+    rows: dict[tuple[bool, str], list[Episode]], end_ns: int
+) -> list[tuple[bool, str]]:
     """The rows with most that was wrong; nodes after the cuts, each by when it first was."""
     kept = sorted(rows, key=lambda key: -sum(_length_ns(e, end_ns) for e in rows[key]))[:ROWS_MAX]
-    return sorted(kept, key=lambda key: (key[0] == "node", rows[key][0].began_ns, key[1]))
+    return sorted(kept, key=lambda key: (key[0], rows[key][0].began_ns, key[1]))
 
 
 def _rows_left_out(
-    rows: dict[tuple[str, str], list[Episode]],
-    shown: Sequence[tuple[str, str]],
+    rows: dict[tuple[bool, str], list[Episode]],
+    shown: Sequence[tuple[bool, str]],
     recording: Recording,
 ) -> str:
     parts = []
@@ -163,12 +191,23 @@ def _draw_row(
     axes: Axes,
     y: int,
     episodes: Sequence[Episode],
-    colours: dict[str, str],
+    looks: dict[str, _Look],
     unit: words.Unit,
     end_ns: int,
 ) -> None:
     for kind in dict.fromkeys(episode.kind for episode in episodes):
         of_kind = [episode for episode in episodes if episode.kind == kind]
+        look = looks[kind]
+        ends = [unit.of(e.began_ns + _length_ns(e, end_ns)) for e in of_kind]
+        if look.marker:
+            style: dict[str, Any] = {
+                "marker": look.marker,
+                "ms": 7,
+                "mfc": look.colour,
+                "mec": "white",
+            }
+            axes.plot(ends, [y] * len(ends), ls="", **style)
+            continue
         bars: list[tuple[int, int]] = []
         for episode in of_kind:
             length_ns = _length_ns(episode, end_ns)
@@ -178,8 +217,11 @@ def _draw_row(
             else:
                 bars.append((episode.began_ns, length_ns))
         spans = [(unit.of(start), unit.of(length)) for start, length in bars]
-        axes.broken_barh(spans, (y - 0.34, 0.68), color=colours[kind], lw=1.2)
-        noted = [unit.of(e.began_ns + _length_ns(e, end_ns)) for e in of_kind if e.note]
+        edge = "white" if look.hatch else look.colour
+        axes.broken_barh(
+            spans, (y - 0.34, 0.68), fc=look.colour, ec=edge, hatch=look.hatch or None, lw=1.2
+        )
+        noted = [at for at, episode in zip(ends, of_kind, strict=True) if episode.note]
         axes.plot(noted, [y] * len(noted), ls="", marker="D", ms=6, mfc="white", mec=INK)
 
 
