@@ -132,8 +132,12 @@ class Travels:
         """by shard"""
         self.stride = 1
         """one update of so many is followed"""
-        self.holders: dict[str, int] = {}
-        """at the end: how many nodes hold a shard"""
+        self._holders: dict[str, list[int]] = {}
+        """at the end: the members that hold a shard"""
+        self._joined_ns: dict[int, int] = {}
+        """of nodes that came later: what was made before is no news to them"""
+        self._made_before: dict[int, dict[str, int]] = {}
+        """of nodes that came later: how many updates had been made, by shard"""
         self._machines = machines
         self._tracks: dict[ChainId, dict[Epoch, _Track]] = {}
 
@@ -173,7 +177,11 @@ class Travels:
     def _advance(self, track: _Track, node: int, head: int, now_ns: int, weather: int) -> None:
         i = track.passed[node]
         heads = track.heads
+        joined_ns = self._joined_ns.get(node, 0)
         while i < len(heads) and heads[i] <= head:
+            if track.made_ns[i] < joined_ns:
+                i += 1
+                continue
             at = bin_of(now_ns - track.made_ns[i])
             calm = track.weather[i] == weather
             (self.calm if calm else self.rough)[at] += 1
@@ -184,11 +192,34 @@ class Travels:
             i += 1
         track.passed[node] = i
 
+    def started(self, node: int, now_ns: int) -> None:
+        """A node runs; one that starts for the first time while others write has joined."""
+        if self.made and self._machines[node].starts == 1:
+            self._joined_ns[node] = now_ns
+            self._made_before[node] = dict(self.made_in)
+
     def end(self) -> None:
-        for machine in self._machines:
-            if machine.process is not None:
+        for node, machine in enumerate(self._machines):
+            if machine.process is not None and machine.state == "member":
                 for shard in machine.process.replica.lattice.shards():
-                    self.holders[shard] = self.holders.get(shard, 0) + 1
+                    self._holders.setdefault(shard, []).append(node)
+
+    def holders(self, update: Update) -> int:
+        """How many nodes an update is for, its writer among them; known at the end.
+
+        Those that hold the shard then and had joined before; nodes that went may have had it, too.
+        """
+        held = self._holders.get(update.shard, ())
+        joined = sum(self._joined_ns.get(node, 0) <= update.made_ns for node in held)
+        return max(joined, 1 + sum(update.delays))
+
+    def expected(self) -> int:
+        """How many arrivals there are if all updates come to all, the writers' own included."""
+        total = 0
+        for shard, made in self.made_in.items():
+            for node in self._holders.get(shard, ()):
+                total += made - self._made_before.get(node, {}).get(shard, 0)
+        return max(total, self.made + sum(self.calm) + sum(self.rough))
 
 
 class Traffic:
@@ -227,7 +258,7 @@ class Agreement:
 
     def __init__(self, machines: Sequence[Machine]) -> None:
         self.series = Series(max(DIGESTS_NS, LOOK_NS_PER_NODE * len(machines)))
-        """(nodes that run, those of them that hold what most hold of every shard of theirs)"""
+        """(members that run, those of them that hold what most hold of every shard of theirs)"""
         self._machines = machines
         self._held: dict[str, dict[int, bytes]] = {}
         """shard -> node -> its digest"""
@@ -237,38 +268,47 @@ class Agreement:
         """shard -> the digest that most have"""
         self._astray: dict[int, int] = {}
         """node -> in how many shards it holds something else"""
-        self._running = 0
+        self._running: set[int] = set()
 
     def changed(self, node: int, shards: Iterable[str], now_ns: int) -> None:
         """A running node's chains of these shards are others now."""
         process = self._machines[node].process
-        if process is not None:
+        if process is not None and node in self._running:
             for shard in shards:
                 self._set(node, shard, process.replica.lattice.digest(shard))
             self._add(now_ns)
 
     def started(self, node: int, now_ns: int) -> None:
         """A node runs, with what its disk has."""
-        self._running += 1
-        process = self._machines[node].process
-        assert process is not None
-        lattice = process.replica.lattice
+        machine = self._machines[node]
+        if machine.process is None or machine.state != "member":
+            return
+        self._running.add(node)
+        lattice = machine.process.replica.lattice
         for shard in lattice.shards():
             self._set(node, shard, lattice.digest(shard))
         self._add(now_ns)
 
     def stopped(self, node: int, now_ns: int) -> None:
-        self._running -= 1
-        for shard in self._held:
-            self._set(node, shard, None)
-        self._add(now_ns)
+        if node in self._running:
+            self._running.remove(node)
+            for shard in self._held:
+                self._set(node, shard, None)
+            self._add(now_ns)
+
+    def weather_changed(self, now_ns: int) -> None:
+        """Somebody may be no member any more: nothing is promised of what it holds."""
+        for node in sorted(self._running):
+            if self._machines[node].state != "member":
+                self.stopped(node, now_ns)
 
     def holding(self, node: int) -> tuple[tuple[str, bytes], ...]:
         """The digests of what a node holds; where they are equal, so are views."""
         return tuple((shard, held[node]) for shard, held in self._held.items() if node in held)
 
     def _add(self, now_ns: int) -> None:
-        self.series.add(now_ns, (self._running, self._running - len(self._astray)))
+        running = len(self._running)
+        self.series.add(now_ns, (running, running - len(self._astray)))
 
     def _set(self, node: int, shard: str, digest: bytes | None) -> None:
         held = self._held.setdefault(shard, {})
@@ -345,6 +385,9 @@ class Conflicts:
                 )
             self._seen[node] = read[holding]
         self._changed.clear()
+        for node in sorted(self._seen):
+            if self._machines[node].state != "member":
+                del self._seen[node]
         now_open: frozenset[str] = frozenset().union(*self._seen.values())
         self._opened += len(now_open - self._open)
         self._resolved += len(self._open - now_open)
@@ -384,8 +427,10 @@ class Recording:
     def weather_changed(self) -> None:
         """A fault began or ended."""
         self.weather += 1
+        self.agreement.weather_changed(self.clock.now_ns)
 
     def started(self, node: int) -> None:
+        self.travels.started(node, self.clock.now_ns)
         self.agreement.started(node, self.clock.now_ns)
         self.conflicts.changed(node)
 

@@ -161,7 +161,7 @@ def _what_ran(run: Run) -> str:
     names = ", ".join(site.name for site in sites[:SITES_NAMED_MAX])
     if len(sites) > SITES_NAMED_MAX:
         names += f", … and {len(sites) - SITES_NAMED_MAX:,} more"
-    nodes = len(run.recording.names)
+    nodes = len(scenario.node_names)
     ended_s = run.recording.ended_ns / SECOND_NS
     facts = [
         ("Scenario", f"<code>{escape(run.file)}</code>"),
@@ -262,7 +262,7 @@ def _resolution_percent() -> int:
 
 
 def _update_row(recording: Recording, update: Update) -> tuple[object, ...]:
-    holders = recording.travels.holders.get(update.shard, 0)
+    holders = recording.travels.holders(update)
     reached = sum(update.delays)
     half_s: float | None = None
     passed = 1

@@ -256,7 +256,6 @@ def agreement(recording: Recording) -> Plot:
     """How many nodes run, and how many of them hold the same."""
     series = recording.agreement.series
     unit = words.Unit.for_span(recording.ended_ns)
-    nodes = len(recording.names)
     with styled():
         fig = figure(3.0)
         axes = fig.subplots()
@@ -265,7 +264,7 @@ def agreement(recording: Recording) -> Plot:
             axes, series, 0, unit, recording.ended_ns, color=GREY, ls="--", lw=1.4, label="running"
         )
         _steps(axes, series, 1, unit, recording.ended_ns, color=BLUE, label="in agreement")
-        axes.set_ylim(0, nodes * 1.06)
+        axes.set_ylim(0, max(row[0] for row in series.rows) * 1.06 + 0.02)
         axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_ylabel("nodes")
         time_axis(axes, unit, recording.ended_ns)
@@ -289,7 +288,6 @@ def last_bin(delays: Sequence[int]) -> int:
 def convergence(recording: Recording, result: Result) -> Plot:
     """The share of nodes that have an update, by the time since it was made."""
     travels = recording.travels
-    expected = sum(n * travels.holders.get(shard, 1) for shard, n in travels.made_in.items())
     arrivals = [a + b for a, b in zip(travels.calm, travels.rough, strict=True)]
     longest = max(last_bin(arrivals), 8)
     updates = _drawn(list(travels.followed.values()))
@@ -298,10 +296,11 @@ def convergence(recording: Recording, result: Result) -> Plot:
         axes = fig.subplots()
         high_s = rec.bin_end_s(longest) * 1.3
         for update in updates:
-            holders = max(travels.holders.get(update.shard, 1), 1)
             style = {"color": ORANGE if update.rough else SKY, "lw": 0.7, "alpha": 0.55}
-            _share(axes, [1, *update.delays], holders, high_s, style)
-        _share(axes, [travels.made, *arrivals], max(expected, 1), high_s, {"color": INK, "lw": 2.4})
+            _share(axes, [1, *update.delays], travels.holders(update), high_s, style)
+        _share(
+            axes, [travels.made, *arrivals], travels.expected(), high_s, {"color": INK, "lw": 2.4}
+        )
         _mark(axes, "p50", result.push_p50_s, "right")
         _mark(axes, "p99", result.push_p99_s, "left")
         first = next((i for i, number in enumerate(arrivals) if number), 0)
@@ -504,5 +503,5 @@ def conflicts(recording: Recording) -> Plot:
         observers = len(recording.conflicts.observers)
         left_out = ""
         if observers < len(recording.names):
-            left_out = f"As {observers} of {len(recording.names)} nodes see them."
+            left_out = f"Read at {observers} of the nodes."
         return Plot(svg_of(fig, "conflicts", alt), alt, left_out)

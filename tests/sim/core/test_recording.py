@@ -60,7 +60,7 @@ def test_every_update_reaches_every_node_that_holds_its_shard() -> None:
     assert travels.made == len(travels.followed) > 50
     assert travels.stride == 1
     for update in travels.followed.values():
-        assert 1 + sum(update.delays) == travels.holders[update.shard] == 4
+        assert 1 + sum(update.delays) == travels.holders(update) == 4
     arrivals = sum(travels.calm) + sum(travels.rough)
     assert arrivals == 3 * travels.made
     assert sum(travels.rough) > 0
@@ -84,6 +84,29 @@ def test_an_update_counts_as_received_with_the_later_epoch_that_covers_it() -> N
     assert all(1 + sum(update.delays) == 4 for update in in_the_cut)
 
 
+def test_what_was_made_before_a_node_joined_is_no_news_to_it() -> None:
+    events = [
+        {"at_s": 20, "join": "b"},
+        {"at_s": 25, "retire": "c"},
+        {"at_s": 30, "hostile": "d", "for_s": 5},
+    ]
+    result, recording = recorded(with_a_cut(event=events, quiet_s=120), 1)
+    assert result.ok, result.violations
+    travels = recording.travels
+    followed = sorted(travels.followed.values(), key=lambda update: update.made_ns)
+    early = [update for update in followed if 5 < update.made_ns / SECOND_NS < 19]
+    late = [update for update in followed if 21 < update.made_ns / SECOND_NS < 24]
+    assert {travels.holders(update) for update in early} == {4}
+    assert {travels.holders(update) for update in late} == {5}
+    for update in early + late:
+        assert not any(update.delays[rec.bin_of(SECOND_NS) :])
+    assert travels.expected() == sum(map(travels.holders, followed))
+    assert {running for running, _ in recording.agreement.series.rows} >= {4, 5, 3}
+    assert recording.agreement.series.rows[-1] == (3, 3)
+    kinds = [episode.kind for episode in recording.episodes.logged]
+    assert kinds == ["join", "retire", "hostile"]
+
+
 def test_updates_reach_nodes_that_lost_their_disks(lost_disks: Scenario) -> None:
     """Also those that come with a later epoch, whose header says what it covers."""
     result, recording = recorded(lost_disks, 3)
@@ -91,7 +114,7 @@ def test_updates_reach_nodes_that_lost_their_disks(lost_disks: Scenario) -> None
     incomplete = [
         update
         for update in recording.travels.followed.values()
-        if 1 + sum(update.delays) < recording.travels.holders[update.shard]
+        if 1 + sum(update.delays) < recording.travels.holders(update)
     ]
     # What nobody but its writer had when the writer's disk was lost is gone for good.
     assert len(incomplete) * 10 < recording.travels.made
@@ -242,7 +265,7 @@ def test_agreement_is_what_a_count_of_all_digests_finds(
             # Where two digests are equally common, which of them counts is left open.
             clear = clear and (len(found) < 2 or found[0][1] > found[1][1])
             astray |= {node for node, digest in held.items() if digest != found[0][0]}
-        assert self._running == len(running)
+        assert self._running == running
         if clear:
             assert self._astray.keys() == astray
         looks.append(clear)
