@@ -155,6 +155,11 @@ class OwnChains:
         self._open.clear()
         self._dirty.clear()
 
+    def release(self, shard: str) -> None:
+        """Write the chain no more: another process has gone on from it."""
+        del self._open[shard]
+        self._dirty.discard(shard)
+
     def _opened(self, shard: str) -> _Open:
         own = self._open.get(shard)
         if own is not None:
@@ -179,7 +184,7 @@ class OwnChains:
     def meet(self, branch: Chain) -> bool:
         """A peer gave a branch of an own chain. False: it shows that a clone is at work."""
         own = self._open.get(branch.id.shard)
-        if own is None or branch is own.chain:
+        if own is None or branch is own.chain or self.cloned:
             return True
         if all(cover.epoch != branch.epoch for cover in own.covers):
             self.cloned = True

@@ -361,10 +361,19 @@ class Replica:
         return True
 
     def _is_clone(self, delta: Delta) -> bool:
-        """Whether an own epoch that this process opened went on without it."""
+        """Whether an own epoch that this process opened went on without it.
+
+        It may have gone on in an epoch that descends from it: another process has adopted what this
+        one wrote. The chain is not this process's to write any more, and is joined as any other.
+        """
         header = delta.header
         opened = self._own.opened(header.chain.shard)
-        if opened is None or header.epoch != opened:
+        if opened is None:
+            return False
+        if header.epoch != opened:
+            if header.epoch > opened and header.covers_head(opened, 0):
+                self._alarm_clone(header.chain.shard)
+                self._own.release(header.chain.shard)
             return False
         latest = self.lattice.latest(header.chain)
         if latest is None or latest.header is None or header.hi > latest.header.hi:

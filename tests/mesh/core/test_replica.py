@@ -65,6 +65,11 @@ class Wire:
         self.replicas[a].peer_up(self.nodes[b], self.now_ns)
         self.replicas[b].peer_up(self.nodes[a], self.now_ns)
 
+    def unlink(self, a: int, b: int) -> None:
+        self.links -= {(a, b), (b, a)}
+        self.replicas[a].peer_down(self.nodes[b], self.now_ns)
+        self.replicas[b].peer_down(self.nodes[a], self.now_ns)
+
     def run(self) -> int:
         """Carry frames until all is quiet; the bytes carried."""
         carried = 0
@@ -249,6 +254,33 @@ def test_two_processes_of_one_node_are_noticed() -> None:
     assert any(isinstance(e, Alarm) and e.event == "node.cloned" for _, e in mesh.effects)
     with pytest.raises(NotReady):
         put(mesh.replicas[0], b"again")
+
+
+def test_a_process_whose_writes_another_one_went_on_from_writes_no_more() -> None:
+    """The other one was started when this one's writes were known: its epoch descends from this
+    one's, which must not be taken for this one's own and written on."""
+    mesh = Wire(2)
+    mesh.link(0, 1)
+    put(mesh.replicas[0], b"mine")
+    mesh.run()
+    mesh.unlink(0, 1)
+    other = mesh.make(0)
+    mesh.replicas[0], this = other, mesh.replicas[0]
+    mesh.link(0, 1)
+    mesh.tick()
+    put(other, b"theirs")
+    mesh.run()
+    mesh.unlink(0, 1)
+    mesh.replicas[0] = this
+    mesh.link(0, 1)
+    mesh.tick()
+    assert any(isinstance(e, Alarm) and e.event == "node.cloned" for _, e in mesh.effects)
+    with pytest.raises(NotReady):
+        put(this, b"again")
+    assert len(mesh.digests()) == 1
+    latest = this.lattice.latest(ChainId(mesh.nodes[0], "mesh"))
+    assert latest is not None
+    assert set(latest.live) == {b"mine", b"theirs"}
 
 
 def test_forged_and_garbled_frames_cost_their_sender_only() -> None:
