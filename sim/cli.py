@@ -23,6 +23,7 @@ from mesh.core.errors import BadInput
 from sim.core.recording import Recording
 from sim.core.scenario import Scenario, parse
 from sim.core.simulation import Result, run
+from sim.core.tables import Misread, line_of
 from sim.seeding import chance_of
 
 SEED_MAX: Final = (1 << 63) - 1
@@ -33,6 +34,9 @@ CHUNK_SEEDS: Final = 4
 
 _scenario_argument = click.argument(
     "file", type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+_small_option = click.option(
+    "--small", is_flag=True, help="With what the file's [small] says: a first look."
 )
 
 
@@ -60,14 +64,16 @@ def sim() -> None:
     metavar="OUT.html",
     help="Write a page about the run: timeline, convergence, bytes, conflicts, violations.",
 )
+@_small_option
 @prints
-def run_command(out: Output, file: Path, seed: int, report: Path | None) -> None:
+def run_command(out: Output, file: Path, seed: int, report: Path | None, small: bool) -> None:
     """Run a scenario once; exit 1 if something that must hold did not."""
-    scenario = load(file)
+    scenario = load(file, small=small)
     if report is None:
-        _tell(out, file, _run(scenario, seed))
+        _tell(out, file, _run(scenario, seed), small=small)
     else:
-        _tell(out, file, _run_reported(scenario, file, seed, report))
+        result = _run_reported(scenario, file, seed, report, small=small)
+        _tell(out, file, result, small=small)
 
 
 @sim.command()
@@ -80,10 +86,11 @@ def run_command(out: Output, file: Path, seed: int, report: Path | None) -> None
     show_default="one a core",
     help="Processes.",
 )
+@_small_option
 @prints
-def soak(out: Output, file: Path, seeds: str, jobs: int) -> None:
+def soak(out: Output, file: Path, seeds: str, jobs: int, small: bool) -> None:
     """Run many seeds; stop at the first violation and say how to replay it."""
-    scenario, wanted = load(file), _seeds(seeds)
+    scenario, wanted = load(file, small=small), _seeds(seeds)
     began_s = time.monotonic()
     done = 0
     failed: Result | None = None
@@ -110,7 +117,7 @@ def soak(out: Output, file: Path, seeds: str, jobs: int) -> None:
     if failed is not None:
         if not out.json:
             out.record(summary)
-        _tell(out, file, failed, summary if out.json else None)
+        _tell(out, file, failed, summary if out.json else None, small=small)
     elif out.json:
         out.document({**summary, "violations": []})
     else:
@@ -119,18 +126,22 @@ def soak(out: Output, file: Path, seeds: str, jobs: int) -> None:
         raise KeyboardInterrupt
 
 
-def load(file: Path) -> Scenario:
-    """Read and check a scenario. Raises BadInput, with the file's name in front."""
+def load(file: Path, *, small: bool = False) -> Scenario:
+    """Read and check a scenario. Raises BadInput, with the file's name and the line in front."""
     try:
-        raw = tomllib.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        raw = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{file}: not TOML: {error}") from None
     except OSError as error:
         raise BadInput(f"{file}: {error.strerror}") from None
     try:
-        return parse(raw)
-    except BadInput as error:
-        raise BadInput(f"{file}: {error}") from None
+        return parse(raw, small=small)
+    except Misread as error:
+        # In what [small] changes the first of two lines is named; the key is right in any case.
+        line = line_of(text, error.place)
+        where = str(file) if line is None else f"{file}, line {line}"
+        raise BadInput(f"{where}: {error}") from None
 
 
 def _seeds(text: str) -> range:
@@ -147,7 +158,9 @@ def _run(scenario: Scenario, seed: int) -> Result:
     return run(scenario, seed, chance_of(seed))
 
 
-def _run_reported(scenario: Scenario, file: Path, seed: int, report: Path) -> Result:
+def _run_reported(
+    scenario: Scenario, file: Path, seed: int, report: Path, *, small: bool
+) -> Result:
     """Run, and write the page. Whatever stops that is found before the run."""
     try:
         from sim.report import page
@@ -164,16 +177,17 @@ def _run_reported(scenario: Scenario, file: Path, seed: int, report: Path) -> Re
     recording = Recording()
     result = run(scenario, seed, chance_of(seed), recording)
     source = file.read_text(encoding="utf-8")
-    text = page.render(
-        page.Run(str(file), source, _replay(file, seed), scenario, result, recording)
-    )
+    replay = _replay(file, seed, small=small)
+    text = page.render(page.Run(str(file), source, replay, scenario, result, recording))
     report.write_text(text, encoding="utf-8")
     click.echo(f"report: {report}", err=True)
     return result
 
 
-def _replay(file: Path, seed: int) -> str:
-    return shlex.join(["weft", "sim", "run", str(file), "--seed", str(seed)])
+def _replay(file: Path, seed: int, *, small: bool) -> str:
+    """The command that does it again."""
+    more = ["--small"] if small else []
+    return shlex.join(["weft", "sim", "run", str(file), "--seed", str(seed), *more])
 
 
 def _results(scenario: Scenario, seeds: range, jobs: int) -> Iterator[Result]:
@@ -192,7 +206,14 @@ def _results(scenario: Scenario, seeds: range, jobs: int) -> Iterator[Result]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _tell(out: Output, file: Path, result: Result, more: dict[str, object] | None = None) -> None:
+def _tell(
+    out: Output,
+    file: Path,
+    result: Result,
+    more: dict[str, object] | None = None,
+    *,
+    small: bool = False,
+) -> None:
     """Print a result. Raises ExitNo after a violation, and says how to see it again."""
     if out.json:
         out.document({**(more or {}), **result.json()})
@@ -203,5 +224,5 @@ def _tell(out: Output, file: Path, result: Result, more: dict[str, object] | Non
         for violation in result.violations:
             click.echo(f"{violation.at_s:>10.3f} s  {violation.check}: {violation.detail}")
     if not result.ok:
-        click.echo(f"replay: {_replay(file, result.seed)}", err=True)
+        click.echo(f"replay: {_replay(file, result.seed, small=small)}", err=True)
         raise ExitNo

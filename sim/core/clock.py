@@ -32,6 +32,10 @@ def _never() -> bool:
     return False
 
 
+def _ignored(ns: int) -> None:
+    pass
+
+
 class Clock:
     """The time of a run, and what is to happen in it."""
 
@@ -43,6 +47,8 @@ class Clock:
         """How much of the time was leapt over."""
         self.idle: Callable[[], bool] = _never
         """Whether no tick would change anything before the next event."""
+        self.leapt: Callable[[int], None] = _ignored
+        """Is told of every leap, in ns."""
         self._heap: list[tuple[int, int, Action]] = []
         self._ticks: list[tuple[int, int, Action]] = []
         """at what time minus `leapt_ns`"""
@@ -72,7 +78,9 @@ class Clock:
                 if not self.idle():
                     self._happen(tick_ns, ticks)
                     return True
-                self.leapt_ns += next_ns - self.now_ns
+                since_ns, self.now_ns = self.now_ns, next_ns
+                self.leapt_ns += next_ns - since_ns
+                self.leapt(next_ns - since_ns)
         if not heap or heap[0][0] > until_ns:
             self.now_ns = max(self.now_ns, until_ns)
             return False

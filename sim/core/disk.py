@@ -37,6 +37,8 @@ class Disk:
     def __init__(self, statements: Iterable[bytes] = ()) -> None:
         self._statements: dict[bytes, None] = dict.fromkeys(statements)
         self._branches: dict[tuple[ChainId, Epoch], _Branch] = {}
+        self._torn: set[tuple[ChainId, Epoch]] = set()
+        """branches that no process can read"""
         self.full = False
         """whether it takes nothing any more"""
 
@@ -47,6 +49,7 @@ class Disk:
             id: _Branch(branch.header, dict(branch.records))
             for id, branch in self._branches.items()
         }
+        twin._torn = set(self._torn)
         return twin
 
     def apply(self, effects: Iterable[Stored]) -> None:
@@ -79,6 +82,8 @@ class Disk:
             branch.records.pop(key, None)
         branch.records.update(effect.puts)
         self._branches[effect.chain, effect.epoch] = branch
+        if effect.replace:
+            self._torn.discard((effect.chain, effect.epoch))
         for epoch in effect.drop:
             self._branches.pop((effect.chain, epoch), None)
 
@@ -87,8 +92,12 @@ class Disk:
         return tuple(self._statements)
 
     def headers(self) -> Mapping[tuple[ChainId, Epoch], Header]:
-        """The signed header of every branch stored."""
-        return {id: load_header(branch.header) for id, branch in self._branches.items()}
+        """The signed header of every branch that can be read."""
+        return {
+            id: load_header(branch.header)
+            for id, branch in self._branches.items()
+            if id not in self._torn
+        }
 
     def tear(self, chance: Chance) -> ChainId | None:
         """Lose a record, or the end of one, that was written; of which chain."""
@@ -97,6 +106,7 @@ class Disk:
             return None
         id, key = pick(chance, written)
         records = self._branches[id].records
+        self._torn.add(id)
         if chance.random() < 0.5 or len(records[key]) <= SEQ_BYTES:
             del records[key]
         else:

@@ -304,6 +304,18 @@ class Network:
         lane.arrives_ns = max(lane.arrives_ns, arrives_ns)
         self._later(lane.arrives_ns, partial(self._arrive, sender, receiver, lane, session, frame))
 
+    def idled(self, ns: int, period_ns: int, frame_bytes: int) -> dict[int, int]:
+        """Nothing was carried for `ns` but what each end of every link sends once a period: that,
+        in bytes by node."""
+        idle: dict[int, int] = {}
+        for a, b in self.links():
+            for node in (a, b):
+                idle[node] = idle.get(node, 0) + frame_bytes * ns // period_ns
+        sent = self.carried.bytes_by_node
+        for node, size_bytes in idle.items():
+            sent[node] = sent.get(node, 0) + size_bytes
+        return idle
+
     def _later(self, when_ns: int, action: Callable[[], None]) -> None:
         """Something is under way until then."""
         self.under_way += 1

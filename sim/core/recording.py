@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from crdt.header import ChainId, Epoch
@@ -51,6 +51,7 @@ FRAME_GROUPS = {
 GROUPS = (*FRAME_GROUPS, "other")
 _GROUP_OF = {kind: i for i, kinds in enumerate(FRAME_GROUPS.values()) for kind in kinds}
 _OTHER = len(FRAME_GROUPS)
+_COMPARING = GROUPS.index("comparing")
 
 
 def bin_of(delay_ns: int) -> int:
@@ -243,6 +244,17 @@ class Traffic:
             self._widen()
             slot = now_ns // self.slot_ns
         self.by_slot[group][slot] += len(frame)
+
+    def idled(self, node: int, size_bytes: int, since_ns: int, now_ns: int) -> None:
+        """What a node sent, evenly, while the time was leapt over."""
+        self.by_node[_COMPARING][node] += size_bytes
+        while now_ns // self.slot_ns >= SLOTS_MAX:
+            self._widen()
+        first, last = since_ns // self.slot_ns, now_ns // self.slot_ns
+        each, left = divmod(size_bytes, last - first + 1)
+        for slot in range(first, last + 1):
+            self.by_slot[_COMPARING][slot] += each
+        self.by_slot[_COMPARING][first] += left
 
     def _widen(self) -> None:
         self.slot_ns *= 2
@@ -456,6 +468,11 @@ class Recording:
 
     def frame_sent(self, sender: int, frame: bytes) -> None:
         self.traffic.sent(sender, frame, self.clock.now_ns)
+
+    def idled(self, sent: Mapping[int, int], since_ns: int) -> None:
+        """The time was leapt over since then; `sent`: bytes by node."""
+        for node, size_bytes in sent.items():
+            self.traffic.idled(node, size_bytes, since_ns, self.clock.now_ns)
 
     def end(self) -> None:
         """The run is over."""

@@ -14,6 +14,8 @@ job. Times are virtual seconds from the start; latencies are one way.
     [workload]                 # see Workload
     [faults]                   # by chance, see Faults
     [[event]]                  # see `events`
+    [expect]                   # what must hold beside what always must, see Expected
+    [small]                    # any of the above once more: what `small` makes of it
 """
 
 from __future__ import annotations
@@ -127,6 +129,16 @@ class Faults:
 
 
 @dataclass(frozen=True, slots=True)
+class Expected:
+    """Bounds on what a run measures, and alarms that must have been raised in it."""
+
+    heal_s_max: float | None = None
+    push_p99_s_max: float | None = None
+    bytes_per_site_max: int | None = None
+    alarms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Scenario:
     """A checked scenario. Nodes are named SITE-N, from 1."""
 
@@ -140,6 +152,7 @@ class Scenario:
     workload: Workload
     faults: Faults
     events: tuple[Event, ...]
+    expected: Expected
     real_signatures: bool = False
     """Ed25519 and no stand-in: what a run with forgers needs"""
     views: int = NODES_MAX
@@ -169,9 +182,14 @@ def _joining(
     return tuple(found)
 
 
-def parse(raw: Mapping[str, Any]) -> Scenario:
-    """The scenario in a file's tables. Raises Misread."""
+def parse(raw: Mapping[str, Any], *, small: bool = False) -> Scenario:
+    """The scenario in a file's tables; `small`: with what [small] has in place of the rest. Raises
+    Misread."""
     top = Table("", raw)
+    top.table("small")
+    if small:
+        top = Table("", {**_merged(raw, raw.get("small", {})), "small": {}})
+        top.table("small")
     duration_s = top.number("duration_s", 60.0, low=1.0, high=DURATION_S_MAX)
     quiet_ns = top.seconds("quiet_s", 90.0, low=1.0, high=DURATION_S_MAX)
     sites, places = _sites(top)
@@ -187,6 +205,7 @@ def parse(raw: Mapping[str, Any]) -> Scenario:
     if hostile and signatures != "ed25519":
         raise top.bad("signatures", 'a hostile node forges: leave this out, or write "ed25519"')
     views = top.whole("views", NODES_MAX, low=1, high=NODES_MAX)
+    expected = _expected(top.table("expect"))
     top.done()
     return Scenario(
         ns_of(duration_s),
@@ -198,9 +217,40 @@ def parse(raw: Mapping[str, Any]) -> Scenario:
         workload,
         faults,
         events,
+        expected,
         signatures == "ed25519",
         views,
     )
+
+
+def _merged(raw: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`raw` with the keys of `over`; tables are merged, lists replaced."""
+    merged = dict(raw)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both else value
+    if "sites" in over:
+        merged.pop("site", None)
+    return merged
+
+
+def _expected(table: Table) -> Expected:
+    def bound(key: str) -> float | None:
+        value = table.number(key, -1.0, low=0.0, high=1e12)
+        return None if value < 0 else value
+
+    bytes_max = bound("bytes_per_site_max")
+    alarms = table.list("alarms")
+    if not all(isinstance(alarm, str) for alarm in alarms):
+        raise table.bad("alarms", 'write their names: ["node.cloned"]')
+    expected = Expected(
+        bound("heal_s_max"),
+        bound("push_p99_s_max"),
+        None if bytes_max is None else int(bytes_max),
+        tuple(alarms),
+    )
+    table.done()
+    return expected
 
 
 def _events(top: Table, sites: tuple[Site, ...], duration_s: float) -> tuple[Event, ...]:

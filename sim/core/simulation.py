@@ -14,6 +14,8 @@ from functools import partial
 from hashlib import sha256
 
 from crdt.lattice import Lattice
+from mesh.core import wire
+from mesh.core.antientropy import PERIOD_NS
 from mesh.core.effects import Alarm, Effect, Persist
 from mesh.core.ops import NodeId, Op
 from sim.core.cast import identities_of, latencies_of, signatures_of, statements_of
@@ -35,6 +37,10 @@ from sim.core.workload import Users
 
 FAR_NS = 60 * SECOND_NS
 """Housekeeping that is due later than this does not keep a run from being at rest."""
+IN_SYNC_BYTES = sum(
+    len(wire.encode(f)) for f in (wire.Probe(bytes(wire.DIGEST_BYTES)), wire.Same())
+)
+"""What an end of a link between two that hold the same sends in a period."""
 READINGS = 6
 """How often in a run a node's view, whatever it holds at the time, is compared to the reference."""
 
@@ -124,6 +130,7 @@ class Simulation:
             [identity.node for identity in identities],
         )
         self.clock.idle = self._idle
+        self.clock.leapt = self._leapt
         statements = statements_of(identities[:members])
         self.machines = [Machine(identity, Disk(statements), world) for identity in identities]
         for machine in self.machines[members:]:
@@ -243,6 +250,12 @@ class Simulation:
         """Those that must run, and hold the same, at the end."""
         return [machine for machine in self.machines if machine.state == "member"]
 
+    def _leapt(self, ns: int) -> None:
+        """Nothing but the time has passed."""
+        sent = self.network.idled(ns, PERIOD_NS, IN_SYNC_BYTES)
+        if self._recording is not None:
+            self._recording.idled(sent, self.clock.now_ns - ns)
+
     # ---- the run ----
 
     def run(self, seed: int) -> Result:
@@ -256,12 +269,14 @@ class Simulation:
         if self._recording is not None:
             self._recording.end()
         carried = self.network.carried
+        if rests:
+            self._compare_expected()
         return Result(
             seed=seed,
             sites=len(scenario.sites),
             converged=rests,
             heal_s=self._heal.longest_s(),
-            bytes_per_site=sum(carried.bytes_by_node.values()) // len(scenario.sites),
+            bytes_per_site=self._bytes_per_site(),
             push_p50_s=self._push.quantile_s(0.5),
             push_p99_s=self._push.quantile_s(0.99),
             lost=len(self.lost),
@@ -299,6 +314,25 @@ class Simulation:
         else:
             self._say_what_differs()
         return rests
+
+    def _compare_expected(self) -> None:
+        """What the scenario says beside what always holds."""
+        expected = self._scenario.expected
+        for name, found, most in (
+            ("heal_s", self._heal.longest_s(), expected.heal_s_max),
+            ("push_p99_s", self._push.quantile_s(0.99), expected.push_p99_s_max),
+            ("bytes_per_site", self._bytes_per_site(), expected.bytes_per_site_max),
+        ):
+            if most is not None and (found is None or found > most):
+                said = "not measured" if found is None else str(found)
+                self.violations.add("as the scenario expects", f"{name}: {said}, not {most}")
+        for alarm in expected.alarms:
+            if alarm not in self.alarms:
+                self.violations.add("as the scenario expects", f"no alarm {alarm}")
+
+    def _bytes_per_site(self) -> int:
+        sent = sum(self.network.carried.bytes_by_node.values())
+        return sent // len(self._scenario.sites)
 
     def _compare_reading(self, node: int) -> None:
         process = self.machines[node].process

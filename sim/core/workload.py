@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+import msgpack
+
 from mesh.core import keys, model
 from mesh.core.errors import NotReady, RequestError
-from mesh.core.ops import MESH_SHARD, Op, Put
+from mesh.core.ops import MESH_SHARD, Delete, Op, Put
 from sim.core.chance import Chance, below, pick, pick_weighted
 from sim.core.clock import SECOND_NS, Clock
 from sim.core.node import Machine, Process
@@ -27,6 +29,8 @@ EXTRA_FIRST = 240
 EXTRAS_MAX = 4
 VNI_FIRST = 100
 EXTRA_VNI_FIRST = 10_000
+NEWER_KIND = b"~"
+NEWER_FIELD = 99
 FOREIGN_VNI = 666
 FOREIGN_MOBILITY = 9
 FIRST_HOST = 10
@@ -143,6 +147,8 @@ class Users:
             kind = pick_weighted(self._chance, self._workload.mix)
             if machine.process is not None:
                 self._kinds[kind](machine.process)
+                if machine.identity.newer:
+                    self._novel(machine.process)
         self._schedule()
 
     def _ask(self, process: Process, ask: Callable[..., Sequence[Op]]) -> bool:
@@ -158,7 +164,7 @@ class Users:
     # ---- endpoints ----
 
     def _address(self, site: str) -> str:
-        number = self._sites.index(site) + 1
+        number = self._sites.index(site) + 1 if site in self._sites else STRETCHED
         if number >= STRETCHED or self._chance.random() < 0.5:
             number = STRETCHED
         return f"10.0.{number}.{FIRST_HOST + below(self._chance, self._workload.addresses)}"
@@ -298,6 +304,26 @@ class Users:
         writer = process.writer
         edit = writer.add_peering if self._chance.random() < 0.6 else writer.remove_peering
         self._ask(process, partial(edit, a, b))
+
+    # ---- what a later version does ----
+
+    def _novel(self, process: Process) -> None:
+        """Write what this version does not know: a kind of key, a version, a field."""
+        chance = self._chance
+        number = below(chance, self._workload.addresses)
+        stamp = process.clock.now(process.wall_ns)
+        shard, key = MESH_SHARD, NEWER_KIND + bytes([number])
+        fields: dict[int, object] = {0: model.RECORD_VERSION + 1, 1: stamp}
+        if (own := self._own(process)) is not None and chance.random() < 0.5:
+            shard, key = own[0], keys.pack(keys.EndpointKey(keys.addr_of(own[1])))
+            record = process.replica.record(shard, key)
+            assert record is not None
+            fields = {**model.fields_of(record), NEWER_FIELD: stamp}
+        elif chance.random() < 0.3:
+            self._ask(process, lambda now_ns: [Delete(shard, key)])
+            return
+        put = Put(shard, key, bytes(msgpack.packb(fields)))
+        self._ask(process, lambda now_ns: [put])
 
     # ---- what nobody may ----
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -106,8 +107,8 @@ def test_a_soak_over_processes_finds_the_same(weft: Weft, file: Path) -> None:
     ("text", "said"),
     [
         ("sites = [", "not TOML"),
-        ("site = 3", "[[site]]"),
-        ("duration = 5", "duration: is not known here: did you mean duration_s"),
+        ("site = 3", ", line 1: site: write at most"),
+        ("duration = 5", ", line 1: duration: is not known here: did you mean duration_s"),
     ],
 )
 def test_a_mistake_in_the_file_exits_2_and_names_it(
@@ -117,8 +118,46 @@ def test_a_mistake_in_the_file_exits_2_and_names_it(
     path.write_text(text)
     done = weft("run", str(path))
     assert done.exit_code == 2
-    assert f"{path}: " in done.stderr
+    assert str(path) in done.stderr
     assert said in done.stderr
+
+
+def test_a_mistake_is_named_with_its_line(weft: Weft, tmp_path: Path) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text("sites = 2\n[network]\nlatency_ms = 5\n# high\nloss = 3\n")
+    done = weft("run", str(path))
+    assert done.exit_code == 2
+    assert f"{path}, line 5: [network] loss: 3 is out of bounds" in done.stderr
+
+
+def test_the_command_that_is_printed_replays_a_planted_bug(tmp_path: Path) -> None:
+    """In a process of its own, with the bug in it: the same violations to the last word."""
+    path = tmp_path / "two sites.toml"
+    path.write_text(SCENARIO + "[small]\nsites = 3\n[small.faults]\ncuts = 2\ncrashes = 2\n")
+    bug = (
+        "import sys\n"
+        "from mesh.core.replica import Replica\n"
+        "Replica._note_own_changes = lambda self: None\n"
+        "from mesh.cli.app import run\n"
+        "sys.exit(run(sys.argv[1:]))"
+    )
+
+    def weft(*args: str) -> Done:
+        command = [sys.executable, "-c", bug, *args]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    found = weft("sim", "soak", str(path), "--seeds", "3-20", "--small", "--jobs", "1")
+    assert found.exit_code == 1
+    replay = found.stderr.partition("replay: ")[2].strip()
+    program, *args = shlex.split(replay)
+    assert program == "weft"
+    again = weft(*args)
+    assert again.exit_code == 1
+    said = [line for line in found.stdout.splitlines() if " s  " in line]
+    assert said
+    assert said == [line for line in again.stdout.splitlines() if " s  " in line]
+    assert again.stderr == found.stderr
 
 
 @pytest.mark.parametrize("seeds", ["9-1", "x", "1-", "-3", "1-99999999999999999999"])

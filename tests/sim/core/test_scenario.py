@@ -10,6 +10,7 @@ from mesh.core.errors import BadInput
 from sim.core.clock import SECOND_NS
 from sim.core.events import Crash, Cut, Flap
 from sim.core.scenario import parse
+from sim.core.tables import Misread, line_of
 
 
 def test_nothing_said_is_three_sites_without_faults() -> None:
@@ -80,3 +81,83 @@ def test_mistakes_are_told_with_their_place(raw: dict[str, Any], said: str) -> N
         parse(raw)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+TEXT = """# a comment
+duration_s = 60
+
+[network]
+latency_ms = 10
+los = 0.5
+
+[workload.mix]
+creat = 1
+
+[[event]]
+at_s = 5
+crash = "a"
+
+[[event]]   # the second
+at_s = 500
+crash = "b"
+[small]
+sites = 2000
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "line"),
+    [
+        (("duration_s",), 2),
+        (("network",), 4),
+        (("network", "los"), 6),
+        (("network", "missing"), 4),
+        (("workload", "mix", "creat"), 9),
+        (("event", 1), 11),
+        (("event", 1, "at_s"), 12),
+        (("event", 2, "at_s"), 16),
+        (("event", 2, "for_s"), 15),
+        (("sites",), None),
+        (("small", "sites"), 19),
+    ],
+)
+def test_the_line_of_a_mistake_is_found(place: tuple[str | int, ...], line: int | None) -> None:
+    assert line_of(TEXT, place) == line
+
+
+def test_a_mistake_knows_its_place() -> None:
+    with pytest.raises(Misread) as error:
+        parse({"event": [{"at_s": 1, "crash": "a"}, {"at_s": 999, "crash": "a"}]})
+    assert error.value.place == ("event", 2, "at_s")
+
+
+def test_small_replaces_what_it_names() -> None:
+    raw = {
+        "sites": 5,
+        "workload": {"vpcs": 3, "rate_per_s": 9},
+        "event": [{"at_s": 1, "crash": "e"}],
+        "small": {"sites": 2, "workload": {"rate_per_s": 1}, "event": []},
+    }
+    whole, small = parse(raw), parse(raw, small=True)
+    assert (len(whole.sites), whole.workload.rate_per_s, len(whole.events)) == (5, 9, 1)
+    assert (len(small.sites), small.workload.rate_per_s, len(small.events)) == (2, 1, 0)
+    assert small.workload.vpcs == 3
+
+
+def test_latency_follows_from_places() -> None:
+    berlin, madrid = [52.5, 13.4], [40.4, -3.7]
+    scenario = parse({"site": [{"name": "a", "at": berlin}, {"name": "b", "at": madrid}]})
+    assert 14_000_000 < scenario.links["a", "b"] == scenario.links["b", "a"] < 18_000_000
+
+
+def test_who_joins_is_named_after_who_is_there() -> None:
+    raw = {"sites": 2, "event": [{"at_s": 1, "join": "b"}, {"at_s": 2, "join": "z"}]}
+    assert parse(raw).joining == (("b-2", "b"), ("z-1", "z"))
+
+
+def test_a_hostile_node_needs_real_signatures() -> None:
+    hostile = {"event": [{"at_s": 1, "hostile": "b"}]}
+    assert parse(hostile).real_signatures
+    assert not parse({}).real_signatures
+    with pytest.raises(BadInput, match="forges"):
+        parse({**hostile, "signatures": "keyed-hash"})
