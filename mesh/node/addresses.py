@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import trio
 
 ADDRESSES_MAX = 8
 
+# linux/if_addr.h: not the machine's for long, or not yet (RFC 4941, RFC 4862)
+_TEMPORARY, _DADFAILED, _DEPRECATED, _TENTATIVE = 0x01, 0x08, 0x20, 0x40
+_IN6_UNFIT = _TEMPORARY | _DADFAILED | _DEPRECATED | _TENTATIVE
+
 
 async def of_host(underlay: str | None) -> list[str]:
-    """The machine's addresses, the underlay one first; loopback and link-local ones are left out.
+    """The machine's addresses, the underlay one first, IPv4 and IPv6 in turn.
 
-    When there are no others, loopback is what is left: nodes on one machine can use it.
+    Loopback and link-local ones are left out, and IPv6 ones that do not last. When there are no
+    others, loopback is what is left: nodes on one machine can use it.
     """
     return await trio.to_thread.run_sync(_of_host, underlay)
 
@@ -21,15 +27,27 @@ async def of_host(underlay: str | None) -> list[str]:
 def _of_host(underlay: str | None) -> list[str]:
     from pyroute2 import IPRoute
 
-    found = [underlay] if underlay else []
+    found: list[tuple[str, int]] = []
     with IPRoute() as route:
         for message in route.get_addr():
             text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
             if text:
-                found.append(text)
-    unique = list(dict.fromkeys(found))
-    usable = [text for text in unique if _reachable(text)] or ["127.0.0.1"]
-    return usable[:ADDRESSES_MAX]
+                found.append((text, message.get_attr("IFA_FLAGS") or message["flags"]))
+    return choose(underlay, found)
+
+
+def choose(underlay: str | None, found: Sequence[tuple[str, int]]) -> list[str]:
+    """Of addresses and their flags (IFA_F_*) those to advertise, at most ADDRESSES_MAX.
+
+    In turn, because a machine with many of one family (a bridge for each container network) would
+    otherwise leave no room for the other.
+    """
+    fit = [text for text, flags in found if ":" not in text or not flags & _IN6_UNFIT]
+    usable = [text for text in fit if _reachable(text)] or ["127.0.0.1"]
+    families = [[t for t in usable if ":" not in t], [t for t in usable if ":" in t]]
+    turns = [text for pair in zip_longest(*families) for text in pair if text is not None]
+    first = [underlay] if underlay else []
+    return list(dict.fromkeys([*first, *turns]))[:ADDRESSES_MAX]
 
 
 def _reachable(text: str) -> bool:

@@ -70,7 +70,7 @@ class NewNode:
             node_name=self.name,
             site=self.site,
             underlay=self.underlay,
-            listen=(self.listen or default_listen(self.underlay),),
+            listen=(self.listen,) if self.listen else default_listen(self.underlay),
             dataplane_mode="auto",
             wan_if=None,
             socket_path=self.directory.absolute() / (self.socket or DEFAULT_SOCKET),

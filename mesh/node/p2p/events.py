@@ -11,6 +11,10 @@ Channel: TypeAlias = Literal["push", "sync"]
 """Two streams to each peer, so that a large anti-entropy answer never delays a push."""
 
 
+Path: TypeAlias = Literal["direct", "relayed"]
+"""Whether there is a connection of our own to the peer, or one inside another member's."""
+
+
 @dataclass(frozen=True, slots=True)
 class PeerUp:
     """There is a link to `node`, both streams are ready. Exactly one PeerDown follows."""
@@ -54,7 +58,7 @@ class PeerInfo:
     node: NodeId
     addr: str
     """The other end as a multiaddr; of an inbound link its port is not a listening one."""
-    path: Literal["direct"]
+    path: Path
     inbound: bool
     rtt_ms: float | None
     """Smoothed round trip of the heartbeats; None until the first echo."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import trio
 
 from mesh.core.errors import BadInput, NotReady, PeerError, Refused, RequestError
+from mesh.node.p2p.dialler import race
 from mesh.node.p2p.framing import READ_BYTES, FrameReader, pack
 from mesh.node.p2p.session import Identity, Session, Stream, open_session
 from mesh.node.p2p.tcp import Address, Conduit, Net, TcpNet
@@ -25,7 +27,6 @@ ANSWER_BYTES_MAX = 1 << 20
 JOIN_S = 10
 """How long a connection of somebody who is not a member may last."""
 
-CONNECT_S = 3
 _REASON_CHARS_MAX = 512
 _DONE, _REFUSED, _NOT_NOW = 0, 1, 2
 
@@ -75,7 +76,7 @@ async def request_join(
 
     Args:
         seed: our own Ed25519 private key, 32 bytes; the inviter learns the public half.
-        addrs: multiaddrs, tried in turn.
+        addrs: multiaddrs, tried in turn and a little overlapping.
         timeout_s: for all of it.
 
     Raises BadInput for an address or request that cannot be, Refused with the inviter's reason, and
@@ -88,18 +89,24 @@ async def request_join(
     addresses = [Address.parse(text) for text in addrs]
     identity = Identity(seed)
     failures: list[str] = []
+    reach = net or TcpNet()
+    ways = [(str(address), partial(reach.connect, address)) for address in addresses]
+    answer: bytes | Refused | NotReady | None = None
     with trio.move_on_after(timeout_s):
-        for address in addresses:
-            try:
-                with trio.fail_after(CONNECT_S):
-                    conduit = await (net or TcpNet()).connect(address)
-            except (OSError, trio.TooSlowError) as error:
-                failures.append(f"{address}: {str(error) or 'no answer'}")
-                continue
-            try:
-                return await _ask(conduit, identity, inviter_key, request)
-            except PeerError as error:
-                failures.append(f"{address}: {error}")
+        async with race(ways, failures, trio.CancelScope()) as conduits:
+            async for conduit in conduits:
+                try:
+                    answer = await _ask(conduit, identity, inviter_key, request)
+                    break
+                except PeerError as error:
+                    failures.append(f"{conduit.remote}: {error}")
+                except (Refused, NotReady) as error:
+                    answer = error  # raised here it would be wrapped in a group
+                    break
+    if isinstance(answer, bytes):
+        return answer
+    if answer is not None:
+        raise answer
     raise NotReady(
         f"no answer from the inviting node within {timeout_s:g} s ("
         + ("; ".join(failures) or "timed out")

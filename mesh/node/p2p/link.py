@@ -74,6 +74,9 @@ def now_ns() -> int:
 DUPLICATE = "duplicate"
 """The reason given for ending a connection that is one too many."""
 
+NOT_NEEDED = "not needed"
+"""The reason given for ending a link of which neither end needs to win it back."""
+
 
 class ByeError(PeerError):
     """The peer said BYE; the text is its reason."""

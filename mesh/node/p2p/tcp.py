@@ -17,6 +17,7 @@ from typing import Protocol
 import trio
 
 from mesh.core.errors import BadInput, NotReady
+from mesh.node.p2p.events import Path
 
 _LISTEN_BACKLOG = 128
 _LINGER_RESET = struct.pack("ii", 1, 0)
@@ -59,10 +60,19 @@ class Address:
             raise BadInput(f"no host in {text!r}")
         return cls(protocol, host, int(port))
 
+    @property
+    def is_wildcard(self) -> bool:
+        """Whether it stands for every address of the machine."""
+        return self.protocol in ("ip4", "ip6") and ipaddress.ip_address(self.host).is_unspecified
+
     @classmethod
     def of_socket(cls, name: tuple[str | int, ...]) -> Address:
         host = str(name[0]).split("%")[0]
         return cls("ip6" if ":" in host else "ip4", host, int(name[1]))
+
+
+class NoFamily(NotReady):
+    """This machine does not speak IPv6, or not IPv4."""
 
 
 class Conduit(Protocol):
@@ -70,6 +80,9 @@ class Conduit(Protocol):
 
     remote: str
     """The other end as a multiaddr."""
+    local: str
+    """This end as a multiaddr; empty where there is nothing that others could dial."""
+    path: Path
     rx_bytes: int
     """Bytes received so far: while it grows, the other side lives."""
 
@@ -108,6 +121,8 @@ class TcpConduit:
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
         self.remote = str(Address.of_socket(stream.socket.getpeername()))
+        self.local = str(Address.of_socket(stream.socket.getsockname()))
+        self.path: Path = "direct"
         self.rx_bytes = 0
 
     async def send_all(self, data: bytes) -> None:
@@ -169,7 +184,10 @@ class TcpNet:
         if address.protocol not in ("ip4", "ip6"):
             raise BadInput(f"cannot listen on a name: {address}; give an ip4 or ip6 address")
         family = socket.AF_INET6 if address.protocol == "ip6" else socket.AF_INET
-        sock = trio.socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock = trio.socket.socket(family, socket.SOCK_STREAM)
+        except OSError as error:  # EAFNOSUPPORT
+            raise _listen_error(address, error) from error
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
@@ -186,6 +204,9 @@ class TcpNet:
 
 
 def _listen_error(address: Address, error: OSError) -> BadInput | NotReady:
+    if error.errno == errno.EAFNOSUPPORT:
+        family = "IPv6" if address.protocol == "ip6" else "IPv4"
+        return NoFamily(f"cannot listen on {address}: this machine has no {family}")
     if error.errno == errno.EADDRINUSE:
         return NotReady(
             f"cannot listen on {address}: the port is in use by another process; "

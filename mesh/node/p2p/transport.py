@@ -11,18 +11,17 @@ Rules of this file
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 import trio
 
-from mesh.core.errors import BadInput, PeerError
+from mesh.core.errors import PeerError
 from mesh.core.ops import NodeId
 from mesh.node.log import LimitedLog
+from mesh.node.p2p.dialler import Attempt, Dialler
 from mesh.node.p2p.events import (
     Channel,
     Event,
@@ -33,36 +32,33 @@ from mesh.node.p2p.events import (
     PeerUp,
 )
 from mesh.node.p2p.framing import FRAME_BYTES_MAX
-from mesh.node.p2p.join import CONNECT_S, JOIN_PROTOCOL, JOIN_S, JoinHandler, serve_join
+from mesh.node.p2p.join import JOIN_PROTOCOL, JOIN_S, JoinHandler, serve_join
 from mesh.node.p2p.link import (
     AGREE_S,
     DUPLICATE,
+    NOT_NEEDED,
     PROTOCOLS,
     SOFT_STATE_BYTES_MAX,
     DuplicateError,
     Link,
     now_ns,
 )
-from mesh.node.p2p.overlay import Overlay
-from mesh.node.p2p.pulse import Pulse, Watch
+from mesh.node.p2p.overlay import LINKS_MAX
+from mesh.node.p2p.pulse import Pulse
 from mesh.node.p2p.session import Identity, NotAdmittedError, Session, Stream, open_session
-from mesh.node.p2p.tcp import Address, Conduit, Listener, Net, TcpNet
+from mesh.node.p2p.tcp import Address, Conduit, Listener, Net, NoFamily, TcpNet
 
 SETUP_S = 15
 """Bound on a handshake: ten round trips of a bad satellite link. Silence ends it much earlier."""
 
-LINKS_MAX = 240
-"""Links accepted. Each may hold FRAME_BYTES_MAX and its windows if its peer is hostile."""
-
 PENDING_MAX = 32
 """Inbound connections that have not become a link yet; the oldest makes room for a new one."""
 
-ATTEMPTS_PER_PEER_MAX = 4
-"""Dials under way to one peer. More than one, so that a SYN goes out every second although a dial
-may take longer: after a cut the link is back without waiting for the kernel's retransmission."""
+PENDING_GRACE_S = 1.0
+"""For so long nobody has to make room. A crowd that comes at once (everybody's neighbour has been
+restarted) waits in the kernel's queue and is let in one after the other; without it each would push
+another out before it has had its turn, and all would come again."""
 
-ATTEMPTS_MAX = 64
-ADDRESSES_PER_PEER_MAX = 8
 EVENTS_MAX = 32
 
 STRANGERS_MAX = 4
@@ -73,22 +69,9 @@ JOINS_PER_S = 1.0
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
 
+LET_GO_S = 10.0
 _ACCEPT_PAUSE_S = 0.1
 _logger = logging.getLogger("weft.p2p")
-
-
-@dataclass(eq=False, slots=True)
-class _Attempt:
-    """One dial under way."""
-
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    watch: Watch | None = None
-    linked: bool = False
-
-    @property
-    def moving(self) -> bool:
-        """Whether the other end is answering: then another dial would only be in its way."""
-        return self.watch is not None and self.watch.moving
 
 
 class Transport:
@@ -126,21 +109,20 @@ class Transport:
         self._net: Net = net or TcpNet()
         self._clock_ns = clock_ns
         self._log = LimitedLog(_logger, trio.current_time, burst=20, interval_s=1)
-        self._overlay = Overlay(rng)
-        self._targets: dict[NodeId, tuple[Address, ...]] = {}
-        self._dialled: dict[NodeId, int] = {}
-        self._attempts: dict[NodeId, list[_Attempt]] = {}
+        self._dialler = Dialler(node, self._net, rng, self._log, self._converse, self._guard)
+        self._overlay = self._dialler.overlay
         self._links: dict[NodeId, Link] = {}
         self._up_since_ns: dict[NodeId, int] = {}
         self._claims: dict[NodeId, trio.Lock] = {}
         self._pulse = Pulse()
-        self._pending: dict[Conduit, trio.CancelScope] = {}
+        self._pending: dict[Conduit, tuple[trio.CancelScope, float]] = {}
+        """scope, and since when by trio's clock"""
+        self._pending_fewer = trio.Event()
         self._addrs: tuple[str, ...] = ()
         self._soft_state = b""
         self._joining = False
         self._strangers = 0
         self._join_tokens, self._join_tokens_at_s = float(JOIN_BURST), 0.0
-        self._wake_dialler = trio.Event()
         self._wake_reporter = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._emit_channel: trio.MemorySendChannel[Event]
@@ -157,14 +139,15 @@ class Transport:
         listeners: list[Listener] = []
         try:
             for text in self._listen:
-                listeners.append(await self._net.listen(Address.parse(text)))
+                listeners += await self._open(Address.parse(text))
             self._addrs = tuple(listener.addr for listener in listeners)
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 for listener in listeners:
                     nursery.start_soon(self._accept, listener)
                 nursery.start_soon(self._pulse.run, self._beat)
-                nursery.start_soon(self._keep_dialling)
+                nursery.start_soon(self._dialler.run)
+                nursery.start_soon(self._let_go)
                 nursery.start_soon(self._report_overflows)
                 task_status.started()
         finally:
@@ -188,29 +171,33 @@ class Transport:
 
     def set_targets(self, targets: Mapping[NodeId, Sequence[str]]) -> None:
         """Say which members there are to dial, and where. Ends links with who is no member now."""
-        self._targets = {
-            node: self._parse(node, addrs) for node, addrs in targets.items() if node != self._node
-        }
-        # Only who can be dialled is a choice: a joiner knows one address, of many members.
-        self._overlay.set_targets((n for n, a in self._targets.items() if a), now_ns())
-        for node in self._dialled.keys() - self._targets.keys():
-            del self._dialled[node]
+        self._dialler.set_targets(targets)
         for node, lock in list(self._claims.items()):
-            if node not in self._targets and not lock.locked():
+            if node not in self._dialler.targets and not lock.locked():
                 del self._claims[node]
         for link in list(self._links.values()):
             if self._identify(link.session.key) != link.node:
                 link.session.kill("no longer a member")
-        self._wake_dialler.set()
+
+    def set_bootstrap(self, addrs: Sequence[str]) -> None:
+        """Also dial these multiaddrs, whichever member is there. Raises BadInput."""
+        self._dialler.set_bootstrap(addrs, lambda node: node in self._links)
+
+    def set_holders(self, holders: Mapping[str, Set[NodeId]]) -> None:
+        """Say for each shard that this node holds which other members do, so that each has links.
+
+        Empty, as at the start: all members hold all.
+        """
+        self._overlay.set_holders(holders)
+        self._dialler.wake()
 
     def drop(self, node: NodeId, reason: str, backoff_s: float) -> None:
         """End the link to `node` at once; neither dial nor accept it for `backoff_s`."""
         self._overlay.block(node, now_ns() + int(backoff_s * 1e9))
-        for attempt in self._attempts.get(node, ()):
-            attempt.scope.cancel()
+        self._dialler.cancel(node)
         if (link := self._links.get(node)) is not None:
             link.session.kill(reason)
-        self._wake_dialler.set()
+        self._dialler.wake()
 
     def peers(self) -> list[PeerInfo]:
         """The links there are, by node id; whoever has read PeerUp finds the link here."""
@@ -224,7 +211,7 @@ class Transport:
                 PeerInfo(
                     node=node,
                     addr=link.conduit.remote,
-                    path="direct",
+                    path=link.conduit.path,
                     inbound=link.inbound,
                     rtt_ms=None if link.rtt_ns is None else link.rtt_ns / 1e6,
                     clock_offset_ns=link.clock_offset_ns,
@@ -249,6 +236,16 @@ class Transport:
             raise ValueError(f"soft state of {len(soft_state)} bytes")
         self._soft_state = soft_state
 
+    async def _open(self, address: Address) -> list[Listener]:
+        """Listen on an address. "Every IPv6 address" of a machine that has none is nothing."""
+        try:
+            return [await self._net.listen(address)]
+        except NoFamily:
+            if not address.is_wildcard:
+                raise
+            self._log.event("p2p.no_family", level=logging.INFO, addr=address)
+            return []
+
     # -- accepting ------------------------------------------------------------------------------
 
     async def _accept(self, listener: Listener) -> None:
@@ -260,99 +257,44 @@ class Transport:
                 self._log.event("p2p.accept_failed", addr=listener.addr, error=error)
                 await trio.sleep(_ACCEPT_PAUSE_S)
                 continue
-            while len(self._pending) >= PENDING_MAX:
-                oldest = next(iter(self._pending))
-                self._pending.pop(oldest).cancel()
-                self._log.event("p2p.pending_evicted", addr=oldest.remote)
-            scope = self._pending[conduit] = trio.CancelScope()
+            try:
+                await self._make_room()
+            except BaseException:
+                conduit.close()
+                raise
+            scope = trio.CancelScope()
+            self._pending[conduit] = scope, trio.current_time()
             self._nursery.start_soon(self._guard, self._inbound, conduit, scope)
+
+    async def _make_room(self) -> None:
+        """Wait until there is room for one more that is no link yet."""
+        while len(self._pending) >= PENDING_MAX:
+            oldest, (scope, since_s) = next(iter(self._pending.items()))
+            fewer = self._pending_fewer
+            with trio.move_on_at(since_s + PENDING_GRACE_S):
+                await fewer.wait()
+                continue
+            if self._pending.pop(oldest, None) is not None:
+                scope.cancel()
+                self._log.event("p2p.pending_evicted", addr=oldest.remote)
+
+    def _not_pending(self, conduit: Conduit) -> None:
+        self._pending.pop(conduit, None)
+        self._pending_fewer.set()
+        self._pending_fewer = trio.Event()
 
     async def _inbound(self, conduit: Conduit, scope: trio.CancelScope) -> None:
         try:
             with scope:
                 await self._converse(conduit, None)
         finally:
-            self._pending.pop(conduit, None)
+            self._not_pending(conduit)
             conduit.close()
-
-    # -- dialling -------------------------------------------------------------------------------
-
-    async def _keep_dialling(self) -> None:
-        while True:
-            self._wake_dialler = trio.Event()
-            at_ns = now_ns()
-            for node in self._overlay.due(at_ns):
-                self._start_dial(node)
-            deadline_ns = self._overlay.next_deadline_ns(at_ns)
-            wait_s = math.inf if deadline_ns is None else (deadline_ns - at_ns) / 1e9
-            with trio.move_on_after(wait_s):
-                await self._wake_dialler.wait()
-
-    def _start_dial(self, node: NodeId) -> None:
-        assert self._nursery is not None
-        addresses = self._targets.get(node, ())
-        attempts = self._attempts.get(node, [])
-        if (
-            not addresses
-            or len(attempts) >= ATTEMPTS_PER_PEER_MAX
-            or sum(map(len, self._attempts.values())) >= ATTEMPTS_MAX
-            or any(attempt.moving for attempt in attempts)
-        ):
-            return
-        turn = self._dialled[node] = self._dialled.get(node, -1) + 1
-        attempt = _Attempt()
-        self._attempts.setdefault(node, []).append(attempt)
-        first = turn % len(addresses)
-        addresses = addresses[first:] + addresses[:first]
-        self._nursery.start_soon(self._guard, self._dial, node, addresses, attempt)
-
-    async def _dial(self, node: NodeId, addresses: tuple[Address, ...], attempt: _Attempt) -> None:
-        try:
-            with attempt.scope:
-                for address in addresses:
-                    if await self._dial_address(node, address, attempt):
-                        break
-        finally:
-            self._forget_attempt(node, attempt)
-            if not attempt.linked:
-                self._overlay.failed(node, now_ns())
-                self._wake_dialler.set()
-
-    async def _dial_address(self, node: NodeId, address: Address, attempt: _Attempt) -> bool:
-        """Returns whether the node was there, so that its other addresses need not be tried."""
-        conduit: Conduit | None = None
-        try:
-            with trio.move_on_after(CONNECT_S):
-                conduit = await self._net.connect(address)
-            if conduit is None:
-                raise PeerError(f"no answer within {CONNECT_S} s")
-            await self._converse(conduit, node, attempt)
-        except DuplicateError:
-            pass
-        except (OSError, PeerError) as error:
-            self._log.event(
-                "p2p.dial_failed", level=logging.INFO, peer=node, addr=address, error=error
-            )
-            return False
-        finally:
-            attempt.watch = None
-            if conduit is not None:
-                conduit.close()
-        return True
-
-    def _forget_attempt(self, node: NodeId, attempt: _Attempt) -> None:
-        attempts = self._attempts.get(node, [])
-        if attempt in attempts:
-            attempts.remove(attempt)
-        if not attempts:
-            self._attempts.pop(node, None)
 
     # -- one connection, from the handshake to its end ------------------------------------------
 
-    async def _converse(
-        self, conduit: Conduit, dialled: NodeId | None, attempt: _Attempt | None = None
-    ) -> None:
-        """Everything that happens on `conduit`. `dialled`: whom we wanted; None: it came to us.
+    async def _converse(self, conduit: Conduit, attempt: Attempt | None) -> None:
+        """Everything that happens on `conduit`. `attempt`: what dialled it; None: it came to us.
 
         Raises PeerError when it does not become a link; returns when the link has ended.
         """
@@ -365,33 +307,36 @@ class Transport:
         def admit(key: bytes) -> bool:
             nonlocal stranger
             node = self._identify(key)
-            if dialled is not None:
-                return node == dialled and not self._overlay.blocked(node, now_ns())
             if node is None:
-                stranger = self._admit_stranger()
+                stranger = attempt is None and self._admit_stranger()
                 return stranger
+            if attempt is not None:
+                self._dialler.found(attempt, node)
+                if attempt.node not in (None, node):
+                    return False
             return node != self._node and not self._overlay.blocked(node, now_ns())
 
         try:
             async with open_session(
-                conduit, self._identity, admit, initiator=dialled is not None, setup_s=SETUP_S
+                conduit, self._identity, admit, initiator=attempt is not None, setup_s=SETUP_S
             ) as session:
                 watch.kill = session.kill
                 if stranger:
                     await self._serve_stranger(session, conduit)
                     return
-                first = None if dialled else await self._first_stream(session)
+                first = None if attempt else await self._first_stream(session)
                 if first is not None and first.protocol == JOIN_PROTOCOL:
                     await self._serve_join(session, first, conduit)
                     return
-                node = dialled or self._identify(session.key)
+                node = self._identify(session.key)
                 if node is None:
                     raise PeerError("no longer a member")
-                link = Link(node, session, conduit, inbound=dialled is None)
+                link = Link(node, session, conduit, inbound=attempt is None)
                 await self._agree(link, first)
                 if attempt is not None:
                     attempt.linked = True
-                    self._forget_attempt(node, attempt)
+                    self._dialler.good(node, conduit.remote)
+                    self._dialler.done(attempt)
                 await self._carry(link)
         finally:
             self._pulse.forget(conduit)
@@ -445,14 +390,13 @@ class Transport:
                 return "not a member"
             self._links[link.node] = link
             self._up_since_ns[link.node] = self._clock_ns()
-            self._overlay.up(link.node, now_ns())
-            self._pending.pop(link.conduit, None)
+            self._overlay.up(link.node, now_ns(), dialled=not link.inbound)
+            self._not_pending(link.conduit)
             return ""
 
     async def _carry(self, link: Link) -> None:
         """Announce the link and carry frames until it ends."""
-        for attempt in self._attempts.get(link.node, ()):
-            attempt.scope.cancel()  # the link is there, and both ends agree that it counts
+        self._dialler.cancel(link.node)  # the link is there, and both ends agree that it counts
 
         async def deliver(channel: Channel, frame: bytes) -> None:
             await link.announced.wait()
@@ -482,8 +426,10 @@ class Transport:
             del self._links[link.node]
             del self._up_since_ns[link.node]
             link.gone.set()
-            self._overlay.down(link.node, now_ns())
-            self._wake_dialler.set()
+            if link.rtt_ns is not None:
+                self._overlay.measured(link.node, link.rtt_ns)
+            self._overlay.down(link.node, now_ns(), lost=NOT_NEEDED not in reason)
+            self._dialler.wake()
 
     # -- joining --------------------------------------------------------------------------------
 
@@ -524,6 +470,15 @@ class Transport:
         for link in self._links.values():
             link.beat()
 
+    async def _let_go(self) -> None:
+        """End links that are more than any shard needs, one at a time."""
+        while True:
+            await trio.sleep(LET_GO_S)
+            node = self._overlay.surplus(now_ns())
+            if node is not None and (link := self._links.get(node)) is not None:
+                await link.bye(NOT_NEEDED)
+                link.session.kill(NOT_NEEDED)
+
     async def _report_overflows(self) -> None:
         while True:
             await self._wake_reporter.wait()
@@ -563,16 +518,6 @@ class Transport:
         except Exception as error:
             self._log.event("p2p.identify_failed", level=logging.ERROR, error=repr(error))
             return None
-
-    def _parse(self, node: NodeId, addrs: Sequence[str]) -> tuple[Address, ...]:
-        """What can be dialled of what a member says of itself."""
-        addresses = []
-        for text in addrs[:ADDRESSES_PER_PEER_MAX]:
-            try:
-                addresses.append(Address.parse(text))
-            except BadInput as error:
-                self._log.event("p2p.bad_address", peer=node, error=error)
-        return tuple(addresses)
 
     def _event(self, name: str, link: Link, **fields: object) -> None:
         self._log.event(

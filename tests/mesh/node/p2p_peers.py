@@ -6,14 +6,14 @@ import hashlib
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
+from pathlib import Path as FilePath
 from random import Random
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
 from mesh.core.ops import NodeId
-from mesh.node.p2p.events import Event, FrameIn, Overflow, PeerDown, PeerUp
+from mesh.node.p2p.events import Event, FrameIn, Overflow, Path, PeerDown, PeerUp
 from mesh.node.p2p.join import JoinHandler
 from mesh.node.p2p.session import Identity
 from mesh.node.p2p.tcp import Address, Conduit, Listener, Net, TcpConduit, TcpNet
@@ -146,7 +146,7 @@ class Peer:
     def idle(self) -> bool:
         """No connection but those of the links."""
         transport = self.transport
-        if transport._attempts or transport._strangers or transport._pending:
+        if transport._dialler.attempts or transport._strangers or transport._pending:
             return False
         return len(transport._pulse.watches) == len(transport._links)
 
@@ -194,7 +194,7 @@ async def link_up(a: Peer, b: Peer) -> None:
 
 
 def open_files() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+    return sum(1 for _ in FilePath("/proc/self/fd").iterdir())
 
 
 def living_tasks() -> int:
@@ -360,6 +360,8 @@ class MemoryConduit:
         self.torn = False
         self._arriving: tuple[float, bytes] | None = None
         self.remote = remote
+        self.local = ""
+        self.path: Path = "direct"
         self.rx_bytes = 0
 
     async def send_all(self, data: bytes) -> None:

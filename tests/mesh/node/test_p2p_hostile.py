@@ -15,6 +15,7 @@ import pytest
 import trio
 
 from mesh.core.errors import PeerError
+from mesh.node.p2p.dialler import ATTEMPTS_PER_PEER_MAX
 from mesh.node.p2p.events import PeerDown, PeerUp
 from mesh.node.p2p.framing import FRAME_BYTES_MAX, FrameReader, pack
 from mesh.node.p2p.link import CHANNEL_PROTOCOLS, LINK_PROTOCOL, PROTOCOLS
@@ -28,7 +29,7 @@ from mesh.node.p2p.session import (
     open_session,
 )
 from mesh.node.p2p.tcp import Address, TcpNet
-from mesh.node.p2p.transport import ATTEMPTS_PER_PEER_MAX, PENDING_MAX
+from mesh.node.p2p.transport import PENDING_MAX
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tests.mesh.node.p2p_peers import (
@@ -185,7 +186,10 @@ async def test_a_stranger_is_refused_when_it_calls() -> None:
     async with running(a, stranger):
         stranger.target(a)
         await eventually(
-            lambda: stranger.transport._dialled.get(a.id, 0) >= 1 and not a.transport._pulse.watches
+            lambda: (
+                stranger.transport._dialler.dialled.get(a.id, 0) >= 1
+                and not a.transport._pulse.watches
+            )
         )
         assert not a.log and not stranger.log
         with pytest.raises(PeerError):
@@ -197,7 +201,9 @@ async def test_a_stranger_is_refused_when_it_is_called() -> None:
     a, stranger = Peer(1, Members([1, 2])), Peer(3, Members([1, 3]))
     async with running(a, stranger):
         a.transport.set_targets({Peer(2, Members([])).id: stranger.transport.listen_addrs()})
-        await eventually(lambda: len(a.transport._dialled) == 1 and not a.transport._pulse.watches)
+        await eventually(
+            lambda: len(a.transport._dialler.dialled) == 1 and not a.transport._pulse.watches
+        )
         assert not a.log and not stranger.log
 
 
@@ -205,7 +211,9 @@ async def test_another_member_at_the_address_is_not_the_one_we_called() -> None:
     a, b = (Peer(n, Members([1, 2, 3])) for n in (1, 2))
     async with running(a, b):
         a.transport.set_targets({Peer(3, Members([])).id: b.transport.listen_addrs()})
-        await eventually(lambda: len(a.transport._dialled) == 1 and not a.transport._pulse.watches)
+        await eventually(
+            lambda: len(a.transport._dialler.dialled) == 1 and not a.transport._pulse.watches
+        )
         assert not a.log and not b.log
 
 
@@ -216,7 +224,7 @@ async def test_a_node_does_not_link_with_itself() -> None:
             async with session_with(a, 1) as session:
                 await session.open_stream(LINK_PROTOCOL)
         a.target(a)
-        assert not a.transport._targets and not a.log
+        assert not a.transport._dialler.targets and not a.log
 
 
 async def test_an_identify_that_fails_lets_nobody_in(caplog: pytest.LogCaptureFixture) -> None:
@@ -457,7 +465,7 @@ async def test_a_full_node_refuses_more_but_not_who_is_there(
     async with running(a, b, c):
         await link_up(b, a)
         c.target(a)
-        await eventually(lambda: c.transport._dialled.get(a.id, 0) >= 1 and c.idle())
+        await eventually(lambda: c.transport._dialler.dialled.get(a.id, 0) >= 1 and c.idle())
         assert not c.said(PeerUp) and not a.said(PeerDown)
         await b.stop()
         await a.until_downs(b)

@@ -257,7 +257,9 @@ async def test_a_copy_of_a_node_is_refused_while_the_first_one_answers() -> None
     async with running(a, b, copy):
         await link_up(b, a)
         copy.target(a)
-        await eventually(lambda: bool(copy.transport._dialled) and not copy.transport._attempts)
+        await eventually(
+            lambda: bool(copy.transport._dialler.dialled) and not copy.transport._dialler.attempts
+        )
         assert a.ups(b) == 1 and not a.said(PeerDown)
         assert not copy.said(PeerUp)
 

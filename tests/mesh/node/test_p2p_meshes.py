@@ -273,7 +273,7 @@ async def test_a_slow_handshake_is_left_to_finish(autojump_clock: MockClock) -> 
         began_s = trio.current_time()
         await link_up(a, b)
         assert trio.current_time() - began_s > 2
-        assert a.transport._dialled[b.id] == 0
+        assert a.transport._dialler.dialled[b.id] == 0
         await trio.sleep(30)
         assert a.ups(b) == 1 and not a.said(PeerDown)
 
