@@ -42,7 +42,8 @@ class Config:
     """What `weft.toml` says, with defaults filled in and paths made absolute.
 
     `underlay` is the outer address of this gateway (None: no traffic between sites); `wan_if` the
-    interface that has it (None: found by the address). `listen` are multiaddrs of libp2p.
+    interface that has it (None: found by the address). `listen` and `bootstrap` are multiaddrs of
+    libp2p.
     """
 
     path: Path
@@ -58,6 +59,7 @@ class Config:
     endpoints_max: int = ENDPOINTS_MAX
     metrics_listen: str | None = None
     log_level: str = "info"
+    bootstrap: tuple[str, ...] = ()
 
     @property
     def directory(self) -> Path:

@@ -26,12 +26,14 @@ LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 IFNAME_CHARS_MAX: Final = 15  # IFNAMSIZ - 1
 SOCKET_PATH_BYTES_MAX: Final = 107  # sun_path of sockaddr_un holds 108 with its NUL
 LISTEN_MAX: Final = 8  # addresses of one machine worth binding apart; 0.0.0.0 binds all
+BOOTSTRAP_MAX: Final = 8  # ways into a mesh: the rest is learned from whoever answers
 ENDPOINTS_LOW: Final = 1024  # fewer save no memory worth having: rows take it as they come
 ENDPOINTS_HIGH: Final = 1 << 24  # 1.4 GB of rows; the kernel counts a map's entries in 32 bits
 
 _IFNAME = re.compile(rf"[^\s/:]{{1,{IFNAME_CHARS_MAX}}}")
 _HOST_PORT = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+)):([0-9]{1,5})")
 _LISTEN = re.compile(r"/(ip4|ip6)/([0-9a-fA-F.:]+)/tcp/([0-9]{1,5})")
+_DIAL = re.compile(r"/(dns|dns4|dns6)/([a-zA-Z0-9._-]{1,253})/tcp/([0-9]{1,5})(/p2p/\w{1,100})?")
 
 Check: TypeAlias = Callable[[str, str], str]
 """(the field as people know it, its value) -> the value. Raises BadInput."""
@@ -138,11 +140,11 @@ class Field:
         return f"[{self.table}] {self.name}"
 
 
-def default_listen(underlay: str | None) -> str:
-    """The address to listen on when none is given: the underlay address, else every IPv4 one."""
+def default_listen(underlay: str | None) -> tuple[str, ...]:
+    """Where to listen when nothing is given: the underlay address, else every address there is."""
     if underlay is None:
-        return f"/ip4/0.0.0.0/tcp/{DEFAULT_PORT}"
-    return f"/ip4/{underlay}/tcp/{DEFAULT_PORT}"
+        return (f"/ip4/0.0.0.0/tcp/{DEFAULT_PORT}", f"/ip6/::/tcp/{DEFAULT_PORT}")
+    return (f"/ip4/{underlay}/tcp/{DEFAULT_PORT}",)
 
 
 # ---- what values can be ----
@@ -153,6 +155,19 @@ def underlay_ip(what: str, value: str) -> str:
     address = ipaddress.ip_address(validate.ipv4(what, value))
     if address.is_multicast or address.is_unspecified:
         raise bad(what, value, "give the address of an interface of this machine")
+    return value
+
+
+def dial_addr(what: str, value: str) -> str:
+    """A TCP multiaddr to dial, with a name or an address, and perhaps a peer id. Raises BadInput.
+
+    The peer id is not compared: whoever answers has to be a member, and any member will do.
+    """
+    match = _DIAL.fullmatch(value)
+    if match is None:
+        listen_addr(what, value.partition("/p2p/")[0])
+    elif not 1 <= int(match[3]) <= 65535:
+        raise bad(what, value, f"a port is 1 to 65535: write /dns4/gw.example/tcp/{DEFAULT_PORT}")
     return value
 
 
@@ -249,6 +264,12 @@ FIELDS: Final = (
         "The mesh's id: 32 hex digits, the same in every node's file.", "never", why=_FOUNDED,
     ),
     Field(
+        "mesh", "bootstrap", "bootstrap", Texts(dial_addr, BOOTSTRAP_MAX, count_min=0),
+        "TCP multiaddrs, with an IP address or a DNS name, that are dialled whichever member is"
+        f" there, at most {BOOTSTRAP_MAX}; members met before are dialled anyway.",
+        "restart", lambda _: (), "none", why="they are dialled from the start",
+    ),
+    Field(
         "node", "name", "node_name", Text(validate.name),
         "The node's name, as it was admitted.", "never", why=_IDENTITY,
     ),
@@ -265,8 +286,8 @@ FIELDS: Final = (
     Field(
         "node", "listen", "listen", Texts(listen_addr, LISTEN_MAX),
         f"TCP multiaddrs where other nodes connect to, at most {LISTEN_MAX}.",
-        "restart", lambda values: (default_listen(values["underlay"]),),
-        f"port {DEFAULT_PORT} of the underlay address, else of all IPv4 addresses",
+        "restart", lambda values: default_listen(values["underlay"]),
+        f"port {DEFAULT_PORT} of the underlay address, else of all IPv4 and IPv6 addresses",
         why="links stand on it",
     ),
     Field(

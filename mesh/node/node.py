@@ -62,6 +62,8 @@ HOUSEKEEPING_S = 1.0
 MISBEHAVED_BACKOFF_S = 30.0
 """A peer that broke the protocol is not dialled or accepted for so long."""
 SOFT_STATE_S = 1.0
+HOST_ADDRS_S = 30.0
+"""How old our own addresses may be; a look costs some 15 ms of CPU."""
 MOVES_HELD = "endpoint.moves_held"
 HELD_NAMED_MAX = 5
 
@@ -124,6 +126,7 @@ class Node:
         self._failure: StoreError | None = None
         self._node_of_key: dict[bytes, NodeId] = {}
         self._host_addrs: list[str] = []
+        self._host_addrs_at_s = 0.0
 
     # ---- what the API asks ----
 
@@ -183,12 +186,13 @@ class Node:
         Started when links and API are open and the data plane has every stored row.
         """
         try:
-            self._host_addrs = await addresses.of_host(self.config.underlay)
+            await self._look_up_addresses()
             await self._load_view()
             await self.forwarder.open()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.forwarder.run)
                 await nursery.start(self.transport.run)
+                self.transport.set_bootstrap(self.config.bootstrap)
                 self._members_changed()
                 nursery.start_soon(self._take_events)
                 nursery.start_soon(self._carry_out)
@@ -314,9 +318,16 @@ class Node:
                     self._log.event("node.housekeeping_refused", reason=error)
             self._note_held_moves()
             self.transport.open_joining(await self.joining.is_open())
+            if trio.current_time() - self._host_addrs_at_s >= HOST_ADDRS_S:
+                await self._look_up_addresses()
             if self._gateways_seen.take().gateways:
                 self._dial_members()
             await trio.sleep(HOUSEKEEPING_S)
+
+    async def _look_up_addresses(self) -> None:
+        """The machine's addresses come and go; what has changed is registered by housekeeping."""
+        self._host_addrs = await addresses.of_host(self.config.underlay)
+        self._host_addrs_at_s = trio.current_time()
 
     def _note_held_moves(self) -> None:
         """Endpoints that moved too often, in `status` while their moves are held."""

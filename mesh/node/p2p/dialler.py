@@ -185,6 +185,7 @@ class Dialler:
         for key, attempts in self.attempts.items():
             if attempt in attempts and isinstance(key, Address):
                 self._found[str(key)] = node
+                self.wake()
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:

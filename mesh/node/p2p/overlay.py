@@ -194,7 +194,7 @@ class Overlay:
                     self._redial.want(node, now_ns)
             self._settled = True
             return
-        short, room = self._short()
+        short, room = self._short(now_ns)
         while short and room > 0 and self._may_pick(now_ns):
             shard = min(short, key=lambda s: (len(self._shards[s][0]), s))
             picked = self._pick(shard, short, now_ns)
@@ -210,10 +210,14 @@ class Overlay:
                     del short[other]
         self._settled = not (short and room > 0) and not self._blocked_until_ns
 
-    def _short(self) -> tuple[dict[str, int], int]:
+    def _short(self, now_ns: int) -> tuple[dict[str, int], int]:
         """How many links each shard lacks, those that are being dialled counted as there; and how
         many there may be more."""
-        hoped = {node for node in self._redial.wanted() if node not in self._failed}
+        hoped = {
+            node
+            for node in self._redial.wanted()
+            if node not in self._failed and not self.blocked(node, now_ns)
+        }
         there = self._linked.keys() | hoped
         counts = {
             shard: min(LINKS_MIN, len(nodes)) - len(there & nodes)

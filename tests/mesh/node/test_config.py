@@ -53,7 +53,7 @@ def test_a_minimal_file_gets_the_defaults(tmp_path: Path) -> None:
         node_name="a-1",
         site="a",
         underlay=None,
-        listen=("/ip4/0.0.0.0/tcp/7400",),
+        listen=("/ip4/0.0.0.0/tcp/7400", "/ip6/::/tcp/7400"),
         dataplane_mode="auto",
         wan_if=None,
         socket_path=Path("/run/weft/weft.sock"),
@@ -71,11 +71,13 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("underlay", "listen"),
     [
-        (None, "/ip4/0.0.0.0/tcp/7400"),
-        ("192.0.2.1", "/ip4/192.0.2.1/tcp/7400"),
+        (None, ("/ip4/0.0.0.0/tcp/7400", "/ip6/::/tcp/7400")),
+        ("192.0.2.1", ("/ip4/192.0.2.1/tcp/7400",)),
     ],
 )
-def test_without_listen_the_underlay_address_is_used(underlay: str | None, listen: str) -> None:
+def test_without_listen_the_underlay_address_is_used(
+    underlay: str | None, listen: tuple[str, ...]
+) -> None:
     assert default_listen(underlay) == listen
 
 
@@ -107,6 +109,10 @@ def test_without_listen_the_underlay_address_is_used(underlay: str | None, liste
         ('site = "a"', 'site = "a"\n[api]\nsocket = ""', "[api] socket"),
         ('site = "a"', f'site = "a"\n[api]\nsocket = "/{"x" * 107}"', "[api] socket"),
         ('site = "a"', 'site = "a"\nunderlay = ["10.0.0.1"]', "[node] underlay"),
+        ('id = "00', 'bootstrap = ["gw.example"]\nid = "00', "[mesh] bootstrap"),
+        ('id = "00', 'bootstrap = ["/dns4/gw/tcp/0"]\nid = "00', "[mesh] bootstrap"),
+        ('id = "00', 'bootstrap = ["/dns4/g w/tcp/7"]\nid = "00', "[mesh] bootstrap"),
+        ('id = "00', 'bootstrap = ["/ip6/::1/udp/7"]\nid = "00', "[mesh] bootstrap"),
         (
             'site = "a"',
             'site = "a"\nlisten = ["/ip4/1.1.1.1/tcp/1", "/ip4/1.1.1.1/tcp/1"]',
@@ -272,6 +278,9 @@ CONFIGS = st.builds(
     )
     .filter(lambda name: name not in (".", ".."))
     .map(lambda name: Path("/run") / name),
+    bootstrap=st.sampled_from(
+        [(), ("/dns4/gw.example/tcp/7400", "/ip6/2001:db8::1/tcp/9/p2p/12D3KooWx")]
+    ),
     endpoints_max=st.integers(1024, 1 << 24),
     log_level=st.sampled_from(["debug", "error"]),
 )
