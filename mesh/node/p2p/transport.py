@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from trio_typing import TaskStatus
 
 LET_GO_S = 10.0
+LET_GO_WAIT_S = 1.0
 _ACCEPT_PAUSE_S = 0.1
 _logger = logging.getLogger("weft.p2p")
 
@@ -476,8 +477,14 @@ class Transport:
             await trio.sleep(LET_GO_S)
             node = self._overlay.surplus(now_ns())
             if node is not None and (link := self._links.get(node)) is not None:
-                await link.bye(NOT_NEEDED)
-                link.session.kill(NOT_NEEDED)
+                await self._let_go_of(link)
+
+    async def _let_go_of(self, link: Link) -> None:
+        link.session.ended = link.session.ended or NOT_NEEDED
+        await link.bye(NOT_NEEDED)
+        with trio.move_on_after(LET_GO_WAIT_S):
+            await link.gone.wait()  # the other end closes when it has read why
+        link.session.kill(NOT_NEEDED)
 
     async def _report_overflows(self) -> None:
         while True:

@@ -16,6 +16,7 @@ from mesh.node.p2p.events import FrameIn, PeerDown, PeerUp
 from mesh.node.p2p.framing import FRAME_BYTES_MAX
 from mesh.node.p2p.link import SOFT_STATE_BYTES_MAX
 from mesh.node.p2p.tcp import Address, Conduit, Listener, TcpNet, _listen_error
+from mesh.node.p2p.transport import PENDING_MAX
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tests.mesh.node.p2p_peers import (
@@ -365,3 +366,35 @@ async def test_events_end_when_the_transport_does() -> None:
         nursery.cancel_scope.cancel()
     with pytest.raises(trio.EndOfChannel):
         await a.transport.events.receive()
+
+
+async def test_a_crowd_that_comes_at_once_is_let_in_one_after_the_other() -> None:
+    """As when a member with many links restarts: nobody is pushed out before its turn."""
+    hub, *crowd = (Peer(n, Members(range(1, 62))) for n in range(1, 62))
+    assert len(crowd) > PENDING_MAX
+    async with running(hub, *crowd):
+        for peer in crowd:
+            peer.target(hub)
+        for peer in crowd:
+            await peer.until_linked(hub)
+            await hub.until_ups(peer, 1)
+        # One dial each was enough, but for a few whose second came before the first had its turn.
+        dials = [peer.transport._dialler.dialled[hub.id] for peer in crowd]
+        assert sum(dials) <= len(crowd)
+        assert [hub.downs(peer) for peer in crowd] == [[]] * len(crowd)
+        assert [hub.ups(peer) for peer in crowd] == [1] * len(crowd)
+
+
+async def test_a_link_that_nobody_needs_ends_and_is_not_won_back() -> None:
+    a, b = (Peer(n, Members([1, 2])) for n in (1, 2))
+    async with running(a, b):
+        a.target(b)
+        b.target(a)
+        await a.until_linked(b)
+        await b.until_linked(a)
+        link = a.transport._links[b.id]
+        await a.transport._let_go_of(link)
+        await a.until_downs(b)
+        await b.until_downs(a)
+        assert (a.downs(b), b.downs(a)) == (["not needed"], ["peer: not needed"])
+        assert b.id not in a.transport._overlay._lost and a.id not in b.transport._overlay._lost
