@@ -370,7 +370,7 @@ async def test_events_end_when_the_transport_does() -> None:
 
 async def test_a_crowd_that_comes_at_once_is_let_in_one_after_the_other() -> None:
     """As when a member with many links restarts: nobody is pushed out before its turn."""
-    hub, *crowd = (Peer(n, Members(range(1, 62))) for n in range(1, 62))
+    hub, *crowd = (Peer(n, Members(range(1, 92))) for n in range(1, 92))
     assert len(crowd) > PENDING_MAX
     async with running(hub, *crowd):
         for peer in crowd:
