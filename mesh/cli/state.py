@@ -14,6 +14,7 @@ from mesh.cli.output import Output
 
 CHAIN_COLUMNS: Final = ("node", "shard", "epoch", "head", "root", "records", "signature")
 DIFF_COLUMNS: Final = ("node", "shard", "chain", "difference", "here", "there")
+HISTORY_COLUMNS: Final = ("at", "node", "what", "dot", "value")
 RECORD_COLUMNS: Final = ("node", "seq", "key", "value")
 
 
@@ -48,6 +49,22 @@ def dump(api: Client, out: Output, shard: str | None, chain: str | None, records
             for entry in c["entries"]
         ]
         out.table(rows, RECORD_COLUMNS)
+
+
+@state.command("history")
+@click.argument("key")
+@asks
+def history(api: Client, out: Output, key: str) -> None:
+    """Show what is known of KEY, in order: claims, revisions, evictions, deletions.
+
+    KEY is written as `weft state dump --records` shows it: endpoint/VPC/IP, vpc/NAME,
+    subnet/VPC/NAME, … A node has one record for a key, its last. That it dropped one is known for
+    as long as it is among the last few thousand deletes of its chain, and has no time.
+    """
+    rows = api.get("/v1/state/history", {"key": key})
+    if not out.json:
+        rows = [{**row, "value": json.dumps(row["value"])} for row in rows]
+    out.rows(rows, HISTORY_COLUMNS)
 
 
 @state.command("diff")

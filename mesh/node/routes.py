@@ -259,6 +259,13 @@ ROUTES: Final = (
     ),
     Route(
         "GET",
+        "/v1/state/history",
+        "What is known of one key: claims, revisions, evictions, deletions",
+        lambda s: s.state.history,
+        {"key": text("As the dump shows it")},
+    ),
+    Route(
+        "GET",
         "/v1/state/diff/{peer}",
         "Chains that a linked peer holds otherwise",
         lambda s: s.state.diff,

@@ -11,12 +11,15 @@ from crdt.chain import Chain
 from crdt.entry import Entry, record_of, seq_of
 from crdt.header import ChainId
 from mesh.core import ed25519
+from mesh.core.clock import ns_of_hlc
 from mesh.core.errors import BadInput, NotFound
+from mesh.core.history import history
 from mesh.core.keytext import describe_record, key_text
 from mesh.core.ops import MESH_SHARD
 from mesh.core.sync import behind, held, resolved
 from mesh.core.wire import Held
 from mesh.node.context import NodeContext
+from mesh.node.service.objects import time_text
 
 Json: TypeAlias = dict[str, Any]
 
@@ -87,6 +90,20 @@ class StateService:
                 )
             await trio.lowlevel.checkpoint()
         return entries
+
+    async def history(self, key: str) -> list[Json]:
+        """Everything known of a key, in order. Raises NotFound where nothing is."""
+        node = self._node
+        known = history(node.view, node.replica.lattice, key)
+        if not known:
+            raise NotFound(f"key {key!r}: nothing is known of it: see weft state dump --records")
+        rows = []
+        for one in known:
+            name = node.view.names.node_text(one.chain.node)
+            at = None if one.hlc is None else time_text(ns_of_hlc(one.hlc))
+            dot = f"{name}/{one.epoch.counter}/{one.seq}"
+            rows.append({"at": at, "node": name, "what": one.what, "dot": dot, "value": one.value})
+        return rows
 
     # ---- against a peer ----
 

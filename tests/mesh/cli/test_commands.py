@@ -232,6 +232,13 @@ def test_state(weft: Weft, second: Running) -> None:
     assert weft("state", "diff", "b1")[1].split() == [
         "NODE", "SHARD", "CHAIN", "DIFFERENCE", "HERE", "THERE",
     ]  # fmt: skip
+    first_word = document(weft("state", "history", "vpc/red", "-o", "json"))[0]
+    assert (first_word["node"], first_word["what"]) == ("a1", "revision")
+    assert first_word["value"]["name"] == "red" and first_word["at"].endswith("Z")
+    assert weft("state", "history", "gateway/b1")[1].splitlines()[1].split()[1] == "b1"
+    no(weft("state", "history", "vpc/nothing"), 1)
+    no(weft("state", "history", "endpoint/red/10.0.99.99"), 1, "nothing is known")
+    no(weft("state", "history", "red"), 2, "endpoint/VPC/IP")
     no(weft("state", "diff", "nobody"), 1)
     no(weft("state", "diff", "a1"), 2)
 
