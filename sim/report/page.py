@@ -45,6 +45,7 @@ figcaption, .note { color: #52606d; font-size: .92rem; }
 table { border-collapse: collapse; font-size: .95rem; margin: .4rem 0 1rem; }
 th, td { text-align: left; padding: .25rem 1.1rem .25rem 0; border-bottom: 1px solid #e5e8ec;
   vertical-align: top; }
+th { white-space: nowrap; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 code, pre { font: .9rem/1.45 ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace; }
 pre { background: #f5f7f9; border: 1px solid #e5e8ec; padding: .7rem .9rem; overflow-x: auto; }

@@ -118,15 +118,17 @@ def _looks(episodes: Sequence[Episode], end_ns: int) -> dict[str, _Look]:
     """By kind. Well-known ones look the same on every page, the others are told apart."""
     looks: dict[str, _Look] = {}
     bars = markers = 0
-    for kind in _numbers(episodes):
+    kinds = _numbers(episodes)
+    free = [colour for colour in _OTHERS if colour not in [_KINDS.get(kind) for kind in kinds]]
+    for kind in kinds:
         if not any(_length_ns(e, end_ns) for e in episodes if e.kind == kind):
             looks[kind] = _Look(INK, marker=_MARKERS[markers % len(_MARKERS)])
             markers += 1
         elif kind in _KINDS:
             looks[kind] = _Look(_KINDS[kind])
         else:
-            again, which = divmod(bars, len(_OTHERS))
-            looks[kind] = _Look(_OTHERS[which], _HATCHES[again % len(_HATCHES)])
+            again, which = divmod(bars, len(free))
+            looks[kind] = _Look(free[which], _HATCHES[again % len(_HATCHES)])
             bars += 1
     return looks
 
@@ -195,6 +197,7 @@ def _draw_row(
     unit: words.Unit,
     end_ns: int,
 ) -> None:
+    height = 0.68
     for kind in dict.fromkeys(episode.kind for episode in episodes):
         of_kind = [episode for episode in episodes if episode.kind == kind]
         look = looks[kind]
@@ -218,9 +221,9 @@ def _draw_row(
                 bars.append((episode.began_ns, length_ns))
         spans = [(unit.of(start), unit.of(length)) for start, length in bars]
         edge = "white" if look.hatch else look.colour
-        axes.broken_barh(
-            spans, (y - 0.34, 0.68), fc=look.colour, ec=edge, hatch=look.hatch or None, lw=1.2
-        )
+        across = (y - height / 2, height)
+        axes.broken_barh(spans, across, fc=look.colour, ec=edge, hatch=look.hatch or None, lw=1.2)
+        height = max(height - 0.24, 0.2)  # what is drawn over another lets it be seen
         noted = [at for at, episode in zip(ends, of_kind, strict=True) if episode.note]
         axes.plot(noted, [y] * len(noted), ls="", marker="D", ms=6, mfc="white", mec=INK)
 

@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 from sim.core.checkers import Violation
+from sim.core.episodes import Episode
 from sim.core.recording import Recording
 from sim.core.scenario import parse
 from sim.core.simulation import run
-from sim.report import page, words
+from sim.report import page, plots, words
 from sim.report.page import Run, render
 from sim.seeding import chance_of
 
@@ -207,6 +208,17 @@ def test_many_sites_are_drawn_together_and_the_page_says_so(
     assert "Sites are not named" in found["bytes"]
     assert "262 rows with less time are not drawn" in found["timeline"]
     assert f"The first {page.FAULT_ROWS_MAX} of 302 faults" in found["timeline"]
+
+
+def test_kinds_of_faults_are_told_apart() -> None:
+    kinds = ("cut", "slow", "stall", "full", "clone", "hostile", "torn", "flood", "flap", "down")
+    moments = ("join", "retire", "forget", "restart", "clock step")
+    episodes = [Episode(kind, "a", 0, 5) for kind in kinds]
+    episodes += [Episode(kind, "a", 5, 5) for kind in moments]
+    looks = plots._looks(episodes, 10)
+    assert tuple(looks) == kinds + moments
+    assert len(set(looks.values())) == len(looks)
+    assert all(bool(look.marker) == (kind in moments) for kind, look in looks.items())
 
 
 def test_the_same_run_gives_the_same_bytes(ran: Run) -> None:
