@@ -8,10 +8,7 @@
   compare the sum of all others: when that is equal, only named chains differ, and only their heads
   are told; otherwise all is told as when the link came up. What was said is compared as of the
   moment at which it was said.
-- Who is behind asks with WANT, naming what it holds; the peer answers with DELTAS and PARTs,
-  `WINDOW` chunks ahead and one more for each MORE, then DONE. So the receiver sets the pace, and a
-  big answer never queues up in the sender. An answer freezes the interval it began with; nothing is
-  applied before the last part is there.
+- Who is behind asks (`fetching`). An answer freezes the interval it began with.
 
 It knows nothing of what a delta does once it is whole, nor of the roster but its digest.
 """
@@ -19,14 +16,14 @@ It knows nothing of what a delta does once it is whole, nor of the roster but it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
-from crdt.delta import Delta, Puts
 from crdt.header import ChainId
 from crdt.lattice import Lattice
 from mesh.core import sync, wire
 from mesh.core.bounds import shard_is_known
 from mesh.core.errors import PeerError
+from mesh.core.fetching import Fetching, Host
 from mesh.core.ops import NodeId
 from mesh.core.roster import Roster
 
@@ -36,67 +33,7 @@ AGAIN_NS = SECOND_NS
 """After an answer brought news, the other peers are asked this soon: it may be news to them."""
 RECENT_MAX = wire.NAMED_MAX // 2
 """Chains that one side names: 1.6 s of 20 updates a second, and several round trips."""
-WANT_CHAINS_MAX = 2048
-"""Chains asked for at once: what a whole partition has changed in one round trip, and small enough
-that several peers share a bootstrap."""
-WANT_TIMEOUT_NS = 10 * SECOND_NS
-FETCH_QUEUE_MAX = 100_000
-"""Chains waiting to be asked for from one peer; the next exchange finds what is left out."""
-
 _MODULUS = 1 << 8 * wire.DIGEST_BYTES
-
-
-@dataclass(frozen=True, slots=True)
-class Host:
-    """What the conversation needs of the replica that has it."""
-
-    send: Callable[[NodeId, wire.Frame], None]
-    take_delta: Callable[[NodeId, Delta, int], None]
-    """a delta that came whole, and when; raises PeerError"""
-    tell_roster: Callable[[NodeId], None]
-    """the peer's roster differs: have both brought together"""
-
-
-@dataclass(slots=True)
-class Fetch:
-    """What this node is asking one peer for."""
-
-    queue: dict[bytes, None] = field(default_factory=dict)
-    """chains still to ask for, in order"""
-    fresh: set[bytes] = field(default_factory=set)
-    """of those, the ones to ask for whole: what is held is no prefix of what the peer has"""
-    want: int | None = None
-    asked: tuple[bytes, ...] = ()
-    deadline_ns: int = 0
-    staged: Delta | None = None
-    staged_puts: Puts = field(default_factory=dict)
-    parts: int = 0
-    """pieces taken of the answer under way"""
-    advanced: bool = False
-    """whether anything was applied since the last exchange began"""
-
-    def stage(self, part: wire.Part, puts_max: int) -> Delta | None:
-        """Add a piece; the whole delta once it is there. Raises PeerError."""
-        self.parts += 1
-        if self.staged is not None and self.staged.header != part.delta.header:
-            self.staged, self.staged_puts = None, {}
-        self.staged = part.delta
-        self.staged_puts.update(part.delta.puts)
-        if len(self.staged_puts) > puts_max:
-            raise PeerError(f"answer of more than {puts_max} records")
-        if part.more:
-            return None
-        whole = replace(part.delta, puts=self.staged_puts, payload=b"")
-        self.staged, self.staged_puts = None, {}
-        try:
-            whole.check()
-        except ValueError as error:
-            raise PeerError(f"delta: {error}") from None
-        return whole
-
-    def reset(self) -> None:
-        self.want, self.asked, self.parts = None, (), 0
-        self.staged, self.staged_puts = None, {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +57,6 @@ class Peer:
     asked: bool = False
     """whether a SYNC of ours is not answered yet: one that is lost is sent again"""
     named: Named | None = None
-    fetch: Fetch = field(default_factory=Fetch)
     serving: sync.Serving | None = None
     told: bool = False
     """whether it has told all that it holds since the link came up"""
@@ -132,6 +68,7 @@ class AntiEntropy:
     """All conversations of one node. Times are those of the replica.
 
     Args:
+        tell_roster: a peer's roster differs: have both brought together.
         jitter: a number in [0, 1), different each time.
     """
 
@@ -141,16 +78,17 @@ class AntiEntropy:
         lattice: Lattice,
         roster: Roster,
         host: Host,
+        tell_roster: Callable[[NodeId], None],
         jitter: Callable[[], float],
     ) -> None:
         self._node = node
         self._lattice = lattice
         self._roster = roster
-        self._host = host
+        self._send = host.send
+        self._tell_roster = tell_roster
         self._jitter = jitter
         self._peers: dict[NodeId, Peer] = {}
-        self._wanted: dict[bytes, NodeId] = {}
-        self._next_want = 1
+        self._fetching = Fetching(lattice, roster, host)
 
     # ---- what the replica asks ----
 
@@ -171,12 +109,12 @@ class AntiEntropy:
     def all_told(self) -> bool:
         """Whether there are peers, and each has told and given all that it holds."""
         return bool(self._peers) and all(
-            state.told and state.fetch.want is None for state in self._peers.values()
+            state.told and not self._fetching.busy(peer) for peer, state in self._peers.items()
         )
 
     def asked(self, peer: NodeId, short: bytes) -> bool:
         """Whether a delta of the chain is the peer's answer to a question of ours."""
-        return self._wanted.get(short) == peer
+        return self._fetching.asked(peer, short)
 
     def question(self, *, must: bool) -> wire.Sync:
         """What this node holds, in digests."""
@@ -187,17 +125,17 @@ class AntiEntropy:
 
     def up(self, peer: NodeId, now_ns: int) -> None:
         state = self._peers[peer] = Peer(now_ns)
+        self._fetching.up(peer)
         self._start(peer, state, now_ns)
 
     def down(self, peer: NodeId, now_ns: int) -> None:
         """What was asked of the peer is free to be asked of others, soon."""
-        state = self._peers.pop(peer, None)
-        if state is None:
+        if self._peers.pop(peer, None) is None:
             return
-        if state.fetch.want is not None:
+        if self._fetching.busy(peer):
             for other in self._peers.values():
                 self._hasten(other, now_ns)
-        self._release(peer, state)
+        self._fetching.down(peer, now_ns)
 
     def lagging(self, peer: NodeId, now_ns: int) -> None:
         """Frames to the peer were dropped: compare soon."""
@@ -205,16 +143,15 @@ class AntiEntropy:
             self._hasten(state, now_ns)
 
     def timer(self, now_ns: int) -> None:
+        for peer in self._fetching.overdue(now_ns):
+            self._give_up(peer, now_ns)
         for peer, state in sorted(self._peers.items()):
-            if state.fetch.want is not None and now_ns >= state.fetch.deadline_ns:
-                self._give_up(peer, state, now_ns)
             if now_ns >= state.sync_at_ns:
                 self._start(peer, state, now_ns)
 
     def next_deadline_ns(self) -> int | None:
         due = [state.sync_at_ns for state in self._peers.values()]
-        due += [s.fetch.deadline_ns for s in self._peers.values() if s.fetch.want is not None]
-        return min(due, default=None)
+        return min([*due, *self._fetching.deadlines_ns()], default=None)
 
     def receive(self, peer: NodeId, frame: wire.Frame, now_ns: int) -> None:
         """Take a frame of this conversation; others are ignored. Raises PeerError."""
@@ -230,53 +167,51 @@ class AntiEntropy:
                 state.told, state.whole, state.asked = True, False, False
                 state.in_sync_ns = now_ns
             case wire.Told():
-                self._pump(peer, state, now_ns)
+                self._fetching.pump(peer, now_ns)
                 if not frame.must:
                     self._end_sync(peer, state)
             case wire.Heads():
-                self._take_heads(peer, state, frame, now_ns)
+                self._take_heads(peer, frame, now_ns)
             case wire.Want():
-                state.serving = sync.Serving(frame.id, self._lattice, frame.vector)
+                state.serving = sync.Serving(frame, self._lattice)
                 self._serve(peer, state)
             case wire.More():
                 if state.serving is not None and state.serving.want == frame.id:
                     state.serving.credit = min(state.serving.credit + 1, sync.WINDOW)
                     self._serve(peer, state)
             case wire.Part():
-                self._take_part(peer, state, frame, now_ns)
+                if not self._fetching.part(peer, frame, now_ns):
+                    self._give_up(peer, now_ns)
             case wire.Done():
-                self._take_done(peer, state, frame, now_ns)
+                if self._fetching.done(peer, frame, now_ns):
+                    self._spread_news(peer, now_ns)
 
-    def taken(self, peer: NodeId, now_ns: int, *, advanced: bool = False) -> None:
-        """A delta of the peer came: what was asked is on its way, and may be news to others."""
-        if state := self._peers.get(peer):
-            state.fetch.deadline_ns = now_ns + WANT_TIMEOUT_NS
-            state.fetch.advanced |= advanced
+    def taken(self, peer: NodeId, short: bytes, now_ns: int) -> None:
+        """A delta of the peer advanced a chain."""
+        self._fetching.taken(peer, short, now_ns)
 
     def ask(self, peer: NodeId, id: ChainId, now_ns: int, *, fresh: bool) -> None:
         """Ask the peer for what is lacking of a chain, or for the whole of it."""
-        state, short = self._peers.get(peer), id.short()
-        if state is None or self.asked(peer, short):
-            return
-        self._enqueue(state, short, fresh)
-        self._pump(peer, state, now_ns)
+        if peer in self._peers:
+            self._fetching.enqueue(peer, id.short(), fresh=fresh)
+            self._fetching.pump(peer, now_ns)
 
     # ---- comparing ----
 
     def _start(self, peer: NodeId, state: Peer, now_ns: int) -> None:
         state.sync_at_ns = now_ns + state.period_ns // 2 + self._spread(state.period_ns)
         state.period_ns = min(2 * state.period_ns, PERIOD_NS)
-        self._pump(peer, state, now_ns)
-        if state.fetch.want is not None:
+        self._fetching.pump(peer, now_ns)
+        if self._fetching.busy(peer):
             return  # the answer under way closes what would be found
         if state.whole:
             self._tell_shards(peer, state)
         else:
-            self._host.send(peer, wire.Probe(self._probe()))
+            self._send(peer, wire.Probe(self._probe()))
 
     def _tell_shards(self, peer: NodeId, state: Peer) -> None:
         state.asked = True
-        self._host.send(peer, self.question(must=False))
+        self._send(peer, self.question(must=False))
 
     def _answer_sync(self, peer: NodeId, state: Peer, frame: wire.Sync, now_ns: int) -> None:
         if frame.mesh != self._roster.mesh_id:
@@ -290,14 +225,14 @@ class AntiEntropy:
         if crossing and (differing or not same_roster):
             return  # TOLD follows at the end of ours
         if not same_roster:
-            self._host.tell_roster(peer)
+            self._tell_roster(peer)
         for shard in differing:
             for heads in sync.heads(self._lattice, shard):
-                self._host.send(peer, heads)
+                self._send(peer, heads)
         if differing or not same_roster:
-            self._host.send(peer, wire.Told(frame.must))
+            self._send(peer, wire.Told(frame.must))
         else:
-            self._host.send(peer, wire.Same())
+            self._send(peer, wire.Same())
             state.told = True
             state.in_sync_ns = now_ns
 
@@ -306,12 +241,12 @@ class AntiEntropy:
         asked, state.asked = state.asked, False
         state.told, state.whole = True, False
         if asked and self._node > peer:
-            self._host.send(peer, wire.Told(False))
+            self._send(peer, wire.Told(False))
 
     def _answer_probe(self, peer: NodeId, state: Peer, frame: wire.Probe, now_ns: int) -> None:
         if frame.digest == self._probe():
             state.in_sync_ns = now_ns
-            self._host.send(peer, wire.Same())
+            self._send(peer, wire.Same())
             return
         weights = {id.short(): self._weight(id) for id in self._recent()}
         total = self._total()
@@ -324,7 +259,7 @@ class AntiEntropy:
             self._compare_named(peer, state, frame)
             return
         if frame.roster != self._roster_digest():
-            self._host.tell_roster(peer)
+            self._tell_roster(peer)
         mine = {short: self._weight_of(short) for short in frame.named}
         rest = (self._total() - sum(mine.values())) % _MODULUS
         if rest == _number(frame.rest):
@@ -369,13 +304,13 @@ class AntiEntropy:
         vector = sync.vector_of(self._lattice, [id for id in ids.values() if id is not None])
         vector.update({short: () for short, id in ids.items() if id is None})
         for heads in sync.some_heads(vector):
-            self._host.send(peer, heads)
+            self._send(peer, heads)
 
     def _send_recent(
         self, peer: NodeId, rest: int, named: dict[bytes, int], *, reply: bool
     ) -> None:
         rest_bytes = rest.to_bytes(wire.DIGEST_BYTES, "big")
-        self._host.send(peer, wire.Recent(self._roster_digest(), rest_bytes, named, reply))
+        self._send(peer, wire.Recent(self._roster_digest(), rest_bytes, named, reply))
 
     def _recent(self) -> Iterable[ChainId]:
         return self._lattice.recent(RECENT_MAX)
@@ -403,7 +338,7 @@ class AntiEntropy:
 
     # ---- heads, and answers to them ----
 
-    def _take_heads(self, peer: NodeId, state: Peer, frame: wire.Heads, now_ns: int) -> None:
+    def _take_heads(self, peer: NodeId, frame: wire.Heads, now_ns: int) -> None:
         if not frame.shard:
             found = ((short, self._lattice.by_short(short)) for short in frame.vector)
             mine = {short: id for short, id in found if id is not None}
@@ -414,102 +349,37 @@ class AntiEntropy:
         for short, theirs in frame.vector.items():
             id = mine.get(short)
             if sync.behind(self._lattice.branches(id) if id else [], theirs):
-                self._enqueue(state, short)
+                self._fetching.enqueue(peer, short)
         lacking = [
             id
             for short, id in sorted(mine.items())
-            if short not in state.fetch.queue
+            if not self._fetching.queued(peer, short)
             and (short in frame.vector or frame.first < short <= frame.last)
         ]
         for offered in sync.offer(self._lattice, frame.vector, lacking):
-            self._host.send(peer, offered)
+            self._send(peer, offered)
         if not frame.shard:  # of whole shards more may come: TOLD ends them
-            self._pump(peer, state, now_ns)
+            self._fetching.pump(peer, now_ns)
 
     def _serve(self, peer: NodeId, state: Peer) -> None:
         assert state.serving is not None
         for frame in state.serving.frames():
-            self._host.send(peer, frame)
+            self._send(peer, frame)
             if isinstance(frame, wire.Done):
                 state.serving = None
                 return
 
-    # ---- asking ----
-
-    def _enqueue(self, state: Peer, short: bytes, fresh: bool = False) -> None:
-        fetch = state.fetch
-        if fresh:
-            fetch.fresh.add(short)
-        if short in self._wanted or len(fetch.queue) >= FETCH_QUEUE_MAX:
-            return
-        fetch.queue[short] = None
-
-    def _pump(self, peer: NodeId, state: Peer, now_ns: int) -> None:
-        """Ask for the next chains, unless an answer is under way."""
-        fetch = state.fetch
-        if fetch.want is not None:
-            return
-        asked: dict[bytes, tuple[wire.Held, ...]] = {}
-        while fetch.queue and len(asked) < WANT_CHAINS_MAX:
-            short = next(iter(fetch.queue))
-            del fetch.queue[short]
-            if short in self._wanted:
-                continue
-            id = self._lattice.by_short(short)
-            if id is None or short in fetch.fresh:
-                asked[short] = ()
-            else:
-                asked.update(sync.vector_of(self._lattice, [id]))
-            fetch.fresh.discard(short)
-        if not asked:
-            return
-        fetch.want, self._next_want = self._next_want, self._next_want + 1
-        fetch.asked = tuple(asked)
-        fetch.deadline_ns = now_ns + WANT_TIMEOUT_NS
-        self._wanted.update(dict.fromkeys(asked, peer))
-        self._host.send(peer, wire.Want(fetch.want, asked))
-
-    def _take_part(self, peer: NodeId, state: Peer, part: wire.Part, now_ns: int) -> None:
-        fetch = state.fetch
-        if fetch.want != part.id or part.index < fetch.parts:
-            return
-        if part.index > fetch.parts:  # a piece was lost on the way: ask for all of them again
-            self._give_up(peer, state, now_ns)
-            return
-        fetch.deadline_ns = now_ns + WANT_TIMEOUT_NS
-        self._host.send(peer, wire.More(part.id))
-        whole = fetch.stage(part, self._roster.quota(*part.delta.header.chain))
-        if whole is not None:
-            self._host.take_delta(peer, whole, now_ns)
-
-    def _take_done(self, peer: NodeId, state: Peer, done: wire.Done, now_ns: int) -> None:
-        fetch = state.fetch
-        if fetch.want != done.id:
-            return
-        self._release(peer, state, keep_queue=True)
-        self._pump(peer, state, now_ns)
-        if fetch.want is None and fetch.advanced:
-            fetch.advanced = False
-            for other, theirs in self._peers.items():
-                if other != peer:
-                    self._hasten(theirs, now_ns)
-
-    def _give_up(self, peer: NodeId, state: Peer, now_ns: int) -> None:
-        """An answer came not at all or not whole: begin anew soon."""
-        self._release(peer, state)
-        self._hasten(state, now_ns)
-
-    def _release(self, peer: NodeId, state: Peer, keep_queue: bool = False) -> None:
-        """Give up what is under way with a peer."""
-        for short in state.fetch.asked:
-            if self._wanted.get(short) == peer:
-                del self._wanted[short]
-        state.fetch.reset()
-        if not keep_queue:
-            state.fetch.queue.clear()
-            state.fetch.fresh.clear()
-
     # ---- inner ----
+
+    def _give_up(self, peer: NodeId, now_ns: int) -> None:
+        """An answer came not at all or not whole: begin anew soon."""
+        self._fetching.give_up(peer, now_ns)
+        self._hasten(self._peers[peer], now_ns)
+
+    def _spread_news(self, peer: NodeId, now_ns: int) -> None:
+        for other, state in self._peers.items():
+            if other != peer:
+                self._hasten(state, now_ns)
 
     def _hasten(self, state: Peer, now_ns: int) -> None:
         state.sync_at_ns = min(state.sync_at_ns, now_ns + self._spread(AGAIN_NS))

@@ -24,7 +24,7 @@ from crdt.delta import RECORD_BYTES_MAX, BadDelta, Delta
 from crdt.header import ChainId, Sign
 from crdt.lattice import KEYS_MAX, Applied, Lattice
 from mesh.core import ed25519, wire
-from mesh.core.antientropy import AntiEntropy, Host
+from mesh.core.antientropy import AntiEntropy
 from mesh.core.bounds import CHAINS_PER_NODE_MAX, shard_is_known
 from mesh.core.effects import (
     Alarm,
@@ -38,6 +38,7 @@ from mesh.core.effects import (
     Send,
 )
 from mesh.core.errors import NotReady, PeerError, Refused
+from mesh.core.fetching import Host
 from mesh.core.holdings import Holdings
 from mesh.core.ops import NodeId, Op, Put, Touched
 from mesh.core.own import OwnChains
@@ -93,8 +94,8 @@ class Replica:
         self._own = OwnChains(node, roster.mesh_id, lattice, sign, nonce)
         self.holdings = Holdings(lattice, self._own)
         self._verify = verify
-        host = Host(self._send, self._take_delta, self._tell_roster)
-        self._sync = AntiEntropy(node, lattice, roster, host, jitter)
+        host = Host(self._send, self._take_delta)
+        self._sync = AntiEntropy(node, lattice, roster, host, self._tell_roster, jitter)
         self._cut_at_ns: dict[NodeId, int] = {}
         """when the links of nodes that were retired are cut"""
         self._last_sync_ns: dict[NodeId, int] = {}
@@ -275,7 +276,7 @@ class Replica:
         match frame:
             case wire.Deltas():
                 for delta in frame.deltas:
-                    self._take_delta(peer, delta, now_ns)
+                    self._take_delta(peer, delta, True, now_ns)
             case wire.Have():
                 self._answer_have(peer, frame)
             case wire.Ask():
@@ -288,35 +289,37 @@ class Replica:
 
     # ---- deltas ----
 
-    def _take_delta(self, peer: NodeId, delta: Delta, now_ns: int) -> None:
-        self._sync.taken(peer, now_ns)
-        header = delta.header
-        id = header.chain
+    def _take_delta(self, peer: NodeId, delta: Delta, alone: bool, now_ns: int) -> bool:
+        """Join a delta of a peer; False when it does not verify. See `fetching.Host`."""
+        id = delta.header.chain
         if not self._admissible(peer, delta, now_ns):
-            return
+            return True
         if id.node == self.node and self._is_clone(delta):
-            return
+            return True
         try:
             result = self.lattice.apply(delta)
         except RootMismatch:
-            if delta.lo == 0 and delta.keep is not None:
+            if alone and delta.lo == 0 and delta.keep is not None:
                 raise PeerError("snapshot does not verify") from None
             self._effects.append(Alarm("chain.mismatch", {"node": id.node, "shard": id.shard}))
             self._sync.ask(peer, id, now_ns, fresh=True)
-            return
+            return False
         except Disproved:
             self._prove(now_ns)
             self._sync.ask(peer, id, now_ns, fresh=True)
-            return
+            return False
         except BadDelta as error:
-            raise PeerError(f"delta: {error}") from None
+            if alone:
+                raise PeerError(f"delta: {error}") from None
+            return False
         if isinstance(result, Applied):
-            self._sync.taken(peer, now_ns, advanced=True)
+            self._sync.taken(peer, result.chain.short, now_ns)
             self._applied(peer, delta, result)
             if self._prove_at_ns is None and self.lattice.unproved:
                 self._prove_at_ns = now_ns + PROVE_AFTER_NS
         elif result.reason != "known":
             self._sync.ask(peer, id, now_ns, fresh=result.reason == "snapshot")
+        return True
 
     def _prove(self, now_ns: int, keys_max: int = KEYS_MAX) -> None:
         """Recompute the roots that flushes were taken for. Where an author signed what its flushes

@@ -13,7 +13,7 @@ from crdt.delta import Delta, Puts
 from crdt.header import ChainId, Epoch
 from crdt.lattice import Lattice
 from mesh.core import wire
-from mesh.core.wire import Held, Vector
+from mesh.core.wire import Cursor, Held, Vector
 
 WINDOW = 4
 """Chunks in flight: 1 MiB, above the bandwidth-delay product of 50 Mb/s over 150 ms."""
@@ -115,8 +115,13 @@ def some_heads(vector: Vector) -> Iterator[wire.Heads]:
         yield wire.Heads("", wire.FIRST, wire.FIRST, piece)
 
 
-def answers(mine: list[Chain], theirs: tuple[Held, ...]) -> Iterator[Delta]:
-    """The deltas that bring a holder of `theirs` to what is held here, oldest epoch first."""
+def answers(
+    mine: list[Chain], theirs: tuple[Held, ...], cursor: Cursor | None = None
+) -> Iterator[Delta]:
+    """The deltas that bring a holder of `theirs` to what is held here, oldest epoch first.
+
+    One goes on from `cursor`, up to which the holder has staged the chain, if that is possible.
+    """
     theirs = resolved(mine, theirs)
     for chain in reversed(mine):
         if chain.header is None:
@@ -128,6 +133,14 @@ def answers(mine: list[Chain], theirs: tuple[Held, ...]) -> Iterator[Delta]:
         own = held(chain)
         same = next((branch for branch in theirs if branch.epoch == own.epoch), None)
         if same is not None and (same.head, same.root) >= (own.head, own.root):
+            continue
+        if (
+            cursor is not None
+            and cursor.seq < own.head
+            and cursor.seq <= chain.header.shared_head(cursor.epoch)
+        ):
+            yield chain.since(cursor.epoch, cursor.seq)
+            cursor = None
             continue
         usable = [
             branch
@@ -145,11 +158,11 @@ def answers(mine: list[Chain], theirs: tuple[Held, ...]) -> Iterator[Delta]:
 class Serving:
     """The answer to one WANT of one peer, made chunk by chunk as credit comes."""
 
-    def __init__(self, want: int, lattice: Lattice, vector: Vector) -> None:
-        self.want = want
+    def __init__(self, want: wire.Want, lattice: Lattice) -> None:
+        self.want = want.id
         self.credit = WINDOW
         self._parts_made = 0
-        self._frames = self._make(lattice, vector)
+        self._frames = self._make(lattice, want)
 
     def frames(self) -> Iterator[wire.Frame]:
         """The frames that the credit allows; the last ever is Done."""
@@ -160,19 +173,20 @@ class Serving:
                 return
             yield frame
 
-    def _make(self, lattice: Lattice, vector: Vector) -> Iterator[wire.Frame]:
+    def _make(self, lattice: Lattice, want: wire.Want) -> Iterator[wire.Frame]:
         group: list[Delta] = []
         group_bytes = 0
-        for short, theirs in vector.items():
+        for short, theirs in want.vector.items():
             id = lattice.by_short(short)
             if id is None:
                 continue
-            for delta in answers(lattice.branches(id), theirs):
+            cursor = want.staged.get(short)
+            for delta in answers(lattice.branches(id), theirs, cursor):
                 size_bytes = wire.size_of(delta)
                 if group and group_bytes + size_bytes > wire.CHUNK_BYTES:
                     yield wire.Deltas(tuple(group))
                     group, group_bytes = [], 0
-                if size_bytes > wire.CHUNK_BYTES:
+                if size_bytes > wire.CHUNK_BYTES or (delta.base, delta.lo) == cursor:
                     yield from self._parts(delta)
                 else:
                     group.append(delta)
@@ -182,15 +196,15 @@ class Serving:
         yield wire.Done(self.want)
 
     def _parts(self, delta: Delta) -> Iterator[wire.Frame]:
-        """A large delta in pieces: the last one carries the deletes or the live-seq list."""
+        """A large delta in pieces: the first one carries the deletes or the live-seq list, so that
+        what has come of it is a prefix at any time."""
         puts: Puts = {}
         size_bytes = 0
         for key, entry in delta.puts.items():
             size_bytes += len(key) + len(entry) + wire.PAIR_BYTES
             if size_bytes > wire.CHUNK_BYTES:
-                yield self._part(
-                    replace(delta, puts=puts, deletes={}, keep=None, payload=b""), True
-                )
+                yield self._part(replace(delta, puts=puts, payload=b""), True)
+                delta = replace(delta, deletes={}, keep=None)
                 puts, size_bytes = {}, 0
             puts[key] = entry
         yield self._part(replace(delta, puts=puts, payload=b""), False)

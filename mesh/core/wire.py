@@ -11,7 +11,7 @@ a frame that is malformed raises PeerError and costs its sender. Sizes are check
     TOLD       must                                          the heads of all that differs came
     HEADS      shard, first, last, vector
     DELTAS     [delta, …]                                    pushes, and small answers
-    WANT       id, vector                                    "send me these, I hold that"
+    WANT       id, vector, [[chain, counter, nonce, seq], …] "send me these, I hold and staged that"
     PART       id, delta, more, index                        a piece of a large answer
     MORE       id                                            credit for one more piece
     DONE       id                                            the answer to WANT id is complete
@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import msgpack
@@ -82,6 +82,13 @@ class Held(NamedTuple):
     epoch: Epoch
     head: int
     root: bytes
+
+
+class Cursor(NamedTuple):
+    """How far a chain is staged: everything up to `seq` of `epoch` has come."""
+
+    epoch: Epoch
+    seq: int
 
 
 Vector: TypeAlias = dict[bytes, tuple[Held, ...]]
@@ -147,8 +154,11 @@ class Deltas:
 
 @dataclass(frozen=True, slots=True)
 class Want:
+    """A question for chains: what is held of each, and how far some are staged."""
+
     id: int
     vector: Vector
+    staged: dict[bytes, Cursor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +260,8 @@ def _fields(frame: Frame) -> list[object]:
         case Deltas():
             return [DELTAS, [delta.pack() for delta in frame.deltas]]
         case Want():
-            return [WANT, frame.id, _pack_vector(frame.vector)]
+            staged = [[short, *at.epoch, at.seq] for short, at in frame.staged.items()]
+            return [WANT, frame.id, _pack_vector(frame.vector), staged]
         case Part():
             return [PART, frame.id, frame.delta.pack(), frame.more, frame.index]
         case More():
@@ -374,7 +385,12 @@ def _deltas(raw: Sequence[object]) -> Deltas:
 
 
 def _want(raw: Sequence[object]) -> Want:
-    return Want(_id(raw[0]), _vector(raw[1]))
+    staged: dict[bytes, Cursor] = {}
+    for item in _list(raw[2], VECTOR_MAX):
+        short, counter, nonce, seq = _list(item, 4)
+        epoch = Epoch(_id(counter), _bytes(nonce, NONCE_BYTES))
+        staged[_bytes(short, SHORT_BYTES)] = Cursor(epoch, _id(seq))
+    return Want(_id(raw[0]), _vector(raw[1]), staged)
 
 
 def _part(raw: Sequence[object]) -> Part:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import crdt.chain
-from mesh.core import antientropy, sync, wire
+from mesh.core import antientropy, fetching, sync, wire
 from sim.core.scenario import Scenario, parse
 
 
@@ -19,7 +19,7 @@ def tight_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "VECTOR_MAX", 3)
     monkeypatch.setattr(crdt.lattice, "LOG_MAX", 4)
     monkeypatch.setattr(antientropy, "RECENT_MAX", 2)
-    monkeypatch.setattr(antientropy, "WANT_CHAINS_MAX", 2)
+    monkeypatch.setattr(fetching, "WANT_CHAINS_MAX", 2)
     monkeypatch.setattr(sync, "WINDOW", 2)
     monkeypatch.setattr(sync, "OFFER_BYTES_MAX", 2400)
 

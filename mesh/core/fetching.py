@@ -1,0 +1,258 @@
+"""Asking peers for what is lacking, and taking their answers.
+
+- A chain is asked of one peer at a time. WANT names what is held of each chain, and what is staged
+  of it; the answer is DELTAS and PARTs, `sync.WINDOW` chunks ahead and one more for each MORE, then
+  DONE. So the receiver sets the pace, and a big answer never queues up in the sender.
+- Nothing of a large answer is applied before its last piece is there. When it breaks off, what has
+  come is staged, and whoever is asked next goes on from there (`staging`).
+- What was staged of several peers and does not verify is nobody's proven lie: it is dropped, the
+  chain is asked for afresh, and each peer that had a part in it stages for itself alone until an
+  answer of its own verifies. What came of one peer and does not verify costs it the link.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from crdt.delta import RECORD_BYTES_MAX, BadDelta, Delta
+from crdt.header import Header
+from crdt.lattice import Lattice
+from mesh.core import sync, wire
+from mesh.core.errors import PeerError
+from mesh.core.ops import NodeId
+from mesh.core.roster import Roster
+from mesh.core.staging import Stage, Stages
+from mesh.core.wire import Held
+
+WANT_CHAINS_MAX = 2048
+"""Chains asked for at once: what a whole partition has changed in one round trip, and small enough
+that several peers share a bootstrap."""
+WANT_TIMEOUT_NS = 10_000_000_000
+QUEUE_MAX = 100_000
+"""Chains waiting to be asked for from one peer; the next exchange finds what is left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What asking needs of the replica."""
+
+    send: Callable[[NodeId, wire.Frame], None]
+    take_delta: Callable[[NodeId, Delta, bool, int], bool]
+    """Take a whole delta: its sender, itself, whether all of it came of that peer, when. False: it
+    did not verify, and the chain is asked for afresh. Raises PeerError."""
+
+
+@dataclass(slots=True)
+class Fetch:
+    """What is asked of one peer."""
+
+    queue: dict[bytes, None] = field(default_factory=dict)
+    """chains still to ask for, in order"""
+    fresh: set[bytes] = field(default_factory=set)
+    """of those, the ones to ask for whole: what is held is no prefix of what the peer has"""
+    want: int | None = None
+    asked: dict[bytes, tuple[Held, ...]] = field(default_factory=dict)
+    """chains of the WANT under way, and what it said is held of each"""
+    stages: dict[bytes, Stage] = field(default_factory=dict)
+    filling: Header | None = None
+    """of the answer whose pieces are coming"""
+    parts: int = 0
+    """pieces taken of the answer under way"""
+    deadline_ns: int = 0
+    advanced: bool = False
+    """whether anything was applied since nothing was asked"""
+
+
+class Fetching:
+    """All that one node is asking for. Times are those of the replica."""
+
+    def __init__(self, lattice: Lattice, roster: Roster, host: Host) -> None:
+        self._lattice = lattice
+        self._roster = roster
+        self._host = host
+        self._fetches: dict[NodeId, Fetch] = {}
+        self._wanted: dict[bytes, NodeId] = {}
+        self._stages = Stages()
+        self._suspects: set[NodeId] = set()
+        self._next_want = 1
+
+    # ---- reading ----
+
+    def asked(self, peer: NodeId, short: bytes) -> bool:
+        """Whether the peer is being asked for the chain."""
+        return self._wanted.get(short) == peer
+
+    def busy(self, peer: NodeId) -> bool:
+        """Whether an answer of the peer is awaited."""
+        return self._fetches[peer].want is not None
+
+    def queued(self, peer: NodeId, short: bytes) -> bool:
+        return short in self._fetches[peer].queue
+
+    def deadlines_ns(self) -> list[int]:
+        return [fetch.deadline_ns for fetch in self._fetches.values() if fetch.want is not None]
+
+    def overdue(self, now_ns: int) -> list[NodeId]:
+        """The peers whose answers have not gone on for too long."""
+        fetches = sorted(self._fetches.items())
+        return [p for p, f in fetches if f.want is not None and now_ns >= f.deadline_ns]
+
+    # ---- links ----
+
+    def up(self, peer: NodeId) -> None:
+        self._fetches[peer] = Fetch()
+
+    def down(self, peer: NodeId, now_ns: int) -> None:
+        """What was asked of the peer is free to be asked of others."""
+        self.give_up(peer, now_ns)
+        del self._fetches[peer]
+
+    def give_up(self, peer: NodeId, now_ns: int) -> None:
+        """Ask nothing more of the peer for now; what has come of its answer stays staged."""
+        fetch = self._fetches[peer]
+        self._release(peer, fetch, now_ns)
+        fetch.queue.clear()
+        fetch.fresh.clear()
+
+    # ---- asking ----
+
+    def enqueue(self, peer: NodeId, short: bytes, *, fresh: bool = False) -> None:
+        """Ask the peer for the chain, or for the whole of it, with the next WANT."""
+        fetch = self._fetches[peer]
+        under_way = self._wanted.get(short)
+        if under_way is not None and not (fresh and under_way == peer):
+            return
+        if len(fetch.queue) < QUEUE_MAX:
+            fetch.queue[short] = None
+            if fresh:
+                fetch.fresh.add(short)
+
+    def pump(self, peer: NodeId, now_ns: int) -> None:
+        """Ask for the next chains, unless an answer is under way."""
+        fetch = self._fetches[peer]
+        if fetch.want is not None:
+            return
+        staged: dict[bytes, wire.Cursor] = {}
+        while fetch.queue and len(fetch.asked) < WANT_CHAINS_MAX:
+            short = next(iter(fetch.queue))
+            del fetch.queue[short]
+            if short in self._wanted:
+                continue
+            fetch.asked[short] = held = () if short in fetch.fresh else self._held(short)
+            self._wanted[short] = peer
+            fetch.fresh.discard(short)
+            owner = peer if peer in self._suspects else None
+            stage = self._stages.take(short, owner, held, now_ns)
+            if stage is not None:
+                fetch.stages[short] = stage
+                staged[short] = wire.Cursor(stage.epoch, stage.cursor)
+        if fetch.asked:
+            fetch.want, self._next_want = self._next_want, self._next_want + 1
+            fetch.deadline_ns = now_ns + WANT_TIMEOUT_NS
+            self._host.send(peer, wire.Want(fetch.want, dict(fetch.asked), staged))
+
+    # ---- answers ----
+
+    def taken(self, peer: NodeId, short: bytes, now_ns: int) -> None:
+        """A delta of the peer advanced a chain."""
+        if fetch := self._fetches.get(peer):
+            fetch.advanced = True
+            if self.asked(peer, short):
+                fetch.deadline_ns = now_ns + WANT_TIMEOUT_NS
+
+    def part(self, peer: NodeId, part: wire.Part, now_ns: int) -> bool:
+        """Take a piece; False when one before it was lost. Raises PeerError."""
+        fetch = self._fetches[peer]
+        if fetch.want != part.id or part.index < fetch.parts:
+            return True
+        if part.index > fetch.parts:
+            return False
+        fetch.parts += 1
+        self._check_piece(fetch, part)
+        fetch.deadline_ns = now_ns + WANT_TIMEOUT_NS
+        self._host.send(peer, wire.More(part.id))
+        short = part.delta.header.chain.short()
+        self._stage(peer, fetch, short, part.delta)
+        if not part.more:
+            self._finish(peer, fetch, short, part.delta, now_ns)
+        return True
+
+    def done(self, peer: NodeId, done: wire.Done, now_ns: int) -> bool:
+        """An answer is complete; whether there is nothing more to ask for, and it brought news."""
+        fetch = self._fetches[peer]
+        if fetch.want != done.id:
+            return False
+        self._release(peer, fetch, now_ns)
+        self.pump(peer, now_ns)
+        if fetch.want is not None or not fetch.advanced:
+            return False
+        fetch.advanced = False
+        return True
+
+    # ---- inner ----
+
+    def _held(self, short: bytes) -> tuple[Held, ...]:
+        id = self._lattice.by_short(short)
+        return sync.vector_of(self._lattice, [id])[short] if id else ()
+
+    @staticmethod
+    def _check_piece(fetch: Fetch, part: wire.Part) -> None:
+        delta = part.delta
+        if delta.header.chain.short() not in fetch.asked:
+            raise PeerError("a piece of a chain that was not asked for")
+        if fetch.filling is not None and (
+            delta.header != fetch.filling or delta.deletes or delta.keep is not None
+        ):
+            raise PeerError("pieces that do not belong together")
+        # Who sends crumbs could hold a chain up for as long as it likes.
+        if part.more and wire.size_of(delta) < wire.CHUNK_BYTES // 2 - RECORD_BYTES_MAX:
+            raise PeerError("a crumb of an answer")
+
+    def _stage(self, peer: NodeId, fetch: Fetch, short: bytes, delta: Delta) -> None:
+        try:
+            if fetch.filling is None:
+                fetch.filling = delta.header
+                stage = fetch.stages.get(short)
+                if stage is not None and stage.goes_on(delta):
+                    stage.go_on(delta)
+                else:
+                    fetch.stages[short] = Stage.of(delta, fetch.asked[short])
+        except BadDelta as error:
+            raise PeerError(f"delta: {error}") from None
+        quota = self._roster.quota(*delta.header.chain)
+        fetch.stages[short].add(delta.puts, peer, quota)
+
+    def _finish(self, peer: NodeId, fetch: Fetch, short: bytes, last: Delta, now_ns: int) -> None:
+        """All pieces are there: take them as one delta."""
+        fetch.filling = None
+        stage = fetch.stages.pop(short)
+        alone = stage.senders == {peer}
+        whole = stage.finished(last, self._lattice.branch(last.header.chain, stage.base))
+        verified = False
+        if whole is not None:
+            try:
+                whole.check()
+                verified = self._host.take_delta(peer, whole, alone, now_ns)
+            except BadDelta as error:
+                if alone:
+                    raise PeerError(f"delta: {error}") from None
+        if verified:
+            if alone:
+                self._suspects.discard(peer)
+        elif not alone:
+            self._suspects |= stage.senders
+            self.enqueue(peer, short, fresh=True)
+
+    def _release(self, peer: NodeId, fetch: Fetch, now_ns: int) -> None:
+        """The WANT under way is over: keep what has come of chains that did not come whole."""
+        for short in fetch.asked:
+            if self._wanted.get(short) == peer:
+                del self._wanted[short]
+        for short, stage in fetch.stages.items():
+            if peer not in self._suspects or peer not in stage.senders:
+                self._stages.keep(short, None, stage, now_ns)
+            elif stage.senders == {peer}:
+                self._stages.keep(short, peer, stage, now_ns)
+        fetch.want, fetch.filling, fetch.parts = None, None, 0
+        fetch.asked, fetch.stages = {}, {}
