@@ -346,9 +346,9 @@ class XdpBackend:
 
 def require_xdp() -> None:
     """Raise Unavailable, saying what is missing, unless this process can load XDP programs."""
-    lacking = _lacking()
-    if lacking is not None:
-        raise Unavailable(lacking)
+    what = lacking()
+    if what is not None:
+        raise Unavailable(what)
     pins.require_bpffs()
     try:
         os.close(kernel.prog_load(kernel.PASS, "probe", flags=0))
@@ -356,7 +356,7 @@ def require_xdp() -> None:
         raise Unavailable(f"the kernel refuses BPF: {error.strerror}") from error
 
 
-def _lacking() -> str | None:
+def lacking() -> str | None:
     """What this process lacks to run the backend, in words; None if nothing."""
     if sys.platform != "linux" or not kernel.supported():
         return "not Linux on x86-64 or aarch64"

@@ -32,7 +32,7 @@ def sanitised(instance: str) -> str:
 
 def require_bpffs() -> None:
     """Mount bpffs where it is not mounted; Unavailable if that cannot be done."""
-    if _is_bpffs(BPFFS):
+    if is_bpffs(BPFFS):
         return
     libc = ctypes.CDLL(None, use_errno=True)
     BPFFS.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def require_bpffs() -> None:
         raise Unavailable(f"no bpffs at {BPFFS}, and mounting it failed: {reason}")
 
 
-def _is_bpffs(path: Path) -> bool:
+def is_bpffs(path: Path) -> bool:
     """Whether the file system at a path is bpffs, by its magic number (statfs(2))."""
     libc = ctypes.CDLL(None, use_errno=True)
     buffer = ctypes.create_string_buffer(256)  # struct statfs is 120 bytes; f_type comes first

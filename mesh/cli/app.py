@@ -35,6 +35,7 @@ _MODULES: Final = {
     "leave": ("mesh.cli.lifecycle", "Take this node out of the mesh for good."),
     "admin": ("mesh.cli.admin", "Say who may admit and retire nodes, with the root key."),
     "status": ("mesh.cli.status", "Show whether the node is ready, and what is wrong."),
+    "diagnose": ("mesh.cli.diagnose", "Check what the node needs, with the fix for what is wrong."),
     "members": ("mesh.cli.status", "List the nodes of the mesh."),
     "vpc": ("mesh.cli.vpc", "Add, show, change and remove VPCs."),
     "subnet": ("mesh.cli.subnet", "Add, show and remove subnets of VPCs."),

@@ -24,6 +24,10 @@ _ERRORS: Final[Mapping[str, type[RequestError]]] = {
 }
 
 
+class NoNode(NotReady):
+    """Nobody listens on the socket."""
+
+
 class _Connection(http.client.HTTPConnection):
     def __init__(self, path: Path, timeout_s: float) -> None:
         super().__init__("localhost", timeout=timeout_s)
@@ -98,7 +102,7 @@ class Client:
     def _unreachable(self, error: Exception, timeout_s: float) -> NotReady:
         path = self.socket_path
         if isinstance(error, FileNotFoundError | ConnectionRefusedError):
-            return NotReady(
+            return NoNode(
                 f"{path}: no node answers there: start one with `weft run`, or name its socket"
                 " with --socket or WEFT_SOCKET"
             )

@@ -17,10 +17,10 @@ import click
 _GAP: Final = "  "
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 _COLOURS: Final = {
-    **dict.fromkeys(("active", "ready"), "\x1b[32m"),
+    **dict.fromkeys(("active", "ready", "✓"), "\x1b[32m"),
     **dict.fromkeys(("shadowed", "half", "retired"), "\x1b[33m"),
     **dict.fromkeys(
-        ("conflict", "unreachable", "vni-conflict", "overlap", "outside", "missing", "wrong"),
+        ("conflict", "unreachable", "vni-conflict", "overlap", "outside", "missing", "wrong", "✗"),
         "\x1b[31m",
     ),
 }

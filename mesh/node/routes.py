@@ -101,6 +101,9 @@ ROUTES: Final = (
         lambda s: s.upkeep.reload,
         body=record({}),
     ),
+    Route(
+        "GET", "/v1/diagnose", "What is right and wrong, with the fix", lambda s: s.upkeep.diagnose
+    ),
     Route("POST", "/v1/leave", "Retire this node", lambda s: s.membership.leave),
     # ---- VPCs and subnets ----
     Route("GET", "/v1/vpcs", "List VPCs", lambda s: s.objects.list_vpcs),

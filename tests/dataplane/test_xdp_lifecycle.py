@@ -359,7 +359,7 @@ def test_auto_takes_xdp_where_it_can(site_pair: Any) -> None:
 def test_auto_takes_memory_and_says_why(
     monkeypatch: pytest.MonkeyPatch, lacking: str, words: str
 ) -> None:
-    monkeypatch.setattr("dataplane.xdp.backend._lacking", lambda: lacking)
+    monkeypatch.setattr("dataplane.xdp.backend.lacking", lambda: lacking)
     chosen, reason = open_backend("auto", instance="x", underlay="192.0.2.1")
     assert (chosen.mode, reason) == ("memory", words)
     with pytest.raises(Unavailable, match=lacking):
@@ -369,12 +369,12 @@ def test_auto_takes_memory_and_says_why(
 def test_what_is_lacking_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "supported", lambda: True)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert backend._lacking() == "not root"
+    assert backend.lacking() == "not root"
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert backend._lacking() == "bcc not importable (Debian: apt install python3-bpfcc)"
+    assert backend.lacking() == "bcc not importable (Debian: apt install python3-bpfcc)"
     monkeypatch.setattr(kernel, "supported", lambda: False)
-    assert backend._lacking() == "not Linux on x86-64 or aarch64"
+    assert backend.lacking() == "not Linux on x86-64 or aarch64"
 
 
 def test_an_underlay_address_that_nobody_has_is_said(xdp_machine: None) -> None:

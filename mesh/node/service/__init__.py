@@ -5,7 +5,7 @@
     membership.py   status, members, invitations
     roster.py       the roster's statements
     state.py        digests, dumps, differences of the replicated state
-    upkeep.py       configuration taken up anew
+    upkeep.py       configuration taken up anew, diagnosis
     dataplane.py    installed rows, counters, audit, route explain
 
 Arguments have passed the schemas of `mesh.node.routes`; what they mean is checked here and below.

@@ -1,10 +1,17 @@
-"""Configuration taken up anew, as JSON."""
+"""Configuration taken up anew, and what is wrong with the node and its machine, as JSON."""
 
 from __future__ import annotations
 
+import time
 from typing import Any, Final, TypeAlias
 
+import trio
+
+from dataplane.fib.rows import ip_text
+from mesh.core.errors import NotReady
+from mesh.node import diagnosis
 from mesh.node.context import NodeContext
+from mesh.node.diagnosis import Check, Peer
 
 Json: TypeAlias = dict[str, Any]
 
@@ -27,3 +34,82 @@ class UpkeepService:
                 for field in (*reloaded.applied, *reloaded.refused)
             ],
         }
+
+    # ---- diagnosis ----
+
+    async def diagnose(self) -> Json:
+        """Every check of `mesh.node.diagnosis.NAMES`, in that order."""
+        node = self._node
+        peers = self._peers()
+        members = node.replica.roster.members().values()
+        known = [m.name for m in members if m.state == "active" and m.node != node.id]
+        checks = [
+            *await trio.to_thread.run_sync(self._machine),
+            await self._mtu(),
+            diagnosis.judge_clock(peers),
+            diagnosis.judge_ports(
+                node.transport.listen_addrs(), [peer.name for peer in peers if peer.inbound]
+            ),
+            diagnosis.judge_peers([peer.name for peer in peers], known),
+            diagnosis.judge_digests(peers),
+            await self._maps(),
+        ]
+        checks.sort(key=lambda check: diagnosis.NAMES.index(check.name))
+        return diagnosis.document(checks, running=True)
+
+    def _peers(self) -> list[Peer]:
+        node = self._node
+        now_ns, wall_ns = time.monotonic_ns(), time.time_ns()
+        found = []
+        for link in node.transport.peers():
+            synced_ns = node.replica.in_sync_ns(link.node)
+            ahead_ns = link.clock_offset_ns
+            found.append(
+                Peer(
+                    node.view.names.node_text(link.node),
+                    None if ahead_ns is None else ahead_ns / 1e9,
+                    None if synced_ns is None else (now_ns - synced_ns) / 1e9,
+                    (wall_ns - link.connected_since_ns) / 1e9,
+                    link.inbound,
+                )
+            )
+        return found
+
+    def _machine(self) -> list[Check]:
+        """What any process of this machine could say. Touches files and the kernel: for a thread,
+        and only what stays as it is while it runs."""
+        config, backend = self._node.config, self._node.forwarder.backend
+        found, _ = diagnosis.check_config(config.path)
+        checks = [found, *diagnosis.machine_checks(config)]
+        if backend.mode == "xdp":
+            from dataplane.xdp import links, machine
+
+            wan_if = config.wan_if or links.interface_with_address(config.underlay or "")
+            told = diagnosis.judge_forwarding(bool(wan_if) and machine.native(str(wan_if)), None)
+        else:
+            wanted = config.dataplane_mode == "auto" and config.underlay is not None
+            reason = self._node.forwarder.reason if wanted else None
+            told = diagnosis.judge_forwarding(None, reason)
+        return [told if c.name == "kernel" and c.ok else c for c in checks]
+
+    async def _mtu(self) -> Check:
+        node = self._node
+        if node.forwarder.backend.mode == "memory":
+            return Check("mtu", True, "nothing is encapsulated: data plane in memory")
+        from dataplane.xdp import machine
+
+        names = {
+            ip_text(row.underlay): node.view.names.node_text(row.node)
+            for row in node.forwarding.tables().gateways.values()
+        }
+        found = await trio.to_thread.run_sync(machine.mtus, list(names))
+        ways = {names[address]: mtu for address, mtu in found.items()}
+        return diagnosis.judge_mtu(ways, machine.OUTER_BYTES)
+
+    async def _maps(self) -> Check:
+        forwarder = self._node.forwarder
+        try:
+            usages = await forwarder.read(lambda backend: backend.usages())
+        except NotReady as error:
+            return diagnosis.judge_maps({}, str(error))
+        return diagnosis.judge_maps(usages, forwarder.problem)

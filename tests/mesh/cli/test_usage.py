@@ -39,6 +39,7 @@ ALL = [
     ["leave"],
     *(["admin", name] for name in ("add", "rm", "log")),
     ["status"],
+    ["diagnose"],
     ["members"],
     *(["vpc", name] for name in ("add", "ls", "get", "set", "rm")),
     *(["subnet", name] for name in ("add", "ls", "get", "rm")),

@@ -1,0 +1,54 @@
+"""What this machine lacks to forward with XDP, each as (what, fix), or None: changes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import TypeAlias
+
+from dataplane.xdp import kernel, links, pins
+from dataplane.xdp.backend import lacking
+
+Lack: TypeAlias = tuple[str, str]
+
+OUTER_BYTES = 36 + 14
+"""OUTER_BYTES of bpf/consts.h, and the inner Ethernet header: what is put around a packet."""
+
+
+def lacking_privileges() -> Lack | None:
+    if os.geteuid() != 0:
+        return "not root", 'run it as root, or set [dataplane] mode = "memory"'
+    return None
+
+
+def lacking_in_kernel() -> Lack | None:
+    """The tools that make programs, and the kernel that takes them."""
+    found = lacking()
+    if found is not None:
+        return found, "install that, or use a machine that has it"
+    try:
+        os.close(kernel.prog_load(kernel.PASS, "probe", flags=0))
+    except OSError as error:
+        what = f"the kernel refuses BPF: {error.strerror}"
+        return what, "use a kernel with CONFIG_BPF_SYSCALL, and let this process use bpf(2)"
+    return None
+
+
+def lacking_bpffs() -> Lack | None:
+    if pins.is_bpffs(pins.BPFFS):
+        return None
+    return f"no bpffs at {pins.BPFFS}", f"mount -t bpf bpf {pins.BPFFS}"
+
+
+def native(ifname: str) -> bool:
+    """Whether the program on an interface runs in its driver."""
+    interface = links.interface(ifname)
+    return interface is not None and links.native(interface.ifindex)
+
+
+def mtus(destinations: Iterable[str]) -> dict[str, int | None]:
+    """The MTU of the interface towards each gateway; None where no way is known."""
+    wanted = list(destinations)
+    with links.Underlay() as underlay:
+        ways = underlay.resolve(wanted)
+    return {address: ways[address].mtu if address in ways else None for address in wanted}
