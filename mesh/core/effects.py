@@ -41,6 +41,14 @@ class DropBranches:
 
 
 @dataclass(frozen=True, slots=True)
+class Rewrite:
+    """Make the stored branches of a chain these, whatever they were."""
+
+    chain: ChainId
+    branches: tuple[Persist, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PersistStatements:
     """Add roster statements to the store, and delete those that left the set."""
 
@@ -85,7 +93,7 @@ class MembersChanged:
     """The roster grew: membership, and what the view may read, may differ."""
 
 
-Stored: TypeAlias = Persist | DropBranches | PersistStatements | Forget
+Stored: TypeAlias = Persist | DropBranches | Rewrite | PersistStatements | Forget
 """What is the store's to carry out."""
 
 Effect: TypeAlias = Stored | Send | Alarm | DropPeer | MembersChanged

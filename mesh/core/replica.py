@@ -47,6 +47,7 @@ from mesh.core.roster import Roster
 from mesh.core.statements import contradict, forks
 
 SECOND_NS = 1_000_000_000
+NEVER_NS = 1 << 62
 OPENING_NS = 2 * SECOND_NS
 """How long a starting node waits for peers to tell what they hold of its own chains."""
 FAREWELL_NS = SECOND_NS
@@ -74,6 +75,8 @@ class Replica:
         nonce: fresh random bytes of the length asked for.
         jitter: a number in [0, 1), different each time.
         now_ns: monotonic or virtual time; all later times are of the same clock.
+        hears_first: what this node wrote before may be lost here: it writes nothing before its
+            peers have told what they have of it, however long that takes.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Replica:
         jitter: Callable[[], float],
         now_ns: int,
         verify: Verify = ed25519.verify,
+        hears_first: bool = False,
     ) -> None:
         self.node = node
         self.roster = roster
@@ -108,7 +112,8 @@ class Replica:
         others = any(
             member.state == "active" and member.node != node for member in roster.members().values()
         )
-        self._opens_at_ns: int | None = now_ns + OPENING_NS if others else None
+        opens_at_ns = NEVER_NS if hears_first else now_ns + OPENING_NS
+        self._opens_at_ns: int | None = opens_at_ns if others else None
 
     # ---- what people and the node ask ----
 
@@ -164,7 +169,11 @@ class Replica:
         if self._own.cloned:
             raise NotReady("another process writes as this node: stop one, then restart this one")
         if self._opens_at_ns is not None:
-            raise NotReady("still asking peers for what this node wrote before: try again in 2 s")
+            raise NotReady(
+                "this node's store was damaged: it takes writes once a peer has told what it wrote"
+                if self._opens_at_ns == NEVER_NS
+                else "still asking peers for what this node wrote before: try again in 2 s"
+            )
         puts: dict[str, int] = {}
         for op in ops:
             if isinstance(op, Put) and len(op.record) > RECORD_BYTES_MAX:
@@ -235,8 +244,9 @@ class Replica:
 
     def next_deadline_ns(self) -> int | None:
         """When `timer` has something to do next."""
-        due = [self._sync.next_deadline_ns(), self._opens_at_ns, self._prove_at_ns]
-        due += self._cut_at_ns.values()
+        due = [self._sync.next_deadline_ns(), self._prove_at_ns, *self._cut_at_ns.values()]
+        if self._opens_at_ns != NEVER_NS:
+            due.append(self._opens_at_ns)
         return min((at_ns for at_ns in due if at_ns is not None), default=None)
 
     def add_statements(self, blobs: Iterable[bytes], now_ns: int) -> None:

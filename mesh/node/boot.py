@@ -17,25 +17,49 @@ from mesh.core.roster import Roster
 from mesh.node.config import Config
 from mesh.node.keys import read_seed
 from mesh.node.log import event
-from mesh.node.store import Store, StoredBranch
+from mesh.node.salvage import REBUILT, rebuild
+from mesh.node.store import Store, StoreDamaged, StoredBranch
 
 _logger = logging.getLogger("weft.node")
 
 
 @dataclass(frozen=True, slots=True)
 class Booted:
-    """A node's identity and stored state."""
+    """A node's identity, its open store, and what is in it."""
 
+    store: Store
     seed: bytes
     member: Member
     roster: Roster
     lattice: Lattice
     damaged: int
     """stored branches that did not verify and were left out: peers have them"""
+    hears_first: bool
+    """something that this node wrote may be lost here: peers are to tell before it writes"""
 
 
-def boot(config: Config, store: Store) -> Booted:
-    """Read the key and the store. Raises BadInput (wrong files) or NotReady (damaged store)."""
+def boot(config: Config) -> Booted:
+    """Read the key, open the store; a damaged one is made anew of what can be read.
+
+    Raises BadInput (wrong files) or NotReady (a store that is in use, or cannot be made anew).
+    """
+    try:
+        store = Store(config.store_path)
+    except StoreDamaged as error:
+        store = rebuild(config.store_path, error)
+    try:
+        try:
+            return _read(config, store)
+        except StoreDamaged as error:
+            store.close()
+            store = rebuild(config.store_path, error)
+            return _read(config, store)
+    except BaseException:
+        store.close()
+        raise
+
+
+def _read(config: Config, store: Store) -> Booted:
     seed = read_seed(config.node_key_path, "node")
     node = ed25519.node_id(ed25519.public_key(seed))
     stored = store.load()
@@ -47,8 +71,9 @@ def boot(config: Config, store: Store) -> Booted:
         ) from None
     member = _member(config, roster, node)
     lattice = Lattice()
-    damaged = sum(not _restore(lattice, roster, branch) for branch in stored.branches)
-    return Booted(seed, member, roster, lattice, damaged)
+    damaged = [b.chain for b in stored.branches if not _restore(lattice, roster, b)]
+    hears_first = any(id.node == node for id in damaged) or bool(store.get_meta(REBUILT))
+    return Booted(store, seed, member, roster, lattice, len(damaged), hears_first)
 
 
 def _member(config: Config, roster: Roster, node: NodeId) -> Member:

@@ -76,6 +76,19 @@ def write_seed(path: Path, kind: KeyKind, seed: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def replace_private(path: Path, data: bytes) -> None:
+    """Make `data` the content of the file, mode 0600, at once or not at all. Raises OSError."""
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    with os.fdopen(os.open(fresh, flags, KEY_FILE_MODE), "wb") as file:
+        os.fchmod(file.fileno(), KEY_FILE_MODE)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+
+
 def read_seed(path: Path, kind: KeyKind) -> bytes:
     """The 32 bytes of a key file.
 

@@ -12,6 +12,7 @@ the store is busy are signed and stored together.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import secrets
@@ -32,12 +33,12 @@ from mesh.core.effects import (
     Effect,
     MembersChanged,
     Send,
-    Stored,
 )
 from mesh.core.errors import RequestError
 from mesh.core.forwarding import Forwarding
 from mesh.core.ops import NodeId, Op
 from mesh.core.replica import Replica
+from mesh.core.spool import Spool
 from mesh.core.view import View
 from mesh.core.writer import Writer
 from mesh.node import addresses
@@ -52,7 +53,8 @@ from mesh.node.p2p.transport import Transport
 from mesh.node.public import PublicPort
 from mesh.node.reloading import Reloading
 from mesh.node.retiring import Retiring
-from mesh.node.store import Store, StoreError
+from mesh.node.salvage import REBUILT
+from mesh.node.store import StoreError
 from mesh.version import VERSION
 
 if TYPE_CHECKING:
@@ -64,6 +66,7 @@ MISBEHAVED_BACKOFF_S = 30.0
 SOFT_STATE_S = 1.0
 HOST_ADDRS_S = 30.0
 """How old our own addresses may be; a look costs some 15 ms of CPU."""
+STORE_FAILED, STORE_REBUILT = "store.failed", "store.rebuilt"
 MOVES_HELD = "endpoint.moves_held"
 HELD_NAMED_MAX = 5
 
@@ -77,12 +80,8 @@ class Node:
         """Read key and store. Raises BadInput or NotReady; nothing is started yet."""
         self.public = PublicPort()
         self.reloading = Reloading(config, self.public)
-        self.store = Store(config.store_path)
-        try:
-            booted = boot(config, self.store)
-        except BaseException:
-            self.store.close()
-            raise
+        booted = boot(config)
+        self.store = booted.store
         self.id: NodeId = booted.member.node
         self.member = booted.member
         self.damaged_branches = booted.damaged
@@ -95,6 +94,7 @@ class Node:
             nonce=secrets.token_bytes,
             jitter=random.random,
             now_ns=time.monotonic_ns(),
+            hears_first=booted.hears_first,
         )
         self.view = View(self.replica.holdings)
         self.writer = Writer(self.id, self.member.site, self.view, self.clock, secrets.token_bytes)
@@ -119,11 +119,15 @@ class Node:
         self.started_ns = time.time_ns()
         self.alarms: dict[str, str] = {}
         """alarm event -> its last fields in words, for `status`"""
+        if aside := self.store.get_meta(REBUILT):
+            self.alarms[STORE_REBUILT] = f"the damaged file is {aside.decode()}"
         self._log = LimitedLog(_logger, trio.current_time)
         self._work = trio.Event()
         self._timer_changed = trio.Event()
         self._waiting: list[trio.Event] = []
+        self._spool = Spool(self.id, self.replica.lattice, self.replica.roster)
         self._failure: StoreError | None = None
+        """why the store could not be written; None since it could"""
         self._node_of_key: dict[bytes, NodeId] = {}
         self._host_addrs: list[str] = []
         self._host_addrs_at_s = 0.0
@@ -142,9 +146,11 @@ class Node:
     async def submit(self, make_ops: Callable[[], Sequence[Op]]) -> bool:
         """Run `make_ops` against the view as it is, write what it returns, wait until it is stored.
 
-        Returns whether anything was written. Raises what `make_ops` raises, Refused or NotReady;
-        nothing was written then.
+        Returns whether anything was written. Raises what `make_ops` raises, Refused or NotReady:
+        nothing was written then, unless the store failed with this very write, which says so.
         """
+        if self._failure is not None:
+            raise StoreError(f"{self._failure}; nothing was written")
         ops = make_ops()
         wrote = bool(ops) and self.replica.local(ops, time.monotonic_ns())
         if wrote:
@@ -155,14 +161,12 @@ class Node:
 
     async def durable(self) -> None:
         """Return when everything written until now is on disk. Raises StoreError."""
-        if self._failure is not None:
-            raise self._failure
         done = trio.Event()
         self._waiting.append(done)
         self._work.set()
         await done.wait()
         if self._failure is not None:
-            raise self._failure
+            raise StoreError(f"{self._failure}; what was written counts once it can be stored")
 
     def attach(self, ifname: str, vpc_id: str, ip: str, mac: str) -> None:
         """Install the local port of an endpoint. The caller has stored it."""
@@ -254,25 +258,32 @@ class Node:
 
     async def _carry_out(self) -> None:
         while True:
-            await self._work.wait()
+            retry_ns = self._spool.retry_ns
+            wait_s = math.inf if retry_ns is None else (retry_ns - time.monotonic_ns()) / 1e9
+            with trio.move_on_after(max(0.0, wait_s)):
+                await self._work.wait()
             self._work = trio.Event()
             waiting, self._waiting = self._waiting, []
             try:
                 await self._perform(self.replica.drain())
-            except StoreError as error:
-                self._failure = error
-                event(_logger, "store.failed", level=logging.CRITICAL, reason=error)
-                raise
             finally:
                 for done in waiting:
                     done.set()
 
     async def _perform(self, effects: Sequence[Effect]) -> None:
         """In order; what belongs to the store goes there in one transaction before any send."""
-        stored = [e for e in effects if isinstance(e, Stored)]
-        if stored:
-            await trio.to_thread.run_sync(self.store.apply, stored)
-        for effect in effects:
+        batch = self._spool.take(effects, time.monotonic_ns())
+        if batch:
+            try:
+                await trio.to_thread.run_sync(self.store.apply, batch)
+            except StoreError as error:
+                self._spool.failed(time.monotonic_ns())
+                self._failure = error
+                self.alarms[STORE_FAILED] = str(error)
+                self._log.event(STORE_FAILED, level=logging.CRITICAL, reason=error)
+            else:
+                self._note_stored()
+        for effect in self._spool.allowed():
             match effect:
                 case Send():
                     channel: Channel = "push" if effect.push else "sync"
@@ -283,6 +294,17 @@ class Node:
                     self.transport.drop(effect.peer, effect.reason, MISBEHAVED_BACKOFF_S)
                 case Alarm():
                     self._note_alarm(effect)
+
+    def _note_stored(self) -> None:
+        withheld = self._spool.stored()
+        if self._failure is None:
+            return
+        self._failure = None
+        self.alarms.pop(STORE_FAILED, None)
+        event(_logger, "store.recovered")
+        if withheld:
+            for peer in self.replica.peers():
+                self.replica.peer_lagging(peer, time.monotonic_ns())
 
     def _note_alarm(self, alarm: Alarm) -> None:
         fields = {
@@ -312,12 +334,15 @@ class Node:
             if self.replica.writable:
                 try:
                     await self.submit(self._house_ops)
-                except StoreError:
-                    raise
                 except RequestError as error:
                     self._log.event("node.housekeeping_refused", reason=error)
+                if STORE_REBUILT in self.alarms:
+                    await self._end_rebuilding()
             self._note_held_moves()
-            self.transport.open_joining(await self.joining.is_open())
+            try:
+                self.transport.open_joining(await self.joining.is_open())
+            except StoreError as error:
+                self._log.event("store.unread", reason=error)
             if trio.current_time() - self._host_addrs_at_s >= HOST_ADDRS_S:
                 await self._look_up_addresses()
             if self._gateways_seen.take().gateways:
@@ -328,6 +353,15 @@ class Node:
         """The machine's addresses come and go; what has changed is registered by housekeeping."""
         self._host_addrs = await addresses.of_host(self.config.underlay)
         self._host_addrs_at_s = trio.current_time()
+
+    async def _end_rebuilding(self) -> None:
+        """Peers have told what this node wrote before, and that is stored."""
+        try:
+            await self.durable()
+            self.store.set_meta(REBUILT, b"")
+        except StoreError:
+            return  # in `status` already
+        del self.alarms[STORE_REBUILT]
 
     def _note_held_moves(self) -> None:
         """Endpoints that moved too often, in `status` while their moves are held."""
@@ -378,7 +412,11 @@ class Node:
 
     def _dial_members(self) -> None:
         """Dial active members where they say they listen, else where they were last reached."""
-        book = self.store.addresses()
+        try:
+            book = self.store.addresses()
+        except StoreError as error:
+            self._log.event("store.unread", reason=error)
+            book = {}
         targets: dict[NodeId, Sequence[str]] = {}
         for node, member in self.replica.roster.members().items():
             if member.state != "active" or node == self.id or self.replica.retired:
@@ -390,7 +428,10 @@ class Node:
 
     def _remember_address(self, up: PeerUp) -> None:
         if not up.inbound:
-            self.store.add_address(up.node, up.addr, int(time.time()))
+            try:
+                self.store.add_address(up.node, up.addr, int(time.time()))
+            except StoreError as error:
+                self._log.event("store.address_lost", reason=error)
 
 
 async def run(config: Config) -> None:

@@ -17,18 +17,20 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
 from typing import Any, Final
 
+import msgpack
+
 from crdt.delta import Puts
 from crdt.header import ChainId, Epoch
 from mesh.core.bounds import Quotas
-from mesh.core.effects import DropBranches, Forget, Persist, PersistStatements, Stored
+from mesh.core.effects import DropBranches, Forget, Persist, PersistStatements, Rewrite, Stored
 from mesh.core.errors import NotReady
-from mesh.node.keys import KEY_FILE_MODE, check_private_directory
+from mesh.node.keys import KEY_FILE_MODE, check_private_directory, replace_private
 
 SCHEMA_VERSION: Final = 1
 _APPLICATION_ID: Final = 0x57454654  # "WEFT", in the file's header
@@ -78,6 +80,10 @@ class StoreError(NotReady):
     """The store cannot be read or written. A failed `apply` has changed nothing."""
 
 
+class StoreDamaged(StoreError):
+    """What is in the file is no store any more, wholly or in part."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredBranch:
     """One epoch of one chain; `records` are key -> entry, ascending by seq."""
@@ -124,6 +130,22 @@ class Invitation:
         if self.quota_mesh is None or self.quota_vpc is None:
             return None
         return Quotas(self.quota_mesh, self.quota_vpc)
+
+
+def contacts_path(path: Path) -> Path:
+    return path.with_name(path.name + ".contacts")
+
+
+def read_contacts(path: Path) -> tuple[list[bytes], list[tuple[bytes, str, int]]]:
+    """Statements and (node, multiaddr, seen_s) in the copy beside the store at `path`; nothing
+    where it cannot be read."""
+    try:
+        version, bodies, reached = msgpack.unpackb(contacts_path(path).read_bytes())[:3]
+        if version != 1:
+            return [], []
+        return [bytes(body) for body in bodies], [(n, str(a), int(s)) for n, a, s in reached]
+    except (OSError, ValueError, TypeError, msgpack.exceptions.UnpackException):
+        return [], []
 
 
 class Store:
@@ -205,7 +227,7 @@ class Store:
 
     # ---- the replica's state ----
 
-    def apply(self, effects: Iterable[Stored]) -> None:
+    def apply(self, effects: Sequence[Stored]) -> None:
         """Carry out all effects, in order, in one transaction that is durable on return.
 
         Raises:
@@ -220,8 +242,28 @@ class Store:
                     self._forget(effect.node)
                 elif isinstance(effect, DropBranches):
                     self._drop_branches(effect.chain, effect.epochs)
+                elif isinstance(effect, Rewrite):
+                    self._rewrite(effect)
                 else:
                     self._apply_branch(effect)
+        if any(isinstance(effect, PersistStatements) for effect in effects):
+            self._copy_contacts()
+
+    def _copy_contacts(self) -> None:
+        """Keep a copy of the roster and of addresses beside the file: with nothing else a node
+        finds its peers, and is let in by them."""
+        bodies = [body for (body,) in self._all("SELECT body FROM statement ORDER BY hash")]
+        reached = self._all("SELECT node, multiaddr, seen_s FROM address ORDER BY node, seen_s")
+        with suppress(OSError):  # it is made anew with the next change
+            replace_private(contacts_path(self.path), msgpack.packb([1, bodies, reached]))
+
+    def _rewrite(self, effect: Rewrite) -> None:
+        held = self._db.execute(
+            "SELECT counter, nonce FROM branch WHERE node = ? AND shard = ?", effect.chain
+        ).fetchall()
+        self._drop_branches(effect.chain, [Epoch(*row) for row in held])
+        for branch in effect.branches:
+            self._apply_branch(branch)
 
     def _add_statements(self, statements: Sequence[bytes]) -> None:
         self._db.executemany(
@@ -302,6 +344,13 @@ class Store:
             )
             yield StoredBranch(ChainId(node, shard), Epoch(counter, nonce), header, dict(records))
 
+    def insert_rows(self, table: str, rows: Sequence[tuple[object, ...]]) -> None:
+        """Add whole rows, saved from a store of this version, to one of its tables."""
+        if rows:
+            marks = ", ".join("?" * len(rows[0]))
+            with self._lock, self._errors(), self._transaction():
+                self._db.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", rows)  # noqa: S608
+
     # ---- small values of the node ----
 
     def get_meta(self, key: str) -> bytes | None:
@@ -315,6 +364,7 @@ class Store:
 
     def add_address(self, node: bytes, multiaddr: str, seen_s: int) -> None:
         """Remember an address a node was reached at; the oldest beyond 16 a node are forgotten."""
+        new = multiaddr not in self.addresses().get(node, ())
         with self._lock, self._errors(), self._transaction():
             self._db.execute(
                 "INSERT OR REPLACE INTO address (node, multiaddr, seen_s) VALUES (?, ?, ?)",
@@ -325,6 +375,8 @@ class Store:
                 " address WHERE node = ? ORDER BY seen_s DESC, multiaddr LIMIT ?)",
                 (node, node, _ADDRESSES_MAX),
             )
+        if new:
+            self._copy_contacts()
 
     def forget_addresses(self, node: bytes) -> None:
         self._run("DELETE FROM address WHERE node = ?", (node,))
@@ -443,9 +495,9 @@ class Store:
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             return StoreError(f"{self.path}: in use by another process: stop that one first")
         if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-            return StoreError(
-                f"{self.path}: the store is damaged ({error}): restore a backup of it, or move it"
-                " away and join again"
+            return StoreDamaged(
+                f"{self.path}: the store is damaged ({error}): restart the node, which makes a new"
+                " one of what can be read and of what peers have"
             )
         if name.startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY")):
             return StoreError(f"{self.path}: cannot be written ({error}): check the disk")

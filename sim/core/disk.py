@@ -14,7 +14,7 @@ from crdt.delta import BadDelta
 from crdt.entry import SEQ_BYTES, Entry
 from crdt.header import ChainId, Epoch, Header
 from crdt.lattice import Lattice
-from mesh.core.effects import DropBranches, Forget, Persist, PersistStatements, Stored
+from mesh.core.effects import DropBranches, Forget, Persist, PersistStatements, Rewrite, Stored
 from mesh.core.replica import Verify
 from mesh.core.roster import Roster
 from sim.core.chance import Chance, pick
@@ -60,6 +60,11 @@ class Disk:
             elif isinstance(effect, Forget):
                 kept = {i: b for i, b in self._branches.items() if i[0].node != effect.node}
                 self._branches = kept
+            elif isinstance(effect, Rewrite):
+                kept = {i: b for i, b in self._branches.items() if i[0] != effect.chain}
+                self._branches = kept
+                for branch in effect.branches:
+                    self._apply(branch)
             elif isinstance(effect, DropBranches):
                 for epoch in effect.epochs:
                     self._branches.pop((effect.chain, epoch), None)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from crdt import entry
 from crdt.entry import Entry
 from crdt.header import ChainId, Epoch
-from mesh.core.effects import DropBranches, Forget, Persist, PersistStatements
+from mesh.core.effects import DropBranches, Forget, Persist, PersistStatements, Rewrite
 
-Effect = Persist | DropBranches | PersistStatements | Forget
+Effect = Persist | DropBranches | Rewrite | PersistStatements | Forget
 Branch = tuple[bytes, dict[bytes, Entry]]
 
 
@@ -26,6 +26,12 @@ class Model:
             return
         if isinstance(effect, Forget):
             self.branches = {i: b for i, b in self.branches.items() if i[0].node != effect.node}
+            return
+        if isinstance(effect, Rewrite):
+            kept = {i: b for i, b in self.branches.items() if i[0] != effect.chain}
+            self.branches = kept
+            for branch in effect.branches:
+                self.apply(branch)
             return
         if isinstance(effect, DropBranches):
             for epoch in effect.epochs:
@@ -56,6 +62,10 @@ class Author:
     def batch(self) -> list[Effect]:
         return [self._effect() for _ in range(self._random.randint(1, 4))]
 
+    def _whole(self, chain: ChainId, epoch: Epoch) -> Persist:
+        self._seq += 1
+        return Persist(chain, epoch, b"rewritten", {b"k": entry.pack(self._seq, b"r")}, ())
+
     def _effect(self) -> Effect:
         chance = self._random
         if chance.random() < 0.1:
@@ -71,6 +81,8 @@ class Author:
             return Forget(gone)
         chain = ChainId(bytes([chance.randrange(3)]) * 16, chance.choice(["mesh", "ab" * 16]))
         epochs = self._epochs.setdefault(chain, [])
+        if epochs and chance.random() < 0.05:
+            return Rewrite(chain, tuple(self._whole(chain, epoch) for epoch in epochs))
         if epochs and chance.random() < 0.05:
             return DropBranches(chain, (epochs.pop(), Epoch(0, b"unknown.")))
         relabel_from = None

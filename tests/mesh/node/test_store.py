@@ -223,7 +223,7 @@ def test_a_damaged_page_is_an_error_that_says_what_to_do(home: Path) -> None:
             file.seek(page * 4096)
             file.write(b"\xff" * 4096)
     store = Store(path)
-    with pytest.raises(StoreError, match=r"damaged.*restore a backup"):
+    with pytest.raises(StoreError, match=r"damaged.*restart the node"):
         list(store.load().branches)
     store.close()
 
