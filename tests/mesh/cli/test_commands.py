@@ -283,7 +283,7 @@ def test_invite_and_join(weft: Weft, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
     made = document(weft("join", token, "--site", "c", *node, *listen, "-o", "json"))
     assert sorted(path.name for path in (tmp_path / "c1").iterdir()) == [
-        "node.key", "store.db", "weft.toml",
+        "node.key", "store.db", "store.db.contacts", "weft.toml",
     ]  # fmt: skip
     assert made["mesh"] == "edge"
     again = ("--node", "c2", "--dir", str(tmp_path / "c2"))
