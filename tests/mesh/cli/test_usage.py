@@ -185,7 +185,7 @@ def test_init_makes_a_private_directory_once(
     assert init(capsys, home)[0] == 0
     assert home.stat().st_mode & 0o777 == 0o700
     modes = {path.name: path.stat().st_mode & 0o777 for path in home.iterdir()}
-    assert set(modes) == {"weft.toml", "node.key", "root.key", "store.db"}
+    assert set(modes) == {"weft.toml", "node.key", "root.key", "store.db", "store.db.contacts"}
     assert (modes["node.key"], modes["root.key"], modes["store.db"]) == (0o600,) * 3
     before = {path.name: path.read_bytes() for path in home.iterdir()}
     code, _, err = init(capsys, home)
