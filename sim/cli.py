@@ -92,7 +92,7 @@ def soak(out: Output, file: Path, seeds: str, jobs: int, small: bool) -> None:
     """Run many seeds; stop at the first violation and say how to replay it."""
     scenario, wanted = load(file, small=small), _seeds(seeds)
     began_s = time.monotonic()
-    done = 0
+    done = writes = frames = faults = 0
     failed: Result | None = None
     interrupted = False
     try:
@@ -100,6 +100,10 @@ def soak(out: Output, file: Path, seeds: str, jobs: int, small: bool) -> None:
         with click.progressbar(length=len(wanted), label="seeds", file=shown, show_pos=True) as bar:
             for result in _results(scenario, wanted, jobs):
                 done += 1
+                writes += result.writes
+                frames += result.frames
+                faults += result.faults
+                bar.label = f"{done / (time.monotonic() - began_s):.1f} seeds/s"
                 bar.update(1)
                 if not result.ok:
                     failed = result
@@ -112,6 +116,9 @@ def soak(out: Output, file: Path, seeds: str, jobs: int, small: bool) -> None:
         "done": done,
         "seconds": round(seconds, 1),
         "seeds_per_s": round(done / seconds, 1),
+        "writes": writes,
+        "frames": frames,
+        "faults": faults,
         "failed_seed": failed.seed if failed else None,
     }
     if failed is not None:
@@ -170,6 +177,8 @@ def _run_reported(
         words = "--report draws with matplotlib, which is not here: pip install 'weft[report]'"
         raise BadInput(words) from None
     try:
+        if report.exists() and report.samefile(file):
+            raise BadInput(f"--report: {report} is the scenario: name another file")
         with report.open("a"):
             pass
     except OSError as error:

@@ -37,7 +37,7 @@ SLOT_NS = 50 * MS_NS
 OBSERVERS_MAX = 8
 """Nodes whose views are asked for conflicts: reading all of a thousand would cost the run."""
 DIGESTS_NS = SECOND_NS // 10
-CONFLICTS_NS = SECOND_NS
+CONFLICTS_NS = 2 * SECOND_NS
 """How often is looked, at most: reading conflicts costs more than comparing digests."""
 LOOK_NS_PER_NODE = MS_NS
 
@@ -235,7 +235,9 @@ class Traffic:
         """group -> bytes in each slot of `slot_ns` from the start"""
 
     def sent(self, node: int, frame: bytes, now_ns: int) -> None:
-        kind = wire.kind_of(frame)
+        kind: int | None = frame[2] if len(frame) > 2 else None
+        if kind == wire.ZIPPED:
+            kind = wire.kind_of(frame)
         group = _OTHER if kind is None else _GROUP_OF.get(kind, _OTHER)
         self.by_node[group][node] += len(frame)
         self.frames[group] += 1

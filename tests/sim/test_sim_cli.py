@@ -101,6 +101,9 @@ def test_a_soak_over_processes_finds_the_same(weft: Weft, file: Path) -> None:
     assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["seeds"], found["done"], found["failed_seed"]) == (9, 9, None)
+    assert found["writes"] > 9
+    assert found["frames"] > 90
+    assert found["faults"] == 0
 
 
 @pytest.mark.parametrize(
@@ -195,6 +198,13 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_run(
     assert done.exit_code == 2
     assert "--report: " in done.stderr
     assert "No such file or directory" in done.stderr
+
+
+def test_a_report_does_not_take_the_place_of_its_scenario(weft: Weft, file: Path) -> None:
+    done = weft("run", str(file), "--report", str(file.parent / "." / file.name))
+    assert done.exit_code == 2
+    assert "is the scenario" in done.stderr
+    assert file.read_text() == SCENARIO
 
 
 def test_without_matplotlib_the_fix_is_named(file: Path, tmp_path: Path) -> None:
