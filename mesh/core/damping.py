@@ -9,9 +9,11 @@ What others write counts as ever: this is about what a node writes, not about wh
 
 from __future__ import annotations
 
+from collections.abc import KeysView
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from mesh.core import keys
 from mesh.core.clock import ns_of_hlc
 from mesh.core.view import Endpoint
 
@@ -50,6 +52,8 @@ class MoveDamper:
     def __init__(self) -> None:
         self._tracks: dict[Place, _Track] = {}
         """In the order of their last moves."""
+        self._keys: dict[str, dict[bytes, None]] = {}
+        """The same by VPC, as keys of claims."""
         self._often: set[Place] = set()
         """Those with `MOVES_MAX + 1` moves noted."""
 
@@ -67,6 +71,10 @@ class MoveDamper:
             self._noted(place, _Track(mobility, (*track.moves_ns, now_ns)[-MOVES_MAX - 1 :]))
         else:
             self._tracks[place] = _Track(mobility, track.moves_ns)
+
+    def tracked(self, vpc: str) -> KeysView[bytes]:
+        """The keys of the VPC's claims whose moves are counted now."""
+        return self._keys.get(vpc, {}).keys()
 
     def held(self, now_ns: int) -> list[HeldMove]:
         """What is not moved from here now, in order."""
@@ -90,6 +98,7 @@ class MoveDamper:
         if len(self._tracks) >= TRACKED_MAX:
             self._forget(next(iter(self._tracks)))
         self._tracks[place] = track
+        self._keys.setdefault(place[0], {})[_key(place)] = None
         if len(track.moves_ns) > MOVES_MAX:
             self._often.add(place)
 
@@ -103,3 +112,11 @@ class MoveDamper:
     def _forget(self, place: Place) -> None:
         del self._tracks[place]
         self._often.discard(place)
+        known = self._keys[place[0]]
+        del known[_key(place)]
+        if not known:
+            del self._keys[place[0]]
+
+
+def _key(place: Place) -> bytes:
+    return keys.ENDPOINT + keys.addr_of(place[1])

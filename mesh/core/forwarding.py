@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Final
@@ -30,8 +31,11 @@ from dataplane.fib.facts import (
 from dataplane.fib.rows import FibDelta, Tables, ip_number, mac_bytes
 from mesh.core import keys
 from mesh.core.ops import NodeId
-from mesh.core.view import Endpoint, View
+from mesh.core.view import Endpoint, View, ViewDelta
 
+ENDPOINTS_AT_ONCE: Final = 1024
+"""Endpoints that a caller with other things to do takes up in one go: 1 ms, and 15 where each has
+several claims."""
 _IPV4_KEY_BYTES: Final = 5
 
 
@@ -50,12 +54,19 @@ class Forwarding:
         """The same by VPC and key."""
         self._attached: set[str] = set()
         self._told = False
+        self._waiting = ViewDelta()
+        """Endpoints to be taken up."""
 
     # --- what comes in -----------------------------------------------------------------------
 
-    def update(self) -> bool:
-        """Take up what changed in the view. Whether the compiler was told anything, here or by the
-        other methods, since the last call."""
+    @property
+    def behind(self) -> bool:
+        """Whether endpoints are left that `update` was not allowed to take up yet."""
+        return bool(self._waiting.endpoints)
+
+    def update(self, endpoints_max: int | None = None) -> bool:
+        """Take up what changed in the view, but of the endpoints no more than so many. Whether the
+        compiler was told anything, here or by the other methods, since the last call."""
         delta = self._reader.take()
         for node in sorted(delta.gateways):
             self._tell_gateway(node)
@@ -64,7 +75,17 @@ class Forwarding:
         for subnet in sorted(delta.subnets):
             self._tell_subnet(subnet)
         for vpc, touched in delta.endpoints.items():
-            self._tell_endpoints(vpc, touched)
+            self._waiting.touch(vpc, touched)
+        left = sys.maxsize if endpoints_max is None else endpoints_max
+        while left > 0 and self._waiting.endpoints:
+            vpc, touched = next(iter(self._waiting.endpoints.items()))
+            count = min(left, len(touched))
+            if count == len(touched):
+                del self._waiting.endpoints[vpc]
+                self._tell_endpoints(vpc, touched)
+            else:
+                self._tell_endpoints(vpc, [touched.popitem()[0] for _ in range(count)])
+            left -= count
         told, self._told = self._told, False
         return told
 

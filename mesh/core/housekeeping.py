@@ -48,8 +48,8 @@ class Housekeeper:
         self._registration: model.Registration | None = None
         self._outranked: dict[tuple[str, str], int] = {}
         """Own claim → since when it is seen outranked. In that order, as time does not go back."""
-        self._hosted: dict[str, set[str]] = {}
-        """VPC → addresses that this node claims, where the claim counts."""
+        self._hosted: dict[str, set[bytes]] = {}
+        """VPC → keys that this node claims, where the claim counts."""
         self._removed_seen_ns: dict[str, int] = {}
         """Removed VPC → since when this process sees it so: its remover's clock may be ahead."""
         self._sweep_at_ns = 0
@@ -85,25 +85,36 @@ class Housekeeper:
     def _note_endpoints(self, delta: ViewDelta, now_ns: int) -> list[Op]:
         ops: list[Op] = []
         author, view = self._author, self._view
-        for vpc, ip in delta.places():
+        for vpc, ip in self._of_concern(delta):
             hosted = self._hosted.get(vpc, set())
             claims = view.claims(vpc, ip)
             self._damper.note((vpc, ip), claims[0] if claims else None, now_ns)
             own = next((c for c in claims if c.node == author.node), None)
             if own is None:
-                hosted.discard(ip)
+                hosted.discard(_key(ip))
                 self._outranked.pop((vpc, ip), None)
                 if self._evicted(vpc, ip):
                     ops.append(_drop_claim(vpc, keys.addr_of(ip)))
                 continue
-            if ip not in hosted:
-                self._hosted.setdefault(vpc, hosted).add(ip)
+            if _key(ip) not in hosted:
+                self._hosted.setdefault(vpc, hosted).add(_key(ip))
                 delta.vpcs.add(vpc)
             if own.state == "shadowed":
                 self._outranked.setdefault((vpc, ip), now_ns)
             else:
                 self._outranked.pop((vpc, ip), None)
         return ops
+
+    def _of_concern(self, delta: ViewDelta) -> list[tuple[str, str]]:
+        """The (VPC, IP) of the delta's endpoints, sorted, but for those that are neither this
+        node's nor have moved: most are of no concern here."""
+        places: list[tuple[str, str]] = []
+        for vpc, touched in delta.endpoints.items():
+            wanted = set(self._view.table.notable(vpc, list(touched), self._author.node))
+            wanted |= self._damper.tracked(vpc) & touched.keys()
+            wanted |= self._hosted.get(vpc, set()) & touched.keys()
+            places += ((vpc, keys.ip_of(key[1:])) for key in wanted)
+        return sorted(places)
 
     def _evicted(self, vpc: str, ip: str) -> bool:
         """Whether there is an own claim that an eviction hides."""
@@ -213,6 +224,10 @@ class Housekeeper:
             return decided is not None and decided.record.deleted
         old = ns_of_hlc(own.hlc) + DELETION_KEPT_NS <= now_ns
         return old and all(record.deleted for record in others)
+
+
+def _key(ip: str) -> bytes:
+    return keys.ENDPOINT + keys.addr_of(ip)
 
 
 def _drop_claim(vpc: str, addr: bytes) -> Delete:

@@ -303,6 +303,11 @@ def plain_mac(data: bytes) -> bytes | None:
     return None if match is None else match[match.lastindex or 0]
 
 
+def is_unmoved(data: bytes) -> bool:
+    """Whether these are the bytes of a plain claim with mobility 0; False says nothing."""
+    return data[3:4] == b"\2" and _PLAIN_CLAIM.fullmatch(data) is not None
+
+
 def _plain_claim() -> re.Pattern[bytes]:
     def name(size: int) -> bytes:
         inner = b"" if size == 1 else b"[a-z0-9-]{%d}[a-z0-9]" % (size - 2)

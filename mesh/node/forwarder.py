@@ -145,7 +145,7 @@ class Forwarder:
         if delta:
             await self._attempt(self.backend.apply, delta)
         elif self.problem is None:
-            self.synced = True
+            self.synced = not self._forwarding.behind
 
     async def _attempt(self, call: Callable[[T], None], rows: T) -> None:
         try:
@@ -154,7 +154,8 @@ class Forwarder:
             self.problem = str(error)
             self._log.event("dataplane.refused", level=logging.ERROR, reason=error)
         else:
-            self.synced = self.problem is None and not self._changed.is_set()
+            waiting = self._changed.is_set() or self._forwarding.behind
+            self.synced = self.problem is None and not waiting
 
     async def _refresh(self) -> None:
         while True:

@@ -35,7 +35,7 @@ from mesh.core.effects import (
     Send,
 )
 from mesh.core.errors import RequestError
-from mesh.core.forwarding import Forwarding
+from mesh.core.forwarding import ENDPOINTS_AT_ONCE, Forwarding
 from mesh.core.ops import NodeId, Op
 from mesh.core.replica import Replica
 from mesh.core.spool import Spool
@@ -124,6 +124,7 @@ class Node:
         self._log = LimitedLog(_logger, trio.current_time)
         self._work = trio.Event()
         self._timer_changed = trio.Event()
+        self._rows_wait = trio.Event()
         self._waiting: list[trio.Event] = []
         self._spool = Spool(self.id, self.replica.lattice, self.replica.roster)
         self._failure: StoreError | None = None
@@ -202,6 +203,7 @@ class Node:
                 nursery.start_soon(self._carry_out)
                 nursery.start_soon(self._keep_time)
                 nursery.start_soon(self._keep_house)
+                nursery.start_soon(self._catch_up)
                 nursery.start_soon(self._tell_soft_state)
                 await nursery.start(serve_api, self)
                 event(_logger, "node.started", node=self.id, site=self.member.site)
@@ -217,6 +219,7 @@ class Node:
         self.view.set_members(self.replica.roster.members())
         for touched in self.replica.holdings.everything():
             self.view.update((touched,))
+            self.forwarding.update()
             await trio.lowlevel.checkpoint()
         for attachment in self.store.attachments():
             self.forwarding.attach(attachment.ifname, attachment.vpc, attachment.ip, attachment.mac)
@@ -251,10 +254,24 @@ class Node:
         """Bring the view and the rows up to what the replica holds now."""
         if touched := self.replica.take_touched():
             self.view.update(touched)
-        if self.forwarding.update():
-            self.forwarder.poke()
+        self._update_rows()
         self._work.set()
         self._timer_changed.set()
+
+    def _update_rows(self) -> None:
+        if self.forwarding.update(ENDPOINTS_AT_ONCE):
+            self.forwarder.poke()
+        if self.forwarding.behind:
+            self._rows_wait.set()
+
+    async def _catch_up(self) -> None:
+        """Many rows change by one word, such as a VPC's sites: a few at a time, so that nothing
+        else waits for them."""
+        while True:
+            await self._rows_wait.wait()
+            self._rows_wait = trio.Event()
+            await trio.lowlevel.checkpoint()
+            self._update_rows()
 
     async def _carry_out(self) -> None:
         while True:

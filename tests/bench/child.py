@@ -8,13 +8,29 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import msgpack
 
 from crdt.chain import RING_MAX
-from tests.bench.mesh_world import BATCH, CHAINS, Item, MeshWorld, Receiver, claim, claims
+from mesh.core.forwarding import ENDPOINTS_AT_ONCE
+from tests.bench.mesh_world import (
+    BATCH,
+    CHAINS,
+    NODES,
+    SITES,
+    Item,
+    MeshWorld,
+    Receiver,
+    Rows,
+    claim,
+    claims,
+)
+
+T = TypeVar("T")
 
 PROBES = 200
 CYCLE_KEYS = 1000
@@ -28,42 +44,68 @@ def resident_bytes() -> int:
 
 
 def scale(each: int) -> dict[str, float]:
-    """`CHAINS` chains of `each` endpoints: memory, the longest step, one changed endpoint."""
+    """`CHAINS` chains of `each` endpoints: memory."""
     world = MeshWorld()
     receiver = world.receiver()
     gc.collect()
     empty_bytes = resident_bytes()
-    pause_s = 0.0
     for number in range(CHAINS):
         # The writer's chain is dropped each time: only the receiver's stays.
         for frame in world.frames(world.new_chain(number), claims(number, each), BATCH):
-            start = time.thread_time()
-            touched = receiver.join(frame)
-            joined = time.thread_time()
-            receiver.view.update(touched)
-            pause_s = max(pause_s, joined - start, time.thread_time() - joined)
-    record_bytes = (resident_bytes() - empty_bytes) / (CHAINS * each)
-    one_us = _one_changed_us(world, receiver, each)
-    return {"record_bytes": record_bytes, "pause_ms": pause_s * 1e3, "one_us": one_us}
+            receiver.take(frame)
+    return {"record_bytes": (resident_bytes() - empty_bytes) / (CHAINS * each)}
 
 
-def _one_changed_us(world: MeshWorld, receiver: Receiver, each: int) -> float:
-    """The median over `PROBES` changes of one claim each, in one chain."""
+def steps(each: int) -> dict[str, float]:
+    """As `scale`, up to the rows: the longest step on the way, garbage collection included; the
+    longest after a VPC's sites changed; and one changed endpoint."""
+    world = MeshWorld()
+    receiver = world.receiver()
+    rows = receiver.rows()
+    pause, sites = Pause(), Pause()
+    for number in range(CHAINS):
+        for frame in world.frames(world.new_chain(number), claims(number, each), BATCH):
+            touched = pause.time(partial(receiver.join, frame))
+            pause.time(partial(receiver.view.update, touched))
+            assert pause.time(rows.take)
+    change = receiver.change_sites(world.vpcs[0])
+    sites.time(partial(receiver.view.update, change))
+    few = partial(rows.take, ENDPOINTS_AT_ONCE)
+    count = len(sites.time(few))
+    while rows.forwarding.behind:
+        count += len(sites.time(few))
+    assert count == each * NODES // SITES, "a tenth of the VPC's endpoints is not admitted any more"
+    one_us = _one_changed_us(world, receiver, rows, each)
+    return {"pause_ms": pause.longest_ms, "sites_ms": sites.longest_ms, "one_us": one_us}
+
+
+class Pause:
+    """The longest of many steps, in CPU time of this thread."""
+
+    def __init__(self) -> None:
+        self.longest_ms = 0.0
+
+    def time(self, step: Callable[[], T]) -> T:
+        start = time.thread_time()
+        result = step()
+        self.longest_ms = max(self.longest_ms, (time.thread_time() - start) * 1e3)
+        return result
+
+
+def _one_changed_us(world: MeshWorld, receiver: Receiver, rows: Rows, each: int) -> float:
+    """The median over `PROBES` endpoints that come, one by one, in one chain."""
     number = CHAINS // 2
     chain = world.new_chain(number)
     list(world.frames(chain, claims(number, each), BATCH))
-    items: list[Item] = [claim(number, i * 7919 % each, 1 + i) for i in range(PROBES)]
+    items: list[Item] = [claim(number, each + i) for i in range(PROBES)]
     frames = list(world.frames(chain, items, 1))
-    forwarding = receiver.forwarding()
-    forwarding.update()
-    forwarding.take_delta()
     spent_us = []
     for frame in frames:
         start = time.thread_time()
         receiver.take(frame)
-        forwarding.update()
-        forwarding.take_delta()
+        changed = rows.take()
         spent_us.append((time.thread_time() - start) * 1e6)
+        assert len(changed) == 1
     return median(spent_us)
 
 
@@ -102,7 +144,11 @@ def _size_bytes(receiver: Receiver) -> tuple[int, int]:
     return resident_bytes(), state_bytes
 
 
-KINDS: dict[str, Callable[[int], dict[str, float]]] = {"scale": scale, "cycles": cycles}
+KINDS: dict[str, Callable[[int], dict[str, float]]] = {
+    "scale": scale,
+    "steps": steps,
+    "cycles": cycles,
+}
 
 
 def main(args: Sequence[str]) -> None:

@@ -7,12 +7,14 @@ given to the view directly; every endpoint claim goes through frames and the rep
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from typing import NamedTuple
 
 from crdt.chain import Chain
 from crdt.header import ChainId, Epoch
 from crdt.lattice import Lattice
+from dataplane.xdp.state import Resolved
 from mesh.core import ed25519, keys, model, wire
 from mesh.core.effects import Effect, Send
 from mesh.core.forwarding import Forwarding
@@ -145,7 +147,7 @@ class Receiver:
         self.replica = world.replica(me)
         self.replica.peer_up(self.peer, 0)
         self.replica.drain()
-        facts = world.facts()
+        facts = self._facts = world.facts()
         self.view = View(Given(facts, self.replica.holdings))
         self.view.set_members(world.roster.members())
         self.view.update(Touched(node, MESH_SHARD, tuple(held)) for node, held in facts.items())
@@ -167,8 +169,35 @@ class Receiver:
         self.take(frame)
         assert not self.replica.lattice.prove()
 
-    def forwarding(self) -> Forwarding:
-        return Forwarding(self.node, self.site, self.view)
+    def change_sites(self, vpc: str) -> list[Touched]:
+        """The VPC does not admit the first of its sites any more."""
+        key = keys.VpcKey(vpc)
+        ((node, held),) = [(n, h) for n, h in self._facts.items() if keys.pack(key) in h]
+        record = model.decode(key, held[keys.pack(key)])
+        assert isinstance(record, model.VpcRecord)
+        held[keys.pack(key)] = model.encode(replace(record, revision=2, sites=record.sites[1:]))
+        return [Touched(node, MESH_SHARD, (keys.pack(key),))]
+
+    def rows(self) -> Rows:
+        """The rows of this node, brought up to the view as it is."""
+        rows = Rows(Forwarding(self.node, self.site, self.view))
+        rows.take()
+        return rows
+
+
+class Rows:
+    """From the view to what the kernel's maps are given."""
+
+    def __init__(self, forwarding: Forwarding) -> None:
+        self.forwarding = forwarding
+        self._resolved = Resolved(0)
+
+    def take(self, endpoints_max: int | None = None) -> list[tuple[bytes, bytes]]:
+        """The packed keys and values of endpoint rows that changed, and the keys of those gone."""
+        self.forwarding.update(endpoints_max)
+        delta = self.forwarding.take_delta().endpoints
+        packed = self._resolved.endpoint_rows(delta.put, 1)
+        return packed + [(key, b"") for key in delta.remove]
 
 
 def claim(number: int, index: int, hlc: int = 0) -> tuple[bytes, bytes]:

@@ -65,13 +65,13 @@ def test_what_is_measured_reaches_the_view_the_rows_and_the_other_node() -> None
     """Rates of records that are refused on the way, or of none, would be no numbers."""
     world = MeshWorld()
     a = world.receiver()
-    forwarding = a.forwarding()
+    rows = a.rows()
     frames = list(world.frames(world.new_chain(0), claims(0, 2 * BATCH), BATCH))
     for frame in frames:
         a.take(frame)
-    forwarding.update()
     states = [endpoint.state for endpoint in a.view.endpoints()]
     assert states == ["active"] * (2 * BATCH)
-    assert len(forwarding.take_delta().endpoints.put) == 2 * BATCH
+    packed = rows.take()
+    assert len(packed) == 2 * BATCH and {(len(k), len(v)) for k, v in packed} == {(8, 20)}
     size_bytes, trips = anti_entropy.heal(world, [], frames, 0)
     assert size_bytes > 2 * BATCH and trips >= 1

@@ -220,6 +220,21 @@ class Catalog:
 
     # --- deriving ----------------------------------------------------------------------------
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether `settle` has anything to do."""
+        marks = self._marks
+        return bool(
+            marks.vpcs
+            or marks.vnis
+            or marks.subnets
+            or marks.layouts
+            or marks.gateways
+            or marks.addrs
+            or marks.peerings
+            or marks.conflicts
+        )
+
     def settle(self, delta: ViewDelta) -> Rescan:
         """Derive what was marked, add to `delta` what came out different."""
         marks, self._marks = self._marks, _Marks()

@@ -16,7 +16,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from mesh.core import keys
-from mesh.core.model import Claim, InvalidRecord, UnknownRecord, decode_claim, plain_mac
+from mesh.core.model import (
+    Claim,
+    InvalidRecord,
+    UnknownRecord,
+    decode_claim,
+    is_unmoved,
+    plain_mac,
+)
 from mesh.core.ops import NodeId, Records
 from mesh.core.view.catalog import Catalog
 from mesh.core.view.layout import claimable_span
@@ -124,6 +131,22 @@ class ClaimTable:
                 else:
                     macs[addr] = mac
         return found, rest
+
+    def notable(self, vpc: str, wanted: Sequence[bytes], node: NodeId) -> list[bytes]:
+        """Those of the keys that are the node's, or anything but one plain claim that never moved:
+        most are of no concern to the node, and are passed over without decoding."""
+        singles, rest = self.owners.singly(vpc, wanted)
+        for owner, claimed in singles.items():
+            if owner == node:
+                rest += claimed
+                continue
+            records = self._records.read_all(owner, vpc, claimed)
+            rest += [
+                key
+                for key, record in zip(claimed, records, strict=True)
+                if record is None or not is_unmoved(record)
+            ]
+        return rest
 
     # --- reading -----------------------------------------------------------------------------
 

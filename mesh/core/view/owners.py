@@ -38,6 +38,8 @@ def _part_of(key: bytes) -> bytes:
 
 def _parted(wanted: Sequence[bytes]) -> Iterable[tuple[bytes, Sequence[bytes]]]:
     """The keys by part. Most often they are all of one, and no key is looked at by itself."""
+    if len(wanted) == 1:
+        return ((_part_of(wanted[0]), wanted),)
     if set(map(len, wanted)) == _IPV4_ONLY:
         highs = set(map(_HIGH, wanted))
         if len(highs) == 1:
@@ -79,7 +81,7 @@ class OwnerIndex:
     def remove(self, node: NodeId, vpc: str, gone: Sequence[bytes]) -> None:
         """The node claims these no longer, if it ever did."""
         parts = self._vpcs.get(vpc)
-        if parts is None:
+        if parts is None or not gone:
             return
         for name, wanted in _parted(gone):
             part = parts.get(name)

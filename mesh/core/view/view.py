@@ -146,9 +146,10 @@ class View:
         if not _are_ordinary(touched, records):
             held, gone = self._sort_out(node, vpc, touched, records)
         self.table.owners.add(node, vpc, held)
-        self.table.owners.remove(node, vpc, gone)
         delta.touch(vpc, held)
-        delta.touch(vpc, gone)
+        if gone:
+            self.table.owners.remove(node, vpc, gone)
+            delta.touch(vpc, gone)
 
     def _sort_out(
         self, node: NodeId, vpc: str, touched: Sequence[bytes], records: Sequence[bytes | None]
@@ -194,12 +195,13 @@ class View:
             return None
 
     def _settle(self, delta: ViewDelta) -> None:
-        rescan = self.catalog.settle(delta)
-        for vpc, addr in sorted(rescan.addrs):
-            delta.touch(vpc, (keys.ENDPOINT + addr,))
-        for vpc, spans in rescan.spans.items():
-            for found in self.table.owners.within(vpc, spans):
-                delta.touch(vpc, found)
+        if self.catalog.unsettled:
+            rescan = self.catalog.settle(delta)
+            for vpc, addr in sorted(rescan.addrs):
+                delta.touch(vpc, (keys.ENDPOINT + addr,))
+            for vpc, spans in rescan.spans.items():
+                for found in self.table.owners.within(vpc, spans):
+                    delta.touch(vpc, found)
         for vpc, touched in delta.endpoints.items():
             delta.conflicts |= self.table.judge(vpc, touched)
         for reader in self._readers:

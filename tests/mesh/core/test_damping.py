@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.core import damping
+from mesh.core import damping, keys
 from mesh.core.damping import MOVES_MAX, WINDOW_NS, HeldMove, MoveDamper
 from mesh.core.errors import Refused
 from mesh.core.view import Endpoint
@@ -119,11 +119,17 @@ def test_what_is_remembered_is_bounded_and_forgets_what_moved_longest_ago(
     monkeypatch.setattr(damping, "TRACKED_MAX", 2)
     damper = MoveDamper()
     for i in range(MOVES_MAX + 1):
-        for ip in ("1", "2"):
+        for ip in ("10.0.0.1", "10.0.0.2"):
             damper.note(("red", ip), claim(i + 1), START_NS)
-    assert [held.ip for held in damper.held(START_NS)] == ["1", "2"]
-    damper.note(("red", "3"), claim(1), START_NS)
-    assert [held.ip for held in damper.held(START_NS)] == ["2"]
+    assert [held.ip for held in damper.held(START_NS)] == ["10.0.0.1", "10.0.0.2"]
+    damper.note(("red", "10.0.0.3"), claim(1), START_NS)
+    assert [held.ip for held in damper.held(START_NS)] == ["10.0.0.2"]
+    assert [set(damper.tracked(vpc)) for vpc in ("red", "blue")] == [
+        {keys.ENDPOINT + keys.addr_of(ip) for _, ip in damper._tracks},
+        set(),
+    ]
+    damper.note(("blue", "10.0.0.9"), None, START_NS + WINDOW_NS)
+    assert damper.held(START_NS) == [] and not damper.tracked("red"), "all have lapsed"
     damper.note(PLACE, claim(7), START_NS + WINDOW_NS)
     assert damper.held(START_NS) == []
 

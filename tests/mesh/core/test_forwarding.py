@@ -282,7 +282,10 @@ def test_updates_add_up_to_a_fresh_compilation(played: list[Any], self_index: in
     for i, step in enumerate([laws.FULL, *played]):
         laws.play(view, [step])
         forwarding.set_live(laws.NODES[i % 4], i % 3 == 0)
-        forwarding.update()
+        forwarding.update(2)
+        rows = apply_delta(rows, forwarding.take_delta())
+    while forwarding.behind:
+        forwarding.update(2)
         rows = apply_delta(rows, forwarding.take_delta())
     fresh = Forwarding(node, site, view)
     for i, ip in enumerate(("10.0.1.5", "10.0.1.6")):
@@ -326,6 +329,19 @@ def facts_of(view: FedView, node: NodeId, site: str, down: set[NodeId]) -> Facts
             for i, ip in enumerate(("10.0.1.5", "10.0.1.6"))
         ),
     )
+
+
+def test_many_endpoints_are_taken_up_a_few_at_a_time() -> None:
+    world = World("a1", "b1")
+    world.red()
+    forwarding = Forwarding(node_id("a1"), "a", world.views["a1"])
+    for end in range(2, 12):
+        world.do("b1", "add_endpoint", "red", f"10.0.2.{end}")
+    world.sync()
+    counts = []
+    while forwarding.update(4):
+        counts.append(len(forwarding.take_delta().endpoints.put))
+    assert counts == [4, 4, 2] and not forwarding.behind
 
 
 def test_ipv6_has_no_rows() -> None:

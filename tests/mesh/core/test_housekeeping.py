@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from mesh.core import keys, model
 from mesh.core.housekeeping import (
     DELETION_KEPT_NS,
@@ -10,6 +12,7 @@ from mesh.core.housekeeping import (
     WITHDRAW_AFTER_NS,
 )
 from mesh.core.ops import MESH_SHARD, Delete, Put
+from mesh.core.view import Endpoint, View
 from tests.mesh.core.core_world import SECOND_NS, World, node_id
 from tests.mesh.core.view_feed import Change
 
@@ -361,3 +364,27 @@ def test_a_strangers_deletion_sweeps_nothing() -> None:
     world.now_ns += SWEEP_INTERVAL_NS
     quiet(world)
     assert (own_keys(world, "a1"), own_keys(world, "a2")) == before
+
+
+def test_others_endpoints_that_never_moved_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World("a1", "b1")
+    world.red()
+    world.do("a1", "add_endpoint", "red", "10.0.1.5")
+    for end in range(2, 100):
+        world.do("b1", "add_endpoint", "red", f"10.0.2.{end}")
+    looked_at: list[str] = []
+    claims = View.claims
+
+    def counting(view: View, vpc: str, ip: str) -> tuple[Endpoint, ...]:
+        looked_at.append(ip)
+        return claims(view, vpc, ip)
+
+    monkeypatch.setattr(View, "claims", counting)
+    world.sync()
+    world.tend("a1")
+    assert looked_at == ["10.0.1.5"]
+    world.everywhere("b1", "move_endpoint", "red", "10.0.1.5")
+    world.everywhere("a1", "remove_endpoint", "red", "10.0.1.5")
+    looked_at.clear()
+    world.tend("a1")
+    assert looked_at == ["10.0.1.5"], "it was this node's, and has moved"
