@@ -11,8 +11,8 @@ Rules of this file:
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Generic
 
@@ -215,16 +215,11 @@ class Compiler:
     def set_endpoint(self, vpc: str, ip: str, fact: EndpointFact | None) -> None:
         """The winning claim for an address changed, or there is none any more."""
         addr = ip_number(ip).to_bytes(4, "big")
-        if fact is not None:
-            _check((fact.vpc, fact.ip) == (vpc, ip), f"endpoint fact of {fact.ip} set as {ip}")
-            self.set_endpoints(vpc, fact.site, fact.gateway, {addr: mac_bytes(fact.mac)})
+        if fact is None:
+            self.drop_endpoints(vpc, (addr,))
             return
-        group = self._endpoint_rows.drop_claim(vpc, addr)
-        if group is None:
-            return
-        self._emit_address(vpc, ip_number(ip))
-        if group != NO_GROUP and self._group_ids.release(self._group_ids.name(group)):
-            self._rebuild()
+        _check((fact.vpc, fact.ip) == (vpc, ip), f"endpoint fact of {fact.ip} set as {ip}")
+        self.set_endpoints(vpc, fact.site, fact.gateway, {addr: mac_bytes(fact.mac)})
 
     def set_endpoints(
         self, vpc: str, site: str, gateway: bytes | None, macs: Mapping[bytes, bytes]
@@ -233,29 +228,36 @@ class Compiler:
 
         `macs` is address (4 bytes, network order) → MAC (6 bytes); nothing of it is checked.
         """
-        here = rules.claimed_here(site, gateway, self._self_id, self._self_site)
         name, group, moved = rules.endpoint_group(site, gateway), NO_GROUP, False
+        here = rules.claimed_here(site, gateway, self._self_id, self._self_site)
         if not here:
             moved |= self._group_ids.acquire(name)  # also while the rows are written
             self._renumber(moved)
             group = self._group_ids.number(name)
-        counts = self._endpoint_rows.set_claims(vpc, group, macs)
-        del counts[NO_GROUP]
-        names = [(self._group_ids.name(number), count) for number, count in counts.items()]
-        for other, count in names:
-            if count > 0:
-                self._group_ids.acquire(other, count)  # it is in use: no number moves
-        for other, count in names:
-            if count < 0:
-                moved |= self._group_ids.release(other, -count)
+        moved |= self._count(self._endpoint_rows.set_claims(vpc, group, macs))
         if not here:
             moved |= self._group_ids.release(name)
-        ifnames = self._ifnames.get(vpc)
-        if ifnames:
-            for ip in sorted(ifnames.keys() & {int.from_bytes(addr, "big") for addr in macs}):
-                self._emit_address(vpc, ip)
+        self._emit_addresses(vpc, macs)
         if moved:
             self._rebuild()
+
+    def drop_endpoints(self, vpc: str, addrs: Collection[bytes]) -> None:
+        """As `set_endpoint` with None for many addresses (4 bytes, network order)."""
+        moved = self._count(self._endpoint_rows.drop_claims(vpc, addrs))
+        self._emit_addresses(vpc, addrs)
+        if moved:
+            self._rebuild()
+
+    def _count(self, rows: Counter[int]) -> bool:
+        """Count by how much the rows of each group became more or fewer: those that are led to
+        keep their names. Whether a number changed."""
+        del rows[NO_GROUP]
+        names = [(self._group_ids.name(number), count) for number, count in rows.items()]
+        for name, count in names:
+            if count > 0:
+                self._group_ids.acquire(name, count)  # it is in use: no number changes
+        released = [self._group_ids.release(name, -count) for name, count in names if count < 0]
+        return any(released)
 
     def set_attachment(self, ifname: str, fact: AttachmentFact | None) -> None:
         """An interface of this machine was given to an endpoint, or taken from it."""
@@ -378,6 +380,13 @@ class Compiler:
             blocked = ifname != ifnames[0] or not here
             fact = self._attachments[ifname]
             self._port_rows.set(ifname, rules.port_row(fact, domain, blocked=blocked))
+
+    def _emit_addresses(self, vpc: str, addrs: Iterable[bytes]) -> None:
+        """As `_emit_address` for those of the addresses that interfaces lead to."""
+        ifnames = self._ifnames.get(vpc)
+        if ifnames:
+            for ip in sorted(ifnames.keys() & {int.from_bytes(addr, "big") for addr in addrs}):
+                self._emit_address(vpc, ip)
 
     def _show(self, vpcs: Iterable[str]) -> None:
         """Show endpoint rows under the domains that these VPCs have now."""

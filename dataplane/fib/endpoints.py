@@ -13,7 +13,7 @@ Rules of this file:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import ItemsView, Iterator, Mapping
+from collections.abc import ItemsView, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from dataplane.fib.rows import (
@@ -155,22 +155,27 @@ class EndpointTable(EndpointRows):
         counts[group] += gained
         return counts
 
-    def drop_claim(self, vpc: str, addr: bytes) -> int | None:
-        """The address is claimed no more; the group that its row led to, None if there was none."""
-        old = self.claimed(vpc, addr)
-        if old is None:
-            return None
-        parts = self._claims[vpc]
-        part = self._writable(vpc, parts, addr[:2])
-        del part[addr]
-        if not part:
-            del parts[addr[:2]]
+    def drop_claims(self, vpc: str, addrs: Iterable[bytes]) -> Counter[int]:
+        """Nobody claims these addresses any more. Returns as `set_claims`."""
+        counts: Counter[int] = Counter()
+        parts = self._claims.get(vpc)
+        if parts is None:
+            return counts
+        shown, local = self._shown.get(vpc), self._local_of(vpc)
+        for addr in addrs:
+            high = addr[:2]
+            if addr not in parts.get(high, _NO_PART):
+                continue
+            part = self._writable(vpc, parts, high)
+            old = part.pop(addr)
+            counts[group_of(old)] -= 1
+            if not part:
+                del parts[high]
+            if shown is not None and shown.forwarded and addr not in local:
+                self._note(shown.domain + addr, old, None)
         if not parts:
             del self._claims[vpc]
-        shown = self._shown.get(vpc)
-        if shown is not None and shown.forwarded and addr not in self._local_of(vpc):
-            self._note(shown.domain + addr, old, None)
-        return group_of(old)
+        return counts
 
     def set_local(self, vpc: str, addr: bytes, row: PackedRow | None) -> None:
         """What is attached here under the address; None: nothing that is claimed for here."""

@@ -165,13 +165,16 @@ class Forwarding:
     def _tell_endpoints(self, vpc: str, touched: Iterable[bytes]) -> None:
         """Take the plain ones as they come, all of one gateway at once, the others one by one."""
         wanted = [key for key in touched if len(key) == _IPV4_KEY_BYTES]
-        plain, rest = self._view.table.plain(vpc, wanted)
+        plain = self._view.table.plain(vpc, wanted)
         members = self._view.catalog.members
-        for node, macs in plain.items():
-            for addr in [addr for addr in self._writers.get(vpc, ()) if addr[1:] in macs]:
-                self._note_writers(vpc, addr, ())
+        if vpc in self._writers:
+            for key in self._writers[vpc].keys() & wanted:
+                self._note_writers(vpc, key, ())
+        for node, macs in plain.macs.items():
             self._compiler.set_endpoints(vpc, members[node].site, node, macs)
-        for key in rest:
+        if plain.free:
+            self._compiler.drop_endpoints(vpc, [key[1:] for key in plain.free])
+        for key in plain.rest:
             self._tell_endpoint(vpc, key)
         self._told |= bool(wanted)
 

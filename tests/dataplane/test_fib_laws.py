@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
@@ -124,6 +124,11 @@ class World:
         packed = {ip_number(ip).to_bytes(4, "big"): mac_bytes(mac) for ip, mac in macs.items()}
         self.compiler.set_endpoints(vpc, site, gateway, packed)
 
+    def drop_many(self, vpc: str, ips: Sequence[str]) -> None:
+        for ip in ips:
+            self.facts.pop(("endpoint", vpc, ip), None)
+        self.compiler.drop_endpoints(vpc, [ip_number(ip).to_bytes(4, "big") for ip in ips])
+
     def whole(self) -> Tables:
         kinds = {
             kind: tuple(fact for fact in self.facts.values() if isinstance(fact, kind))
@@ -177,6 +182,8 @@ def test_endpoints_told_many_at_once_are_as_if_told_one_by_one(
                 world.step(fact, present)
         else:
             world.tell_many(*step)
+            if turn % 5 == 0:
+                world.drop_many(step[0], IPS)
         if turn % 3 == 0:
             seen = apply_delta(seen, world.compiler.take_delta())
             assert seen == world.whole()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from mesh.core import keys
@@ -62,6 +63,18 @@ class Contest(NamedTuple):
     since_hlc: int
 
 
+class Plain(NamedTuple):
+    """What keys say, where that is plain."""
+
+    macs: dict[NodeId, dict[bytes, bytes]]
+    """Node → address → MAC of claims that count, have no other beside them, and are attached to
+    their gateway."""
+    rest: list[bytes]
+    """Keys of which nothing is said."""
+    free: list[bytes]
+    """Keys that nobody claims."""
+
+
 class ClaimTable:
     """All claims of all VPCs by key, and which are contested."""
 
@@ -93,23 +106,17 @@ class ClaimTable:
             del self._contested[vpc]
         return changed
 
-    def plain(
-        self, vpc: str, wanted: Sequence[bytes]
-    ) -> tuple[dict[NodeId, dict[bytes, bytes]], list[bytes]]:
+    def plain(self, vpc: str, wanted: Sequence[bytes]) -> Plain:
         """What `ranked` says of these keys of IPv4 claims, where that is as plain as it mostly is.
-
-        Returns node → address → MAC of claims that count, have no other beside them, and are
-        attached to their gateway; and the other keys, of which nothing is said. The rules are those
-        of `ranked`, asked once for a node or a subnet instead of once for a key.
-        """
+        The rules are those of `ranked`, asked once for a node or a subnet, not once for a key."""
         catalog = self._catalog
         found: dict[NodeId, dict[bytes, bytes]] = {}
         live = catalog.vpcs.get(vpc)
+        single, rest, free = self.owners.sorted_out(vpc, wanted)
         if live is None:
-            return found, list(wanted)
-        singles, rest = self.owners.singly(vpc, wanted)
+            return Plain({}, [*rest, *chain.from_iterable(single.values())], free)
         layout, evicted = catalog.layouts[vpc], catalog.evicted(vpc)
-        for node, claimed in singles.items():
+        for node, claimed in single.items():
             if not catalog.reads(node) or not live.admits(catalog.members[node].site):
                 rest += claimed
                 continue
@@ -130,13 +137,14 @@ class ClaimTable:
                     rest.append(key)
                 else:
                     macs[addr] = mac
-        return found, rest
+        return Plain(found, rest, free)
 
     def notable(self, vpc: str, wanted: Sequence[bytes], node: NodeId) -> list[bytes]:
         """Those of the keys that are the node's, or anything but one plain claim that never moved:
         most are of no concern to the node, and are passed over without decoding."""
-        singles, rest = self.owners.singly(vpc, wanted)
-        for owner, claimed in singles.items():
+        single, several, free = self.owners.sorted_out(vpc, wanted)
+        rest = several + free
+        for owner, claimed in single.items():
             if owner == node:
                 rest += claimed
                 continue

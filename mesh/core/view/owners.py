@@ -11,9 +11,9 @@ a step that stops the process: IPv4 by the first two bytes of the address, IPv6 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 from zlib import crc32
 
 from mesh.core import keys
@@ -48,6 +48,15 @@ def _parted(wanted: Sequence[bytes]) -> Iterable[tuple[bytes, Sequence[bytes]]]:
     for key in wanted:
         parted[_part_of(key)].append(key)
     return parted.items()
+
+
+class Sorted(NamedTuple):
+    """Keys by how many own them."""
+
+    single: Mapping[NodeId, list[bytes]]
+    """Those with one owner, by owner."""
+    several: list[bytes]
+    free: list[bytes]
 
 
 class OwnerIndex:
@@ -116,23 +125,25 @@ class OwnerIndex:
         part = self._vpcs.get(vpc, _NO_PARTS).get(_part_of(key), _NO_PART)
         return _nodes(part.get(key))
 
-    def singly(
-        self, vpc: str, wanted: Sequence[bytes]
-    ) -> tuple[dict[NodeId, list[bytes]], list[bytes]]:
-        """Those of the keys with one owner, by owner, and the others."""
+    def sorted_out(self, vpc: str, wanted: Sequence[bytes]) -> Sorted:
+        """The keys by how many own them."""
         parts = self._vpcs.get(vpc, _NO_PARTS)
         single: defaultdict[NodeId, list[bytes]] = defaultdict(list)
-        rest: list[bytes] = []
+        several: list[bytes] = []
+        free: list[bytes] = []
         for name, parted in _parted(wanted):
             part = parts.get(name, _NO_PART)
             owners = list(map(part.get, parted))
             first = owners[0]
-            if isinstance(first, bytes) and owners.count(first) == len(owners):
-                single[first] += parted
+            if not isinstance(first, tuple) and owners.count(first) == len(owners):
+                (free if first is None else single[first]).extend(parted)
                 continue
             for key, owner in zip(parted, owners, strict=True):
-                (single[owner] if isinstance(owner, bytes) else rest).append(key)
-        return single, rest
+                if owner is None:
+                    free.append(key)
+                else:
+                    (several if isinstance(owner, tuple) else single[owner]).append(key)
+        return Sorted(single, several, free)
 
     def shared(self, vpc: str) -> dict[bytes, None]:
         """The VPC's keys with several owners. For reading only."""

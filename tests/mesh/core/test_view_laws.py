@@ -128,9 +128,11 @@ def test_plain_claims_are_those_that_ranking_finds_alone(
     view = play(FedView(), [*played, roster])
     for vpc in VPC_IDS:
         wanted = [keys.ENDPOINT + addr for addr in ADDRS if len(addr) == 4]
-        plain, rest = view.table.plain(vpc, wanted)
+        plain, rest, free = view.table.plain(vpc, wanted)
         found = {addr: (node, mac) for node, macs in plain.items() for addr, mac in macs.items()}
-        assert sorted([*rest, *(keys.ENDPOINT + addr for addr in found)]) == sorted(wanted)
+        named = [*rest, *free, *(keys.ENDPOINT + addr for addr in found)]
+        assert sorted(named) == sorted(wanted)
+        assert all(not view.table.owners.owners(vpc, key) for key in free)
         for addr, (node, mac) in found.items():
             (claim,) = view.claims(vpc, keys.ip_of(addr))
             assert (claim.node, claim.mac, claim.host) == (node, mac.hex(":"), None)
