@@ -8,6 +8,7 @@ from functools import lru_cache
 from hashlib import sha256
 
 from mesh.core import ed25519
+from mesh.core.bounds import Quotas
 from mesh.core.roster import Roster
 from mesh.core.statements import found_mesh
 from sim.core.clock import SECOND_NS
@@ -45,18 +46,22 @@ def _identity(index: int, name: str, site: str, newer: bool) -> Identity:
     return Identity(index, name, site, seed, key, ed25519.node_id(key), underlay, newer)
 
 
-def statements_of(identities: Sequence[Identity]) -> tuple[bytes, ...]:
+def statements_of(identities: Sequence[Identity], quota: int) -> tuple[bytes, ...]:
     """The roster's statements: the first node founds the mesh and admits the others."""
-    return _statements(tuple(identities))
+    return _statements(tuple(identities), quota)
 
 
 @lru_cache(maxsize=64)
-def _statements(identities: tuple[Identity, ...]) -> tuple[bytes, ...]:
+def _statements(identities: tuple[Identity, ...], quota: int) -> tuple[bytes, ...]:
     first = identities[0]
     root = sha256(b"sim mesh").digest()
     roster = Roster.founded_by(found_mesh("sim", root, first.seed, first.name, first.site))
     for identity in identities[1:]:
-        roster.add([roster.admit(first.seed, identity.key, identity.name, identity.site)])
+        quotas = Quotas(mesh=quota)
+        admission = roster.admit(
+            first.seed, identity.key, identity.name, identity.site, quotas=quotas
+        )
+        roster.add([admission])
     return tuple(roster.statements())
 
 

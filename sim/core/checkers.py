@@ -2,7 +2,7 @@
 
 - One (chain, epoch, head) has one root and one set of entries, whoever holds it.
 - A branch's head never goes back, and a branch is dropped only when a later one covers it.
-- Nothing is held of who is no member or was forgotten.
+- Nothing is held of who is no member or was forgotten, and nothing beyond a quota.
 - Honest nodes raise no alarm about each other. Only a node whose disk was lost or copied may be
   taken for a clone of itself.
 
@@ -81,16 +81,24 @@ class StepChecks:
         self._heads: dict[int, dict[tuple[ChainId, Epoch], int]] = {}
         self.suspects: set[NodeId] = set()
         """nodes whose disk was lost or copied: these may be taken for clones of themselves"""
+        self._cloned: set[int] = set()
+        """nodes whose process has said that another one writes as its node"""
         self.hostile: set[NodeId] = set()
         """of these anything may be said"""
 
     def started(self, node: int, lattice: Lattice) -> None:
         """What a node begins with; a crash may have lost what its disk did not have yet."""
+        self._cloned.discard(node)
         self._heads[node] = {
             (id, chain.epoch): chain.head
             for id in lattice.chains()
             for chain in lattice.branches(id)
         }
+
+    def wrote(self, node: int) -> None:
+        """The node's process has taken a write of its users or its own."""
+        if node in self._cloned:
+            self._violations.add("who has met its clone writes no more", f"node {node}")
 
     def drained(
         self,
@@ -104,6 +112,7 @@ class StepChecks:
             if isinstance(effect, Persist):
                 touched[effect.chain] = None
                 self._member(node, effect.chain, members)
+                self._quota(node, effect, members)
                 self._persist(node, effect, lattice)
             elif isinstance(effect, DropBranches):
                 for epoch in effect.epochs:
@@ -123,6 +132,13 @@ class StepChecks:
             self._violations.add(
                 "nothing is held of strangers and forgotten nodes", f"node {node}: {chain_text(id)}"
             )
+
+    def _quota(self, node: int, effect: Persist, members: Mapping[NodeId, Member]) -> None:
+        member = members.get(effect.chain.node)
+        entries = load_header(effect.header).entries
+        if member is not None and entries > member.quotas.of(effect.chain.shard):
+            words = f"node {node}: {chain_text(effect.chain)} of {entries} entries"
+            self._violations.add("no chain beyond its quota", words)
 
     def _persist(self, node: int, effect: Persist, lattice: Lattice) -> None:
         header = load_header(effect.header)
@@ -162,6 +178,8 @@ class StepChecks:
             )
 
     def _alarm(self, node: int, alarm: Alarm) -> None:
+        if alarm.event == "node.cloned":
+            self._cloned.add(node)
         about = {alarm.fields.get("node"), alarm.fields.get("peer")}
         if alarm.event == "node.cloned" and about & self.suspects:
             return

@@ -13,14 +13,16 @@ from dataclasses import replace
 from crdt.chain import Chain
 from crdt.delta import Delta
 from mesh.core import keys, model, wire
-from mesh.core.bounds import MESH_RECORDS
 from mesh.core.errors import PeerError
+from mesh.core.ops import MESH_SHARD
 from sim.core.chance import below, pick
 from sim.core.clock import SECOND_NS
 from sim.core.node import Machine
 from sim.core.stage import Stage
 
 EVERY_NS = SECOND_NS // 2
+EXCEEDED_MAX = 1000
+"""Records that it makes at most: a scenario with a larger quota does not see it exceeded."""
 HEARD_MAX = 200
 """Frames that it remembers."""
 
@@ -93,10 +95,13 @@ class Hostile:
             self._send_delta(self._signed(replace(made, header=made.header._replace(root=root))))
 
     def _exceed(self) -> None:
-        made = self._made(b"exceed")
+        """More records than the admission lets it have."""
+        process = self._machine.process
+        assert process is not None
+        quota = process.replica.roster.quota(self._machine.identity.node, MESH_SHARD)
+        made = self._made(b"exceed", min(quota + 1, EXCEEDED_MAX))
         if made is not None:
-            header = made.header._replace(entries=MESH_RECORDS + 1)
-            self._send_delta(self._signed(replace(made, header=header)))
+            self._send_delta(made)
 
     def _fork(self) -> None:
         """Two flushes of one interval: half of the peers get the one, half the other."""
@@ -107,21 +112,22 @@ class Hostile:
         for i, peer in enumerate(peers):
             self._send_delta(one if i % 2 else other, peer)
 
-    def _made(self, text: bytes) -> Delta | None:
-        """An own flush that follows what the own chain holds: a key that belongs to nobody."""
+    def _made(self, text: bytes, count: int = 1) -> Delta | None:
+        """An own flush that follows what the own chain holds: keys that belong to nobody."""
         process = self._machine.process
         assert process is not None
         identity = self._machine.identity
         lattice = process.replica.lattice
-        own = [id for id in lattice.chains() if id.node == identity.node]
+        own = [id for id in lattice.chains(MESH_SHARD) if id.node == identity.node]
         if not own:
             return None
         held = lattice.latest(pick(self._stage.chance, own))
         if held is None or held.header is None or held.header.hi != held.head:
             return None
         chain = _twin(held)
-        node = text.ljust(keys.ID_BYTES, b"\0")
-        chain.put(keys.pack(keys.GatewayKey(node)), model.encode(model.Binding(1, 1)))
+        for i in range(count):
+            node = text.ljust(keys.ID_BYTES - 2, b"\0") + i.to_bytes(2, "big")
+            chain.put(keys.pack(keys.GatewayKey(node)), model.encode(model.Binding(1, 1)))
         sign = process.sign
         chain.seal(process.replica.roster.mesh_id, sign, held.header.covers)
         return chain.since(held.epoch, held.head)

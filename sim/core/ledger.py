@@ -96,6 +96,13 @@ class Ledger:
                     if not known and not any(_shares(header, copy) for header in with_it):
                         fact.certain = False
 
+    def disk_gone(self, disks: Sequence[Disk]) -> None:
+        """A node went for good; `disks`: of those that stay. What only it had is lost."""
+        held = _headers(disks)
+        for fact in self._facts.values():
+            if not _includes(held.get(fact.chain, ()), fact.epoch, fact.head):
+                fact.certain = False
+
     def started(self, owner: NodeId, disk: Disk) -> None:
         """An owner starts. What it wrote over a tail that it has not met stands only as long as
         the process that wrote it: which keys it deleted is not on its disk."""

@@ -53,6 +53,9 @@ class Port(Protocol):
     def admits(self, peer: int) -> bool:
         """Whether it lets the peer through its handshake."""
 
+    def refuses(self, peer: int) -> bool:
+        """Whether it does not, and will not just because time passes."""
+
     def link_up(self, peer: int) -> None: ...
 
     def link_down(self, peer: int) -> None: ...
@@ -150,6 +153,8 @@ class Network:
         self._sessions = 0
         self._dialling: dict[Pair, int] = {}
         self._dials = 0
+        self._refused: set[Pair] = set()
+        """pairs whose dial one of the two refuses, and that is tried again"""
         self._waiting: dict[Pair, int] = {}
         """pairs whose dial a cut holds up, and since when"""
         self._silent_since: dict[Pair, int] = {}
@@ -264,6 +269,17 @@ class Network:
         for sender, session, frame in self._stalled.pop(node, ()):
             if self._ends.get((node, sender)) == session and node in self._ports:
                 self._ports[node].frame_in(sender, frame)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is under way, and nobody who is refused now would be let in later."""
+        if self.under_way:
+            return False
+        for a, b in self._refused:
+            one, other = self._ports.get(a), self._ports.get(b)
+            if one is not None and other is not None and not (one.refuses(b) or other.refuses(a)):
+                return False
+        return True
 
     @property
     def whole(self) -> bool:
@@ -446,7 +462,9 @@ class Network:
             if len(self._links) > FULL_MESH_NODES:
                 self._want_links(node)
             return
+        self._refused.discard(pair)
         if not (self._ports[node].admits(peer) and self._ports[peer].admits(node)):
+            self._refused.add(pair)
             self._dials += 1
             self._dialling[pair] = self._dials
             again_ns = self._clock.now_ns + REFUSED_NS

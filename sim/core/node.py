@@ -74,6 +74,9 @@ class Probe(Protocol):
 
     def stopped(self, node: int) -> None: ...
 
+    def tidying(self, node: int, ops: Sequence[Op]) -> None:
+        """The node is about to write these of its own accord."""
+
     def wrote(self, node: int, ops: Sequence[Op]) -> None:
         """Own writes were taken, in memory."""
 
@@ -190,6 +193,8 @@ class Process:
         self._blocked_until_ns: dict[int, int] = {}
         self._digests: dict[str, bytes] | None = None
         self._alive = True
+        self.keeping_house = False
+        """whether what it writes is of its own accord"""
         self._busy = False
         """whether a batch of effects is under way"""
         self._unsent: Sequence[Effect] | None = None
@@ -215,6 +220,10 @@ class Process:
     # ---- what users ask ----
 
     @property
+    def now_ns(self) -> int:
+        return self._world.clock.now_ns
+
+    @property
     def wall_ns(self) -> int:
         return WALL_START_NS + self._world.clock.now_ns + self._machine.skew_ns
 
@@ -224,6 +233,8 @@ class Process:
         Raises what it raises, and NotReady or Refused: nothing was written then.
         """
         ops = make_ops(self.wall_ns)
+        if self.keeping_house:
+            self._world.probe.tidying(self.identity.index, ops)
         if not ops or not self.replica.local(ops, self._world.clock.now_ns):
             return False
         self._world.probe.wrote(self.identity.index, ops)
@@ -271,14 +282,16 @@ class Process:
     # ---- what the network brings ----
 
     def admits(self, peer: int) -> bool:
+        blocked = self._blocked_until_ns.get(peer, 0) > self._world.clock.now_ns
+        return not blocked and not self.refuses(peer)
+
+    def refuses(self, peer: int) -> bool:
         node, replica = self._node_of(peer), self.replica
         if node == self.identity.node or replica.retired:
-            return False
+            return True
         if self._instances.get(node, peer) != peer:
-            return False  # that node is linked, and alive
-        if self._blocked_until_ns.get(peer, 0) > self._world.clock.now_ns:
-            return False
-        return replica.roster.active(node) is not None
+            return True  # that node is linked, and alive
+        return replica.roster.active(node) is None
 
     def link_up(self, peer: int) -> None:
         node = self._node_of(peer)
@@ -418,7 +431,9 @@ class Process:
         self._house_ns = None
         if self.replica.writable:
             with suppress(RequestError):  # tried again a second later; a real node logs it
+                self.keeping_house = True
                 self.submit(self._house_ops)
+            self.keeping_house = False
             due_ns = self.writer.next_deadline_ns()
             if due_ns is not None:
                 self._have_house_kept(due_ns - self.wall_ns + self._world.clock.now_ns)

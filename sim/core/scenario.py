@@ -8,6 +8,7 @@ job. Times are virtual seconds from the start; latencies are one way.
     quiet_s = 90               # so soon after that everything must be the same everywhere
     sites = 3                  # a, b, c; or one [[site]] each: name, gateways, at, …
     signatures = "ed25519"     # or "keyed-hash", a stand-in where nobody forges
+    quota = 200                # records that a node may write into the mesh shard
     views = 20                 # how many of the nodes keep a view and rows; by default all
 
     [network]                  # see Weather; latency_ms between sites, link = [["a", "b", 80], …]
@@ -25,6 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from mesh.core.bounds import MESH_RECORDS, QUOTA_MAX
 from sim.core.clock import MS_NS, SECOND_NS, ns_of
 from sim.core.events import DURATION_S_MAX, Event, Join, Trouble, read_event
 from sim.core.network import Weather
@@ -155,6 +157,8 @@ class Scenario:
     expected: Expected
     real_signatures: bool = False
     """Ed25519 and no stand-in: what a run with forgers needs"""
+    quota: int = MESH_RECORDS
+    """Records that a node may hold in the mesh shard, as its admission says."""
     views: int = NODES_MAX
     """The first so many nodes keep views and rows; the others replicate only."""
 
@@ -205,6 +209,7 @@ def parse(raw: Mapping[str, Any], *, small: bool = False) -> Scenario:
     if hostile and signatures != "ed25519":
         raise top.bad("signatures", 'a hostile node forges: leave this out, or write "ed25519"')
     views = top.whole("views", NODES_MAX, low=1, high=NODES_MAX)
+    quota = top.whole("quota", MESH_RECORDS, low=1, high=QUOTA_MAX)
     expected = _expected(top.table("expect"))
     top.done()
     return Scenario(
@@ -219,6 +224,7 @@ def parse(raw: Mapping[str, Any], *, small: bool = False) -> Scenario:
         events,
         expected,
         signatures == "ed25519",
+        quota,
         views,
     )
 

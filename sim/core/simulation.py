@@ -17,13 +17,14 @@ from crdt.lattice import Lattice
 from mesh.core import wire
 from mesh.core.antientropy import PERIOD_NS
 from mesh.core.effects import Alarm, Effect, Persist
-from mesh.core.ops import NodeId, Op
+from mesh.core.ops import Delete, NodeId, Op
 from sim.core.cast import identities_of, latencies_of, signatures_of, statements_of
 from sim.core.chance import ChanceOf, below
 from sim.core.checkers import StepChecks, Violation, Violations
 from sim.core.clock import SECOND_NS, Clock
 from sim.core.disk import Disk
 from sim.core.episodes import Episodes
+from sim.core.events import ClockStep
 from sim.core.faults import Faults
 from sim.core.ledger import Ledger
 from sim.core.measures import HealTimes, PushTimes
@@ -33,6 +34,7 @@ from sim.core.recording import Recording
 from sim.core.resting import RestChecks
 from sim.core.scenario import Scenario
 from sim.core.stage import Stage
+from sim.core.tidying import TidyChecks
 from sim.core.workload import Users
 
 FAR_NS = 60 * SECOND_NS
@@ -131,13 +133,14 @@ class Simulation:
         )
         self.clock.idle = self._idle
         self.clock.leapt = self._leapt
-        statements = statements_of(identities[:members])
+        statements = statements_of(identities[:members], scenario.quota)
         self.machines = [Machine(identity, Disk(statements), world) for identity in identities]
         for machine in self.machines[members:]:
             machine.state = "waiting" if machine.identity.index < joining else "copy"
         skews = [site.clock_skew_ns for site in scenario.sites for _ in range(site.gateways)]
         for machine, skew_ns in zip(self.machines, skews, strict=False):
             machine.skew_ns = skew_ns
+        self._tidy = TidyChecks(self.violations, clocks_go=not _steps_clocks(scenario))
         self._rest = RestChecks(self.violations)
         self._chance = chance_of("simulation")
         self.users = Users(scenario.workload, self.machines, self.clock, chance_of("users"))
@@ -169,8 +172,16 @@ class Simulation:
         if self._recording is not None:
             self._recording.stopped(node)
 
+    def tidying(self, node: int, ops: Sequence[Op]) -> None:
+        machine = self.machines[node]
+        assert machine.process is not None
+        for op in ops:
+            if isinstance(op, Delete) and machine.state == "member":
+                self._tidy.deleting(machine.process, op)
+
     def wrote(self, node: int, ops: Sequence[Op]) -> None:
         if self.machines[node].state == "member":
+            self._steps.wrote(node)
             self.ledger.wrote(node, ops)
 
     def drained(self, node: int, effects: Sequence[Effect], lattice: Lattice) -> None:
@@ -181,6 +192,7 @@ class Simulation:
             return  # nothing is promised of what it holds; others' checks see what it sends
         assert machine.process is not None
         self._steps.drained(node, effects, lattice, machine.process.replica.roster.members())
+        self._tidy.drained(machine.process, effects, self.clock.now_ns)
         self.ledger.drained(node)
         self._push.drained(node, owner, effects)
         if self._recording is not None:
@@ -229,7 +241,7 @@ class Simulation:
     def disk_lost(self, index: int) -> None:
         restored = self.machines[index]
         self._steps.suspects.add(restored.identity.node)
-        disks = [machine.disk for machine in self.machines if machine is not restored]
+        disks = [machine.disk for machine in self._members() if machine is not restored]
         self.ledger.disk_lost(restored.identity.node, restored.disk, [restored.disk, *disks])
 
     def cloned(self, node: NodeId) -> None:
@@ -239,12 +251,18 @@ class Simulation:
     def hostile(self, node: NodeId) -> None:
         self._steps.hostile.add(node)
         self.ledger.distrust(node)
+        self._disk_gone(node)
 
     def parted(self, node: NodeId, forgotten: bool) -> None:
         if forgotten:
             self.ledger.distrust(node)
         else:
             self.ledger.parted(node)
+        self._disk_gone(node)
+
+    def _disk_gone(self, node: NodeId) -> None:
+        others = [machine for machine in self._members() if machine.identity.node != node]
+        self.ledger.disk_gone([machine.disk for machine in others])
 
     def _members(self) -> list[Machine]:
         """Those that must run, and hold the same, at the end."""
@@ -350,7 +368,7 @@ class Simulation:
 
     def _idle(self) -> bool:
         """Whether nothing is under way, and linked nodes have nothing to tell each other."""
-        if self.network.under_way:
+        if not self.network.quiet:
             return False
         processes = [machine.process for machine in self.machines]
         if not all(process is None or process.settled for process in processes):
@@ -415,6 +433,11 @@ def run(
 ) -> Result:
     """Run a scenario once. `chance_of` gives the streams of chance of that seed."""
     return Simulation(scenario, chance_of, recording).run(seed)
+
+
+def _steps_clocks(scenario: Scenario) -> bool:
+    stepped = any(isinstance(event, ClockStep) for event in scenario.events)
+    return stepped or scenario.faults.clock_steps > 0
 
 
 def _where(error: Exception) -> str:

@@ -54,6 +54,49 @@ def requests() -> Scenario:
     return parse(table)
 
 
+@pytest.fixture
+def contended() -> Scenario:
+    """VPCs, subnets and peerings that several writers edit and delete at the same time."""
+    mix = {"vpc": 3, "contend": 3, "subnet": 1, "peering": 1}
+    workload = {"vpcs": 1, "endpoints": 0, "rate_per_s": 4, "mix": mix}
+    table = {**churn_table(), "sites": 4, "workload": workload}
+    return parse({**table, "faults": {"cuts": 2, "crashes": 5, "down_s": 3}})
+
+
+@pytest.fixture
+def parting() -> Scenario:
+    """Nodes leave, are retired, stolen and forgotten, and others join, between cuts."""
+    faults = {"cuts": 3, "retires": 3, "joins": 1, "crashes": 2}
+    workload = {"vpcs": 1, "rate_per_s": 6, "endpoints": 1, "addresses": 3}
+    return parse({**churn_table(), "sites": 5, "workload": workload, "faults": faults})
+
+
+@pytest.fixture
+def hostile() -> Scenario:
+    """A stolen key among four nodes, whose admissions let them write 60 records."""
+    event = [{"at_s": 4, "hostile": "c", "for_s": 90}]
+    table = {**churn_table(), "duration_s": 100, "sites": 4, "quota": 60, "event": event}
+    return parse({**table, "workload": {"vpcs": 1, "rate_per_s": 1}, "faults": {"cuts": 1}})
+
+
+@pytest.fixture
+def forked() -> Scenario:
+    """A forked node that owns VPCs, which others edit too."""
+    event = [{"at_s": 20, "hostile": "c", "for_s": 40}]
+    mix = {"vpc": 3, "contend": 3}
+    workload = {"vpcs": 3, "endpoints": 0, "rate_per_s": 6, "mix": mix}
+    table = {**churn_table(), "duration_s": 50, "sites": 4, "workload": workload}
+    return parse({**table, "event": event, "faults": {"cuts": 1}})
+
+
+@pytest.fixture
+def copied() -> Scenario:
+    """A copy of a node runs beside it, now and then cut off from it."""
+    faults = {"cuts": 4, "clones": 1, "down_s": 20}
+    workload = {"vpcs": 1, "rate_per_s": 4, "endpoints": 1}
+    return parse({**churn_table(), "sites": 4, "workload": workload, "faults": faults})
+
+
 def churn_table() -> dict[str, Any]:
     """As a file would have it."""
     return {

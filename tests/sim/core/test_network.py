@@ -22,6 +22,9 @@ class Port:
     def admits(self, peer: int) -> bool:
         return True
 
+    def refuses(self, peer: int) -> bool:
+        return False
+
     def link_up(self, peer: int) -> None:
         self._note("up", peer)
 

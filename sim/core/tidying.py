@@ -1,0 +1,121 @@
+"""What a node deletes by itself, checked when it does: only what the design says is spent.
+
+- an own claim that an eviction hides; one that this node has seen outranked by a move for 30 s, so
+  that no reader sees neither (where no clock is set forward); one in a VPC that was removed a day
+  ago;
+- an own value of a register that another writer has deleted; an own deletion of 90 days ago;
+- what belongs to a VPC that was removed: evictions, subnets and halves after a day, bindings at
+  once.
+
+Collected earlier, a reader to whom the cause comes later would see neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mesh.core import keys
+from mesh.core.clock import ns_of_hlc
+from mesh.core.effects import Effect, Persist
+from mesh.core.ops import MESH_SHARD, Delete, NodeId
+from sim.core.checkers import Violations
+from sim.core.clock import SECOND_NS
+from sim.core.node import Process
+
+WITHDRAW_AFTER_NS = 30 * SECOND_NS
+DAY_NS = 24 * 3600 * SECOND_NS
+DELETION_KEPT_NS = 90 * DAY_NS
+
+
+class TidyChecks:
+    """Of one run. `clocks_go`: no node's wall clock is ever set."""
+
+    def __init__(self, violations: Violations, *, clocks_go: bool) -> None:
+        self._violations = violations
+        self._clocks_go = clocks_go
+        self._outranked: dict[tuple[NodeId, str, bytes], int] = {}
+        """(node, VPC, address) of a claim -> since when, at the latest, its node sees it outranked,
+        in virtual time"""
+
+    def drained(self, process: Process, effects: Sequence[Effect], now_ns: int) -> None:
+        """The node's view has what `effects` are about to store."""
+        for effect in effects:
+            if isinstance(effect, Persist) and effect.chain.shard != MESH_SHARD:
+                for key in (*effect.puts, *effect.deletes):
+                    if key[:1] == keys.ENDPOINT:
+                        self._note(process, effect.chain.shard, key[1:], now_ns)
+
+    def _note(self, process: Process, vpc: str, addr: bytes, now_ns: int) -> None:
+        node = process.identity.node
+        place = (node, vpc, addr)
+        claims = process.view.claims(vpc, keys.ip_of(addr))
+        if any(c.node == node and c.state == "shadowed" for c in claims):
+            self._outranked.setdefault(place, now_ns)
+        else:
+            self._outranked.pop(place, None)
+
+    def deleting(self, process: Process, op: Delete) -> None:
+        """The node's housekeeping is about to write `op`."""
+        try:
+            key = keys.unpack(op.shard, op.key)
+        except (keys.UnknownKey, keys.InvalidKey):
+            words = "a key that it does not know"
+        else:
+            words = self._objection(process, op.shard, key)
+        if words:
+            self._violations.add(
+                "a node deletes only what is spent",
+                f"{process.identity.name}: {op.key.hex()} of {op.shard[:8]}: {words}",
+            )
+
+    def _objection(self, process: Process, shard: str, key: keys.Key) -> str:
+        view, node = process.view, process.identity.node
+        match key:
+            case keys.EndpointKey(addr):
+                return self._claim(process, shard, addr)
+            case keys.BindingKey(_, vpc):
+                return "" if vpc in view.catalog.removed else "its VPC was not removed"
+            case keys.EvictionKey(vpc):
+                return "" if self._gone(process, vpc) else "its VPC was not removed a day ago"
+            case keys.VpcKey(vpc):
+                records = view.catalog.vpc_records(vpc)
+            case keys.SubnetKey(vpc, subnet):
+                records = view.catalog.subnet_records(vpc, subnet)  # type: ignore[assignment]
+            case keys.PeeringKey(vpc, other, half):
+                records = view.catalog.half_records(vpc, other)[half]  # type: ignore[assignment]
+                if self._gone(process, other):
+                    return ""
+            case _:
+                return "nothing makes a registration spent"
+        if not isinstance(key, keys.VpcKey) and self._gone(process, vpc):
+            return ""
+        own = records[node]
+        others = [
+            record
+            for writer, record in records.items()
+            if writer != node and view.catalog.may_write(vpc, writer)
+        ]
+        if own.deleted:
+            aged = ns_of_hlc(own.hlc) + DELETION_KEPT_NS <= process.wall_ns
+            return "" if aged else "its deletion is not 90 days old"
+        return "" if any(record.deleted for record in others) else "nobody has deleted the object"
+
+    def _claim(self, process: Process, vpc: str, addr: bytes) -> str:
+        view, node = process.view, process.identity.node
+        ip = keys.ip_of(addr)
+        if vpc in view.catalog.removed:
+            return "" if self._gone(process, vpc) else "its VPC was not removed a day ago"
+        own = view.claim(node, vpc, ip)
+        if own is not None and own.mobility <= view.catalog.hidden_up_to(vpc, addr, node):
+            return ""
+        claims = view.claims(vpc, ip)
+        if own is None or not claims or claims[0].mobility <= own.mobility:
+            return "nothing outranks the claim"
+        since_ns = self._outranked.get((node, vpc, addr), 0)
+        if self._clocks_go and since_ns + WITHDRAW_AFTER_NS > process.now_ns:
+            return "it has not been outranked for 30 s"
+        return ""
+
+    def _gone(self, process: Process, vpc: str) -> bool:
+        hlc = process.view.catalog.removed.get(vpc)
+        return hlc is not None and ns_of_hlc(hlc) + DAY_NS <= process.wall_ns
