@@ -42,7 +42,7 @@ class Author:
         try:
             return Put(shard, packed, model.encode_over(record, held))
         except model.UnknownRecord as error:
-            if isinstance(key, keys.GatewayKey | keys.BindingKey):
+            if isinstance(key, keys.GatewayKey | keys.BindingKey | keys.InterestKey):
                 return Put(shard, packed, model.encode(record))
             raise Refused(
                 f"what this node has written about it before is of a newer weft ({error}): run"

@@ -6,7 +6,8 @@
 - It counts moves of endpoints, of which it makes no more itself when they are too many.
 - It binds the VNI of a VPC in which it has endpoints, and never binds one VNI to two live VPCs:
   a newcomer cannot take the VNI of an established VPC.
-- It keeps its registration as the node has set it.
+- It keeps its registration as the node has set it, and one record for each VPC of which the node
+  keeps the shard.
 - Once an hour it sweeps what nobody needs: own records in VPCs removed a day ago, own values of
   objects that another writer has deleted, own deletions of 90 days ago that hide nothing.
 
@@ -16,7 +17,7 @@ the view, apart from the sweep, which reads the keys of the `mesh` shard once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from typing import Final
 
@@ -46,6 +47,8 @@ class Housekeeper:
         self._view = author.view
         self._reader = author.view.reader()
         self._registration: model.Registration | None = None
+        self._interest: Set[str] | None = None
+        self._interest_changed = False
         self._outranked: dict[tuple[str, str], int] = {}
         """Own claim → since when it is seen outranked. In that order, as time does not go back."""
         self._hosted: dict[str, set[bytes]] = {}
@@ -59,9 +62,13 @@ class Housekeeper:
         self._registration = registration
         return self._refresh_registration(now_ns)
 
+    def set_interest(self, vpcs: Set[str]) -> None:
+        """The VPCs of which this node keeps the shard: `run` has it said."""
+        self._interest, self._interest_changed = vpcs, True
+
     def next_deadline_ns(self) -> int | None:
         """When `run` has something to do next; 0: at once; None: not before the view changes."""
-        if self._reader or not self._sweep_at_ns:
+        if self._reader or self._interest_changed or not self._sweep_at_ns:
             return 0
         for seen_ns in self._outranked.values():
             return min(self._sweep_at_ns, seen_ns + WITHDRAW_AFTER_NS)
@@ -74,6 +81,8 @@ class Housekeeper:
         ops += self._bind(delta, now_ns)
         if self._author.node in delta.gateways:
             ops += self._refresh_registration(now_ns)
+        if self._interest_changed or any(node == self._author.node for node, _ in delta.interests):
+            ops += self._tell_interest(now_ns)
         ops += self._withdraw(now_ns)
         if now_ns >= self._sweep_at_ns:
             self._sweep_at_ns = now_ns + SWEEP_INTERVAL_NS
@@ -174,6 +183,20 @@ class Housekeeper:
             return []
         hlc = self._author.stamp(now_ns, () if held is None else (held.hlc,))
         return [self._author.put(keys.GatewayKey(node), replace(wanted, hlc=hlc))]
+
+    def _tell_interest(self, now_ns: int) -> list[Op]:
+        self._interest_changed = False
+        if self._interest is None:
+            return []
+        author, told = self._author, self._view.catalog.interest(self._author.node)
+        ops: list[Op] = [
+            Delete(MESH_SHARD, keys.pack(keys.InterestKey(author.node, vpc)))
+            for vpc in sorted(told - self._interest)
+        ]
+        for vpc in sorted(self._interest - told):
+            record = model.Interest(author.stamp(now_ns))
+            ops.append(author.put(keys.InterestKey(author.node, vpc), record))
+        return ops
 
     # --- the sweep ---------------------------------------------------------------------------
 

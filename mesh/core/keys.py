@@ -10,6 +10,7 @@ kept and passed on by the replica and left alone by the view.
                  x VPC node address          an eviction of the node's claim for the address
                  g node                      a gateway's registration of itself
                  b node VPC                  the VNI that the node has bound to the VPC
+                 i node VPC                  the node keeps the VPC's shard
     VPC shard    e address                   an endpoint claim
 """
 
@@ -27,9 +28,10 @@ PEERING = b"p"
 EVICTION = b"x"
 GATEWAY = b"g"
 BINDING = b"b"
+INTEREST = b"i"
 ENDPOINT = b"e"
 
-MESH_KINDS = VPC + SUBNET + PEERING + EVICTION + GATEWAY + BINDING
+MESH_KINDS = VPC + SUBNET + PEERING + EVICTION + GATEWAY + BINDING + INTEREST
 ID_BYTES = 16
 ADDR_BYTES = (4, 16)
 
@@ -68,12 +70,24 @@ class BindingKey(NamedTuple):
     vpc: str
 
 
+class InterestKey(NamedTuple):
+    node: NodeId
+    vpc: str
+
+
 class EndpointKey(NamedTuple):
     addr: bytes
 
 
 Key: TypeAlias = (
-    VpcKey | SubnetKey | PeeringKey | EvictionKey | GatewayKey | BindingKey | EndpointKey
+    VpcKey
+    | SubnetKey
+    | PeeringKey
+    | EvictionKey
+    | GatewayKey
+    | BindingKey
+    | InterestKey
+    | EndpointKey
 )
 
 LongLived: TypeAlias = VpcKey | SubnetKey | PeeringKey | EvictionKey
@@ -103,8 +117,10 @@ def pack(key: Key) -> bytes:
             return EVICTION + bytes.fromhex(vpc) + node + addr
         case GatewayKey(node):
             return GATEWAY + node
-        case _:  # a binding
-            return BINDING + key.node + bytes.fromhex(key.vpc)
+        case BindingKey(node, vpc):
+            return BINDING + node + bytes.fromhex(vpc)
+        case _:  # an interest
+            return INTEREST + key.node + bytes.fromhex(key.vpc)
 
 
 def unpack(shard: str, key: bytes) -> Key:
@@ -143,6 +159,8 @@ def _unpack_mesh(kind: bytes, body: bytes) -> Key:
         return GatewayKey(first)
     if kind == BINDING and size == 2 * ID_BYTES:
         return BindingKey(first, second.hex())
+    if kind == INTEREST and size == 2 * ID_BYTES:
+        return InterestKey(first, second.hex())
     raise InvalidKey("length")
 
 

@@ -15,7 +15,7 @@ from mesh.core.view import View
 
 _FORMS = (
     "endpoint/VPC/IP, vpc/NAME, subnet/VPC/NAME, peering/A/B, evict/VPC/IP/NODE, gateway/NODE, "
-    "binding/NODE/VPC or unknown/HEX"
+    "binding/NODE/VPC, interest/NODE/VPC or unknown/HEX"
 )
 
 
@@ -42,6 +42,8 @@ def key_text(view: View, shard: str, key: bytes) -> str:
             return f"evict/{names.vpc_text(vpc)}/{ip}/{names.node_text(node)}"
         case keys.GatewayKey(node):
             return f"gateway/{names.node_text(node)}"
+        case keys.InterestKey(node, vpc):
+            return f"interest/{names.node_text(node)}/{names.vpc_text(vpc)}"
         case _:  # a binding
             return f"binding/{names.node_text(parsed.node)}/{names.vpc_text(parsed.vpc)}"
 
@@ -73,6 +75,8 @@ def parse_key(view: View, text: str, shard: str = MESH_SHARD) -> tuple[str, byte
             key = keys.GatewayKey(_node(view, node))
         case "binding", [node, vpc]:
             key = keys.BindingKey(_node(view, node), _vpc(view, vpc))
+        case "interest", [node, vpc]:
+            key = keys.InterestKey(_node(view, node), _vpc(view, vpc))
         case _:
             raise validate.bad("key", text, f"write it as {_FORMS}")
     return MESH_SHARD, keys.pack(key)
@@ -125,6 +129,7 @@ _KINDS = {
     model.Eviction: "evict",
     model.Registration: "gateway",
     model.Binding: "binding",
+    model.Interest: "interest",
 }
 
 

@@ -131,8 +131,15 @@ class Binding:
     vni: int
 
 
+@dataclass(frozen=True, slots=True)
+class Interest:
+    """That a node keeps the shard of a VPC, from `hlc` on."""
+
+    hlc: int
+
+
 Register: TypeAlias = VpcRecord | SubnetRecord | PeeringRecord
-Record: TypeAlias = Claim | Register | Eviction | Registration | Binding
+Record: TypeAlias = Claim | Register | Eviction | Registration | Binding | Interest
 
 
 FIELD_MAX: Final[Mapping[type, int]] = {
@@ -143,6 +150,7 @@ FIELD_MAX: Final[Mapping[type, int]] = {
     Eviction: 2,
     Registration: 4,
     Binding: 2,
+    Interest: 1,
 }
 """The highest field of each kind that this version knows: what is above is a newer version's."""
 
@@ -197,8 +205,10 @@ def encode(record: Record) -> bytes:
             if record.underlay:
                 fields[2] = keys.addr_of(record.underlay)
             fields |= {3: record.addrs, 4: record.version}
-        case _:  # a binding
+        case Binding():
             fields |= {1: record.hlc, 2: record.vni}
+        case _:  # an interest
+            fields[1] = record.hlc
     packed: bytes = msgpack.packb(fields)
     return packed
 
@@ -287,6 +297,8 @@ def decode(key: keys.Key, data: bytes) -> Record:
             return Eviction(_int(fields, 1, 0, MOBILITY_MAX), _hlc(fields))
         case keys.GatewayKey():
             return _registration(fields)
+        case keys.InterestKey():
+            return Interest(_hlc(fields, 1))
         case _:  # a binding
             return Binding(_hlc(fields, 1), _int(fields, 2, 1, validate.VNI_MAX))
 

@@ -13,7 +13,7 @@ VPCs and subnets are given by name or id.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 
 from mesh.core import keys, model, validate
@@ -62,6 +62,10 @@ class Writer:
         validate.printable("version", version)
         registration = Registration(0, underlay, listed, version)
         return self._housekeeper.register(registration, now_ns)
+
+    def set_interest(self, vpcs: Set[str]) -> None:
+        """The VPCs of which this gateway keeps the shard: housekeeping has it said."""
+        self._housekeeper.set_interest(vpcs)
 
     # --- VPCs --------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ stored and of the steps before it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
@@ -51,6 +51,7 @@ class _Marks:
     subnets: set[tuple[str, str]] = field(default_factory=set)
     layouts: set[str] = field(default_factory=set)
     gateways: set[NodeId] = field(default_factory=set)
+    interests: set[tuple[NodeId, str]] = field(default_factory=set)
     addrs: set[tuple[str, bytes]] = field(default_factory=set)
     """(VPC, address) whose evictions changed."""
     peerings: bool = False
@@ -108,6 +109,8 @@ class Catalog:
         self._evictions = Evictions()
         self._registrations: dict[NodeId, Registration] = {}
         self._bindings: dict[str, dict[NodeId, Binding]] = {}
+        self._interests: defaultdict[NodeId, set[str]] = defaultdict(set)
+        """Node → the VPCs of which it says that it keeps the shard."""
         self.writers: set[NodeId] = set()
         """Nodes of which anything was read: a change of another one's rights changes nothing."""
         self._marks = _Marks()
@@ -165,6 +168,11 @@ class Catalog:
                 _store(self._bindings.setdefault(vpc, {}), node, record, Binding)
                 if not self._bindings[vpc]:
                     del self._bindings[vpc]
+            case keys.InterestKey(holder, vpc) if holder == node:
+                if record is None:
+                    self._interests[node].discard(vpc)
+                else:
+                    self._interests[node].add(vpc)
             case _:
                 return  # another node's own fact: not this writer's to state
         self.mark(key)
@@ -184,6 +192,8 @@ class Catalog:
                 self._marks.gateways.add(node)
             case keys.BindingKey(_, vpc):
                 self._mark_vni(vpc)
+            case keys.InterestKey(node, vpc):
+                self._marks.interests.add((node, vpc))
             case _:
                 pass  # an endpoint claim: the view names its key itself
 
@@ -254,6 +264,7 @@ class Catalog:
             self._lay_out(vpc, delta, rescan)
         for node in sorted(marks.gateways):
             self._read_gateway(node, delta)
+        delta.interests |= marks.interests
         delta.peerings |= marks.peerings
         # Conflicts are shown with names and decided with values of these.
         delta.conflicts |= bool(marks.conflicts or marks.vpcs or marks.subnets or delta.vpcs)
@@ -493,6 +504,13 @@ class Catalog:
     def binding(self, vpc: str, node: NodeId) -> Binding | None:
         """The VNI that the node has bound to the VPC."""
         return self._bindings.get(vpc, {}).get(node)
+
+    def interest(self, node: NodeId) -> Set[str]:
+        """The VPCs of which the node says that it keeps the shard, whether or not it is active."""
+        return self._interests.get(node, set())
+
+    def all_interests(self) -> set[tuple[NodeId, str]]:
+        return {(node, vpc) for node, vpcs in self._interests.items() for vpc in vpcs}
 
     def written_by(self, node: NodeId) -> list[keys.LongLived]:
         """The registers and evictions of which the node holds a record. Reads every key."""

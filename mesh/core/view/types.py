@@ -147,6 +147,8 @@ class ViewDelta:
     endpoints: dict[str, dict[bytes, None]] = field(default_factory=dict)
     """VPC id → keys of endpoint claims, in the order in which they came. No VPC without a key."""
     gateways: set[NodeId] = field(default_factory=set)
+    interests: set[tuple[NodeId, str]] = field(default_factory=set)
+    """(node, VPC id) of what nodes say of the shards that they keep."""
     peerings: bool = False
     conflicts: bool = False
 
@@ -173,6 +175,7 @@ class ViewDelta:
             or self.vpcs
             or self.subnets
             or self.gateways
+            or self.interests
             or self.peerings
             or self.conflicts
         )

@@ -85,6 +85,7 @@ class DeltaReader:
         for vpc, touched in delta.endpoints.items():
             mine.touch(vpc, touched)
         mine.gateways |= delta.gateways
+        mine.interests |= delta.interests
         mine.peerings |= delta.peerings
         mine.conflicts |= delta.conflicts
 
@@ -234,6 +235,7 @@ class View:
             vpcs=set(catalog.vpcs) | set(catalog.removed),
             subnets={subnet for ids in subnets for subnet in ids},
             gateways=set(catalog.gateways),
+            interests=catalog.all_interests(),
             peerings=True,
             conflicts=True,
         )

@@ -40,6 +40,7 @@ def test_every_kind_of_key_has_a_text_that_reads_back() -> None:
         (MESH_SHARD, keys.EvictionKey(red, a1, ADDR), "evict/red/10.0.200.5/a1"),
         (MESH_SHARD, keys.GatewayKey(a1), "gateway/a1"),
         (MESH_SHARD, keys.BindingKey(a1, blue), "binding/a1/blue"),
+        (MESH_SHARD, keys.InterestKey(a1, blue), "interest/a1/blue"),
         # what is not live goes by its id
         (MESH_SHARD, keys.VpcKey("11" * 16), f"vpc/{'11' * 16}"),
         (MESH_SHARD, keys.SubnetKey(red, "22" * 16), f"subnet/red/{'22' * 16}"),

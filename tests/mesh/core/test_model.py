@@ -13,6 +13,7 @@ from mesh.core.model import (
     Binding,
     Claim,
     Eviction,
+    Interest,
     InvalidRecord,
     PeeringRecord,
     Registration,
@@ -38,6 +39,7 @@ KEYS: list[tuple[keys.Key, str]] = [
     (keys.EvictionKey(VPC, NODE, ADDR), "78" + VPC + NODE.hex() + "0a000105"),
     (keys.GatewayKey(NODE), "67" + NODE.hex()),
     (keys.BindingKey(NODE, VPC), "62" + NODE.hex() + VPC),
+    (keys.InterestKey(NODE, VPC), "69" + NODE.hex() + VPC),
 ]
 
 GOLDEN: list[tuple[keys.Key, model.Record, str]] = [
@@ -90,6 +92,7 @@ GOLDEN: list[tuple[keys.Key, model.Record, str]] = [
     ),
     (keys.GatewayKey(NODE), Registration(HLC, "", (), ""), "84000101cf0001000000000000039004a0"),
     (keys.BindingKey(NODE, VPC), Binding(HLC, 7), "83000101cf00010000000000000207"),
+    (keys.InterestKey(NODE, VPC), Interest(HLC), "82000101cf0001000000000000"),
 ]
 
 
