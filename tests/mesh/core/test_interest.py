@@ -88,23 +88,54 @@ def test_an_active_peering_entitles_both_sides_to_both_and_links_what_they_keep(
     assert after == before
 
 
-def test_a_removed_vpc_stays_with_who_kept_it() -> None:
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_removed_vpc_stays_with_who_kept_it(restarted: bool) -> None:
+    """Its peer, too. After a restart those are known that had said that they keep it."""
     world = World(*NAMES)
     world.everywhere("a1", "add_vpc", "red", 7, ["10.0.0.0/16"], "acme")
-    world.everywhere("a1", "set_vpc", "red", sites=["a", "b"])
-    world.everywhere("a1", "add_subnet", "s-b", "red", "10.0.2.0/24", ["b"])
-    red = world.view().vpc("red").id
+    world.everywhere("a1", "set_vpc", "red", sites=["a"])
+    world.everywhere("b1", "add_vpc", "blue", 8, ["10.1.0.0/16"], "acme")
+    world.everywhere("b1", "set_vpc", "blue", sites=["b"])
+    red, blue = (world.view().vpc(name).id for name in ("red", "blue"))
+    world.everywhere("a1", "add_peering", "red", "blue")
+    world.everywhere("b1", "add_peering", "blue", "red")
     running = {name: interests(world, name) for name in NAMES}
-    for name, made in running.items():
-        world.writers[name].set_interest(made.vpcs)
-        world.tend(name)
-    world.sync()
+    if restarted:
+        for name, made in running.items():
+            world.writers[name].set_interest(made.vpcs)
+            world.tend(name)
+        world.sync()
     world.everywhere("a1", "remove_vpc", "red")
-    for made in (*running.values(), *(interests(world, name) for name in NAMES)):
+    for name in NAMES:
+        if restarted:
+            running[name] = interests(world, name)
+        made = running[name]
         made.update()
-        found = [name for name in NAMES if made.entitled(node_id(name), red)]
-        assert found == ["a1", "b1", "b2"], "while running, and after a restart"
-        assert (red in made.vpcs) == made.entitled(made._node, red)
+        found = [other for other in NAMES if made.entitled(node_id(other), red)]
+        assert found == ["a1", "b1", "b2"]
+        assert (red in made.vpcs) == (name in found)
+        if restarted:
+            assert (blue in made.vpcs) == (name in ("b1", "b2"))
+
+
+def test_the_first_claim_of_a_node_makes_it_keep_the_vpc() -> None:
+    world = World(*NAMES)
+    red = world.red()
+    made = interests(world, "c1")
+    assert red not in made.vpcs
+    world.everywhere("c1", "add_endpoint", "red", "10.0.200.5")
+    assert made.update() and red in made.vpcs
+
+
+def test_a_home_that_is_one_no_more_lets_the_vpc_go() -> None:
+    world = World(*NAMES)
+    world.everywhere("a1", "add_vpc", "red", 7, ["10.0.0.0/16"], "acme")
+    world.everywhere("a1", "add_subnet", "s-c", "red", "10.0.2.0/24", ["c"])
+    red = world.view().vpc("red").id
+    made = interests(world, "c1")
+    assert red in made.vpcs
+    world.everywhere("a1", "remove_subnet", "s-c", "red")
+    assert made.update() and red not in made.vpcs
 
 
 def test_an_attached_interface_keeps_a_vpc_and_so_does_a_retired_node_of_the_site() -> None:
