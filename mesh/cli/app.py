@@ -30,6 +30,8 @@ _MODULES: Final = {
     "join": ("mesh.cli.lifecycle", "Make this machine a node of the mesh that a token is for."),
     "run": ("mesh.cli.lifecycle", "Run the node, in the foreground."),
     "reload": ("mesh.cli.lifecycle", "Take up what was changed in weft.toml."),
+    "snapshot": ("mesh.cli.backup", "Save this node in a file."),
+    "restore": ("mesh.cli.backup", "Make a node again from a file."),
     "retire": ("mesh.cli.lifecycle", "Take a node out of the mesh for good."),
     "forget": ("mesh.cli.lifecycle", "Drop everything that a retired node wrote."),
     "leave": ("mesh.cli.lifecycle", "Take this node out of the mesh for good."),

@@ -64,29 +64,29 @@ def write_seed(path: Path, kind: KeyKind, seed: bytes) -> None:
     if len(seed) != SEED_BYTES:
         raise ValueError(f"a seed has {SEED_BYTES} bytes, not {len(seed)}")
     check_private_directory(path.parent)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        descriptor = os.open(path, flags, KEY_FILE_MODE)
+        write_file(path, f"weft-{kind}-key-1 {seed.hex()}\n".encode())
     except FileExistsError:
         raise KeyFileError(f"{path}: is there already: a key is never overwritten") from None
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(file.fileno(), KEY_FILE_MODE)
-        file.write(f"weft-{kind}-key-1 {seed.hex()}\n".encode())
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def replace_private(path: Path, data: bytes) -> None:
     """Make `data` the content of the file, mode 0600, at once or not at all. Raises OSError."""
     fresh = path.with_name(f"{path.name}.new")
     fresh.unlink(missing_ok=True)
+    write_file(fresh, data)
+    fresh.replace(path)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Create the file with mode 0600 and wait until it is on disk. Raises OSError, also when there
+    is one."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    with os.fdopen(os.open(fresh, flags, KEY_FILE_MODE), "wb") as file:
+    with os.fdopen(os.open(path, flags, KEY_FILE_MODE), "wb") as file:
         os.fchmod(file.fileno(), KEY_FILE_MODE)
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    fresh.replace(path)
 
 
 def read_seed(path: Path, kind: KeyKind) -> bytes:

@@ -104,6 +104,13 @@ ROUTES: Final = (
     Route(
         "GET", "/v1/diagnose", "What is right and wrong, with the fix", lambda s: s.upkeep.diagnose
     ),
+    Route(
+        "POST",
+        "/v1/snapshot",
+        "Write this node, key included, into a new file on its machine",
+        lambda s: s.upkeep.snapshot,
+        body=record({"file": text("Absolute path of the file", 4096)}),
+    ),
     Route("POST", "/v1/leave", "Retire this node", lambda s: s.membership.leave),
     # ---- VPCs and subnets ----
     Route("GET", "/v1/vpcs", "List VPCs", lambda s: s.objects.list_vpcs),

@@ -37,7 +37,7 @@ from mesh.node.store import Store
 JOIN_TIMEOUT_S: Final = 20.0  # two tries of an unreachable address, and a slow inviter
 
 # The configuration comes last: a directory without one is no node's.
-_FILES: Final = ("root.key", "node.key", "store.db", CONFIG_NAME)
+_FILES: Final = ("root.key", "node.key", "store.db", "store.db.contacts", CONFIG_NAME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def found(new: NewNode, mesh_name: str) -> MadeNode:
     root_seed, node_seed = new_seed(), new_seed()
     statements = found_mesh(mesh_name, root_seed, node_seed, new.name, new.site)
     roster = Roster.founded_by(statements)
-    with _new_home(new.directory) as home:
+    with new_home(new.directory) as home:
         write_seed(home / "root.key", "root", root_seed)
         write_seed(home / "node.key", "node", node_seed)
         _write_store(home, statements, {})
@@ -122,7 +122,7 @@ async def join(new: NewNode, token_text: str) -> MadeNode:
     _check_token(token, new.site, int(time.time()))
     node_seed = new_seed()
     node_key = ed25519.public_key(node_seed)
-    with _new_home(new.directory) as home:
+    with new_home(new.directory) as home:
         # Before the inviter is asked: a token must not be used up for a key that is nowhere.
         write_seed(home / "node.key", "node", node_seed)
         answer = await request_join(
@@ -180,7 +180,7 @@ def _made(new: NewNode, mesh_name: str, mesh_id: bytes, node_seed: bytes) -> Mad
 
 
 @contextmanager
-def _new_home(directory: Path) -> Iterator[Path]:
+def new_home(directory: Path) -> Iterator[Path]:
     """A private directory to fill, which becomes `directory` when the block ends well.
 
     A directory that is there may hold other files, if only its owner can enter it.

@@ -247,9 +247,9 @@ class Store:
                 else:
                     self._apply_branch(effect)
         if any(isinstance(effect, PersistStatements) for effect in effects):
-            self._copy_contacts()
+            self.copy_contacts()
 
-    def _copy_contacts(self) -> None:
+    def copy_contacts(self) -> None:
         """Keep a copy of the roster and of addresses beside the file: with nothing else a node
         finds its peers, and is let in by them."""
         bodies = [body for (body,) in self._all("SELECT body FROM statement ORDER BY hash")]
@@ -351,6 +351,15 @@ class Store:
             with self._lock, self._errors(), self._transaction():
                 self._db.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", rows)  # noqa: S608
 
+    def copy_to(self, path: Path) -> None:
+        """Copy everything into the empty file at `path`. Writes wait meanwhile."""
+        with self._lock, self._errors():
+            copy = sqlite3.connect(path)
+            try:
+                self._db.backup(copy)
+            finally:
+                copy.close()
+
     # ---- small values of the node ----
 
     def get_meta(self, key: str) -> bytes | None:
@@ -376,7 +385,7 @@ class Store:
                 (node, node, _ADDRESSES_MAX),
             )
         if new:
-            self._copy_contacts()
+            self.copy_contacts()
 
     def forget_addresses(self, node: bytes) -> None:
         self._run("DELETE FROM address WHERE node = ?", (node,))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import trio
 
 from dataplane.fib.rows import ip_text
-from mesh.core.errors import NotReady
-from mesh.node import diagnosis
+from mesh.core.errors import BadInput, NotReady
+from mesh.node import backup, diagnosis
 from mesh.node.context import NodeContext
 from mesh.node.diagnosis import Check, Peer
 
@@ -34,6 +35,17 @@ class UpkeepService:
                 for field in (*reloaded.applied, *reloaded.refused)
             ],
         }
+
+    async def snapshot(self, file: str) -> Json:
+        """The file is written by this process, on its machine."""
+        path = Path(file)
+        if not path.is_absolute():
+            raise BadInput(f"file: {file!r} is no absolute path")
+        await self._node.durable()
+        size_bytes = await trio.to_thread.run_sync(
+            backup.save, self._node.store, self._node.config, path
+        )
+        return {"file": file, "bytes": size_bytes}
 
     # ---- diagnosis ----
 

@@ -34,6 +34,8 @@ ALL = [
     ["join"],
     ["run"],
     ["reload"],
+    ["snapshot"],
+    ["restore"],
     ["retire"],
     ["forget"],
     ["leave"],
