@@ -45,6 +45,7 @@ _MODULES: Final = {
     "peering": ("mesh.cli.peering", "Let two VPCs talk to each other."),
     "conflicts": ("mesh.cli.conflicts", "List and resolve conflicting claims."),
     "state": ("mesh.cli.state", "Look at the replicated state itself."),
+    "watch": ("mesh.cli.watch", "Print changes as they happen, one JSON document a line."),
     "route": ("mesh.cli.route", "Explain where traffic for an address goes, and why."),
     "dataplane": ("mesh.cli.dataplane", "Show, count and audit what forwards packets."),
 }

@@ -20,6 +20,7 @@ from mesh.node.public import PublicPort
 from mesh.node.reloading import Reloading
 from mesh.node.retiring import Retiring
 from mesh.node.store import Store
+from mesh.node.watching import Watches
 
 
 class NodeContext(Protocol):
@@ -37,6 +38,7 @@ class NodeContext(Protocol):
     transport: Transport
     inquiries: Inquiries
     store: Store
+    watches: Watches
     public: PublicPort
     reloading: Reloading
     alarms: dict[str, str]

@@ -55,6 +55,7 @@ from mesh.node.reloading import Reloading
 from mesh.node.retiring import Retiring
 from mesh.node.salvage import REBUILT
 from mesh.node.store import StoreError
+from mesh.node.watching import Watches
 from mesh.version import VERSION
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class Node:
         self.view = View(self.replica.holdings)
         self.writer = Writer(self.id, self.member.site, self.view, self.clock, secrets.token_bytes)
         self._gateways_seen = self.view.reader()
+        self.watches = Watches(self.view)
         self.forwarding = Forwarding(self.id, self.member.site, self.view)
         self.forwarder = Forwarder(config, self.forwarding)
         self.joining = Joining(
@@ -255,6 +257,7 @@ class Node:
         if touched := self.replica.take_touched():
             self.view.update(touched)
         self._update_rows()
+        self.watches.wake()
         self._work.set()
         self._timer_changed.set()
 
@@ -356,6 +359,7 @@ class Node:
                 if STORE_REBUILT in self.alarms:
                     await self._end_rebuilding()
             self._note_held_moves()
+            self.watches.expire()
             try:
                 self.transport.open_joining(await self.joining.is_open())
             except StoreError as error:

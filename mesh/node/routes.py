@@ -280,6 +280,20 @@ ROUTES: Final = (
         "Chains that a linked peer holds otherwise",
         lambda s: s.state.diff,
     ),
+    Route(
+        "POST",
+        "/v1/watches",
+        "Begin to watch the view, from now on; kept while it is asked for once a minute",
+        lambda s: s.watching.open,
+        body=record({}, {"shard": NAME}),
+    ),
+    Route(
+        "GET",
+        "/v1/watches/{watch}",
+        "What has changed since the last call; waits up to 20 s for something",
+        lambda s: s.watching.changes,
+    ),
+    Route("DELETE", "/v1/watches/{watch}", "End a watch", lambda s: s.watching.close),
     Route("GET", "/v1/dataplane", "Every installed row", lambda s: s.dataplane.show),
     Route("GET", "/v1/dataplane/stats", "Counters", lambda s: s.dataplane.stats),
     Route(

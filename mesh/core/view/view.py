@@ -227,8 +227,11 @@ class View:
 
     # --- changes -----------------------------------------------------------------------------
 
-    def reader(self) -> DeltaReader:
-        """A new consumer of changes, which starts with everything there is."""
+    def reader(self, *, from_now: bool = False) -> DeltaReader:
+        """A new consumer of changes, which starts with everything there is, or with nothing."""
+        if from_now:
+            self._readers.append(DeltaReader(ViewDelta()))
+            return self._readers[-1]
         catalog = self.catalog
         subnets = (layout.subnets for layout in catalog.layouts.values())
         delta = ViewDelta(

@@ -6,6 +6,7 @@
     roster.py       the roster's statements
     state.py        digests, dumps, differences of the replicated state
     upkeep.py       configuration taken up anew, diagnosis
+    watching.py     changes of the view as they happen
     dataplane.py    installed rows, counters, audit, route explain
 
 Arguments have passed the schemas of `mesh.node.routes`; what they mean is checked here and below.
@@ -22,6 +23,7 @@ from mesh.node.service.objects import ObjectService
 from mesh.node.service.roster import RosterService
 from mesh.node.service.state import StateService
 from mesh.node.service.upkeep import UpkeepService
+from mesh.node.service.watching import WatchService
 
 
 class Service:
@@ -35,4 +37,5 @@ class Service:
         self.roster = RosterService(node)
         self.state = StateService(node)
         self.upkeep = UpkeepService(node)
+        self.watching = WatchService(node, self.objects, self.endpoints)
         self.dataplane = DataplaneService(node, self.endpoints)

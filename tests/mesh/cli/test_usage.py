@@ -49,6 +49,7 @@ ALL = [
     *(["peering", name] for name in ("add", "ls", "rm")),
     *(["conflicts", name] for name in ("ls", "resolve")),
     *(["state", name] for name in ("digest", "dump", "history", "diff")),
+    ["watch"],
     ["route", "explain"],
     *(["dataplane", name] for name in ("show", "audit", "stats")),
 ]
