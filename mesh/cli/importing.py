@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +11,7 @@ import click
 
 from mesh.cli.app import ExitNo
 from mesh.cli.client import LONG_TIMEOUT_S, Client
-from mesh.cli.output import Output, printable
+from mesh.cli.output import Output, printable, progress
 from mesh.core.errors import BadInput, NotFound
 
 SLICE: Final = 1000  # what the node takes at once
@@ -35,7 +33,7 @@ def import_file(api: Client, out: Output, path: Path, *, partial: bool) -> None:
     good, bad = _read(path)
     total = len(good) + len(bad)
     good = _without_twins(good, bad)
-    with _progress("check", len(good)) as advance:
+    with progress("check", len(good)) as advance:
         for piece in _slices(good):
             bad += _send(api, piece, check=True)[1]
             advance(len(piece))
@@ -43,7 +41,7 @@ def import_file(api: Client, out: Output, path: Path, *, partial: bool) -> None:
     if partial or not bad:
         bad_lines = {line for line, _ in bad}
         good = [numbered for numbered in good if numbered[0] not in bad_lines]
-        with _progress("write", len(good)) as advance:
+        with progress("write", len(good)) as advance:
             for piece in _slices(good):
                 count, refused = _send(api, piece, check=False, partial=partial)
                 taken += count
@@ -156,18 +154,3 @@ def _send(
         ]
         return sum(count for count, _ in halves), [bad for _, some in halves for bad in some]
     return answer["taken"], [(piece[e["index"]][0], e["error"]) for e in answer["errors"]]
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Any]:
-    """A bar on a terminal; yields a function that takes how many more are done."""
-    if not sys.stderr.isatty() or not total:
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda count: progress.advance(task, count)

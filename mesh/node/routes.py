@@ -294,6 +294,13 @@ ROUTES: Final = (
         lambda s: s.watching.changes,
     ),
     Route("DELETE", "/v1/watches/{watch}", "End a watch", lambda s: s.watching.close),
+    Route(
+        "GET",
+        "/v1/state/verify",
+        "Recompute roots and signatures of some chains, compare the store with memory",
+        lambda s: s.state.verify,
+        {"start": text("`next` of the call before; left out: from the first", 128)},
+    ),
     Route("GET", "/v1/dataplane", "Every installed row", lambda s: s.dataplane.show),
     Route("GET", "/v1/dataplane/stats", "Counters", lambda s: s.dataplane.stats),
     Route(

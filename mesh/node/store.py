@@ -360,6 +360,26 @@ class Store:
             finally:
                 copy.close()
 
+    def branch_ids(self) -> set[tuple[ChainId, Epoch]]:
+        """Every stored branch. Raises StoreError."""
+        rows = self._all("SELECT node, shard, counter, nonce FROM branch")
+        return {(ChainId(row[0], row[1]), Epoch(row[2], row[3])) for row in rows}
+
+    def branch(self, chain: ChainId, epoch: Epoch) -> StoredBranch | None:
+        """One branch with its records, as it is at this moment. Raises StoreError."""
+        with self._lock, self._errors():
+            id = self._branch(chain, epoch)
+            if id is None:
+                return None
+            (header,) = self._db.execute("SELECT header FROM branch WHERE id = ?", (id,)).fetchone()
+            # Not a list first: a million tuples at once would call the garbage collector.
+            records = dict(
+                self._db.execute(
+                    "SELECT key, entry FROM record WHERE branch = ? ORDER BY entry", (id,)
+                )
+            )
+        return StoredBranch(chain, epoch, header, records)
+
     # ---- small values of the node ----
 
     def get_meta(self, key: str) -> bytes | None:

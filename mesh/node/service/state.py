@@ -9,7 +9,7 @@ import trio
 
 from crdt.chain import Chain
 from crdt.entry import Entry, record_of, seq_of
-from crdt.header import ChainId
+from crdt.header import ChainId, Epoch
 from mesh.core import ed25519
 from mesh.core.clock import ns_of_hlc
 from mesh.core.errors import BadInput, NotFound
@@ -20,6 +20,7 @@ from mesh.core.sync import behind, held, resolved
 from mesh.core.wire import Held
 from mesh.node.context import NodeContext
 from mesh.node.service.objects import time_text
+from mesh.node.verifying import Verifier
 
 Json: TypeAlias = dict[str, Any]
 
@@ -31,6 +32,7 @@ class StateService:
 
     def __init__(self, node: NodeContext) -> None:
         self._node = node
+        self._verifier = Verifier(node)
 
     async def digest(self, shard: str | None = None) -> Json:
         shard_id = self._shard(shard or MESH_SHARD)
@@ -55,7 +57,7 @@ class StateService:
         dumped: Json = {
             "node": self._node.view.names.node_text(id.node),
             "shard": id.shard,
-            "epoch": f"{branch.epoch.counter}-{branch.epoch.nonce.hex()}",
+            "epoch": _epoch_text(branch.epoch),
             "head": header.hi if header else 0,
             "root": header.root.hex() if header else "",
             "records": len(branch.live),
@@ -105,6 +107,37 @@ class StateService:
             rows.append({"at": at, "node": name, "what": one.what, "dot": dot, "value": one.value})
         return rows
 
+    # ---- against itself ----
+
+    async def verify(self, start: str | None = None) -> Json:
+        """Verify some chains, from `start` on. `next` is to be given with the next call; null: all
+        are done. `total` counts the chains there are now."""
+        step = await self._verifier.step(None if start is None else self._chain_id(start))
+        names = self._node.view.names
+        return {
+            "chains": step.chains,
+            "records": step.records,
+            "total": len(self._verifier.order()),
+            "next": None if step.next is None else f"{step.next.node.hex()}-{step.next.shard}",
+            "differences": [
+                {
+                    "node": names.node_text(found.chain.node) if found.chain else None,
+                    "shard": found.chain.shard if found.chain else None,
+                    "epoch": _epoch_text(found.epoch) if found.epoch else None,
+                    "what": found.what,
+                }
+                for found in step.differences
+            ],
+        }
+
+    @staticmethod
+    def _chain_id(text: str) -> ChainId:
+        node, _, shard = text.partition("-")
+        try:
+            return ChainId(bytes.fromhex(node), shard)
+        except ValueError:
+            raise BadInput(f"start: {text!r}: give `next` of the call before") from None
+
     # ---- against a peer ----
 
     async def diff(self, peer: str) -> list[Json]:
@@ -149,6 +182,10 @@ class StateService:
             return self._node.view.vpc(text).id
         except NotFound as error:
             raise NotFound(f"shard {text!r}: {error}") from None
+
+
+def _epoch_text(epoch: Epoch) -> str:
+    return f"{epoch.counter}-{epoch.nonce.hex()}"
 
 
 def compare(mine: list[Chain], theirs: Sequence[Held]) -> str | None:

@@ -48,7 +48,7 @@ ALL = [
     *(["endpoint", name] for name in ("add", "ls", "get", "rm", "move", "import")),
     *(["peering", name] for name in ("add", "ls", "rm")),
     *(["conflicts", name] for name in ("ls", "resolve")),
-    *(["state", name] for name in ("digest", "dump", "history", "diff")),
+    *(["state", name] for name in ("digest", "dump", "verify", "history", "diff")),
     ["watch"],
     ["route", "explain"],
     *(["dataplane", name] for name in ("show", "audit", "stats")),
