@@ -118,10 +118,11 @@ class Disk:
             records[key] = records[key][:-1]
         return id[0]
 
-    def lattice(self, roster: Roster, verify: Verify) -> tuple[Lattice, int]:
-        """What a node that starts from this disk holds, and how many branches it leaves out
+    def lattice(self, roster: Roster, verify: Verify) -> tuple[Lattice, list[ChainId]]:
+        """What a node that starts from this disk holds, and of which chains it leaves branches out
         because they are not what their writer signed: peers have them."""
-        lattice, damaged = Lattice(), 0
+        lattice = Lattice()
+        damaged: list[ChainId] = []
         members = roster.members()
         for _, branch in sorted(self._branches.items(), key=lambda item: item[0]):
             header = load_header(branch.header)
@@ -136,5 +137,5 @@ class Disk:
                     raise ValueError("signature")
                 lattice.add(Chain.restore(header, entries))
             except (ValueError, BadDelta, RootMismatch):
-                damaged += 1
+                damaged.append(header.chain)
         return lattice, damaged

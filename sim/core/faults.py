@@ -47,10 +47,6 @@ class Faults:
         self._members.schedule_chance()
         self._nodes.mind()
 
-    def failed(self, index: int) -> None:
-        """A node's process has ended by itself."""
-        self._nodes.failed(index)
-
     def frame_sent(self, sender: int, receiver: int, frame: bytes) -> None:
         """For the hostile, who hear what they send and get."""
         for index in (sender, receiver):
@@ -66,5 +62,6 @@ class Faults:
         """Heal all links, start all nodes."""
         self._stage.over = True
         self._links.end()
+        self._members.end()
         self._nodes.end()
         self._stage.witness.changed()

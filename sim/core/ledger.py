@@ -3,12 +3,12 @@ what was deleted does not come back, unless a disk was lost."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from crdt.header import ChainId, Epoch, Header
 from crdt.lattice import Lattice
-from mesh.core.effects import Effect, Persist
+from mesh.core.effects import Persist, Rewrite, Stored
 from mesh.core.ops import NodeId, Op, Put
 from sim.core.checkers import chain_text, load_header
 from sim.core.disk import Disk
@@ -49,15 +49,17 @@ class Ledger:
     def drained(self, node: int) -> None:
         self._leaving.setdefault(node, []).extend(self._taken.pop(node, ()))
 
-    def stored(self, node: int, owner: NodeId, effects: Iterable[Effect]) -> None:
+    def stored(self, node: int, owner: NodeId, batch: Iterable[Stored]) -> None:
         headers: dict[str, Header] = {}
-        for effect in effects:
-            if isinstance(effect, Persist) and effect.chain.node == owner:
-                headers[effect.chain.shard] = load_header(effect.header)
+        for branch in _branches_in(batch):
+            header = load_header(branch.header)
+            known = headers.get(header.chain.shard)
+            if header.chain.node == owner and (known is None or header.epoch > known.epoch):
+                headers[header.chain.shard] = header
         for op in self._leaving.pop(node, ()):
-            header = headers.get(op.shard)
-            if header is None:
+            if op.shard not in headers:
                 continue  # deleted what was not there
+            header = headers[op.shard]
             record = op.record if isinstance(op, Put) else None
             place = (owner, op.shard, op.key)
             former = self._facts.get(place)
@@ -154,6 +156,14 @@ class Ledger:
 
     def __len__(self) -> int:
         return len(self._facts)
+
+
+def _branches_in(batch: Iterable[Stored]) -> Iterator[Persist]:
+    for effect in batch:
+        if isinstance(effect, Persist):
+            yield effect
+        elif isinstance(effect, Rewrite):
+            yield from effect.branches
 
 
 def _headers(disks: Iterable[Disk]) -> dict[ChainId, list[Header]]:

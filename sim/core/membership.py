@@ -11,6 +11,7 @@ from functools import partial
 
 from mesh.core.errors import Refused
 from mesh.core.ops import NodeId
+from mesh.core.roster import Roster
 from sim.core import reference
 from sim.core.chance import below
 from sim.core.clock import SECOND_NS
@@ -59,6 +60,19 @@ class Membership:
                 left_ns = stage.scenario.duration_ns - at_ns
                 forget_ns = at_ns + int(left_ns * chance.random())
                 stage.at(forget_ns, partial(self._part, "forget", index))
+
+    def end(self) -> None:
+        """Whoever joined through an admin that has lost the admission with its disk before anybody
+        else heard of it is nobody's member: people invite it anew, under another key."""
+        members = [machine for machine in self._stage.machines if machine.state == "member"]
+        for machine in members:
+            node = machine.identity.node
+            others = [other for other in members if other is not machine]
+            if others and not any(_knows(other, node) for other in others):
+                machine.state = "gone"
+                self._stage.episodes.happened("stranded", machine.identity.name)
+                self._stage.witness.parted(node, forgotten=False)
+                self._switch_off(machine)
 
     # ---- inner ----
 
@@ -122,6 +136,12 @@ class Membership:
     def _switch_off(machine: Machine) -> None:
         if machine.process is not None:
             machine.crash()
+
+
+def _knows(machine: Machine, node: NodeId) -> bool:
+    if machine.process is not None:
+        return node in machine.process.replica.roster.members()
+    return node in Roster.founded_by(machine.disk.statements).members()
 
 
 def _say(kind: Parting, speaker: Process, node: NodeId) -> None:

@@ -1,7 +1,8 @@
 """What goes wrong at one node: crashes, disks that are lost, torn or full, clocks, copies.
 
-A process that ended is started again by what looks after it; a node that was retired is not. People
-follow the alarm about a clone: whoever stopped writing is started anew, and adopts what there is.
+A process that ended is started again; a node that was retired is not. A full disk stops nothing but
+its node's own writes. People follow the alarm about a clone: whoever stopped writing is started
+anew, and adopts what there is.
 """
 
 from __future__ import annotations
@@ -21,8 +22,6 @@ from sim.core.stage import Stage
 
 CLONE_RESTART_NS = 5 * SECOND_NS
 """A node that took itself for a clone is started again by its people, who follow the alarm."""
-RESTART_NS = 5 * SECOND_NS
-"""Until a process that ended by itself is started again."""
 LOST_TAIL_NS = SECOND_NS
 CLOCK_STEP_NS = 60 * SECOND_NS
 YEAR_NS = 365 * 24 * 3600 * SECOND_NS
@@ -133,13 +132,6 @@ class NodeFaults:
             down.note = "came back with an older copy of its disk"
         stage.witness.changed()
         stage.later(for_ns, partial(self._start, index))
-
-    def failed(self, index: int) -> None:
-        """A node ended by itself: what looks after its process starts it again."""
-        stage, machine = self._stage, self._stage.machines[index]
-        self._down[index] = stage.episodes.began("down", machine.identity.name, "its disk is full")
-        stage.witness.changed()
-        stage.clock.after(RESTART_NS, partial(self._start, index))
 
     def _start(self, index: int) -> None:
         machine = self._stage.machines[index]

@@ -18,22 +18,18 @@ from crdt.lattice import Lattice
 from dataplane.memory import MemoryBackend
 from mesh.core.clock import HybridClock
 from mesh.core.effects import (
-    Alarm,
-    DropBranches,
     DropPeer,
     Effect,
-    Forget,
     MembersChanged,
-    Persist,
-    PersistStatements,
     Send,
     Stored,
 )
-from mesh.core.errors import RequestError
+from mesh.core.errors import NotReady, RequestError
 from mesh.core.forwarding import Forwarding
 from mesh.core.ops import NodeId, Op
 from mesh.core.replica import Replica
 from mesh.core.roster import Roster
+from mesh.core.spool import RETRY_NS, Spool
 from mesh.core.view import View
 from mesh.core.writer import Writer
 from sim.core.chance import ChanceOf
@@ -83,11 +79,8 @@ class Probe(Protocol):
     def drained(self, node: int, effects: Sequence[Effect], lattice: Lattice) -> None:
         """These effects are to be carried out; the lattice is as they say."""
 
-    def stored(self, node: int, effects: Sequence[Effect]) -> None:
-        """They are on the disk."""
-
-    def failed(self, node: int) -> None:
-        """Its store failed, and the process has ended."""
+    def stored(self, node: int, batch: Sequence[Stored]) -> None:
+        """These effects are on the disk, in one transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +138,6 @@ class Machine:
         if self.process is not None:
             self.process.clock_stepped()
 
-    def fail(self) -> None:
-        """The store cannot write: the process ends, and says so."""
-        self.crash()
-        self._world.probe.failed(self.identity.index)
-
     def crash(self) -> None:
         """End the process as kill -9 does; the disk stays, and so does what forwards packets."""
         assert self.process is not None
@@ -171,8 +159,7 @@ class Process:
         self.sign = world.signatures.signer(identity.seed)
         self.verify = world.signatures.verify
         self.clock = HybridClock()
-        lattice, self.damaged = machine.disk.lattice(roster, self.verify)
-        """branches that did not verify and were left out"""
+        lattice, damaged = machine.disk.lattice(roster, self.verify)
         self.replica = Replica(
             identity.node,
             roster,
@@ -182,6 +169,7 @@ class Process:
             jitter=chance.random,
             now_ns=world.clock.now_ns,
             verify=self.verify,
+            hears_first=any(id.node == identity.node for id in damaged),
         )
         self.view = View(self.replica.holdings)
         self.writer = Writer(identity.node, identity.site, self.view, self.clock, chance.randbytes)
@@ -197,8 +185,11 @@ class Process:
         """whether what it writes is of its own accord"""
         self._busy = False
         """whether a batch of effects is under way"""
-        self._unsent: Sequence[Effect] | None = None
-        """the batch that the store is busy with"""
+        self._spool = Spool(identity.node, lattice, roster)
+        self.store_fails = False
+        """Its last transaction was refused: users' writes are, until it takes one again."""
+        self._unsent: Sequence[Stored] | None = None
+        """what the store is busy with"""
         self._timer_ns: int | None = None
         self._house_ns: int | None = None
         self._load_view()
@@ -232,6 +223,8 @@ class Process:
 
         Raises what it raises, and NotReady or Refused: nothing was written then.
         """
+        if self.store_fails:
+            raise NotReady("the store fails; nothing was written")
         ops = make_ops(self.wall_ns)
         if self.keeping_house:
             self._world.probe.tidying(self.identity.index, ops)
@@ -243,7 +236,7 @@ class Process:
 
     def at_rest(self, far_ns: int) -> bool:
         """Whether it takes writes, has stored all, and housekeeping has nothing soon to do."""
-        if self._busy or not self.replica.writable:
+        if self._busy or self.store_fails or not self.replica.writable:
             return False
         due_ns = self.writer.next_deadline_ns()
         return due_ns is None or due_ns > self.wall_ns + far_ns
@@ -277,7 +270,11 @@ class Process:
     def settled(self) -> bool:
         """Whether it waits for nothing but time: no batch is under way, its start is over."""
         replica = self.replica
-        return not self._busy and (replica.writable or replica.cloned or replica.retired)
+        return (
+            not self._busy
+            and not self.store_fails
+            and (replica.writable or replica.cloned or replica.retired)
+        )
 
     # ---- what the network brings ----
 
@@ -337,34 +334,62 @@ class Process:
             self._machine.dataplane.apply(self.forwarding.take_delta())
 
     def _carry_out(self) -> None:
-        """One batch of effects; the next one once the store has this one."""
+        """One batch of effects; the next one once the store has this one, or has failed."""
         self._busy = True
         while effects := self.replica.drain():
             self._world.probe.drained(self.identity.index, effects, self.replica.lattice)
             self._digests = None
-            if any(isinstance(effect, Stored) for effect in effects):
-                self._unsent = effects
-                self._world.clock.after(STORE_NS, self._stored)
+            if self._give(effects):
                 return
-            self._perform(effects)
         self._busy = False
+
+    def _give(self, effects: Sequence[Effect]) -> bool:
+        """Give the store its part of a batch, or carry the batch out if it has none; whether the
+        store is busy with it."""
+        batch = self._spool.take(effects, self._world.clock.now_ns)
+        if batch:
+            self._unsent = batch
+            self._world.clock.after(STORE_NS, self._stored)
+            return True
+        self._perform(self._spool.allowed())
+        return False
 
     def _stored(self) -> None:
         if not self._alive:
             return
+        batch, self._unsent = self._unsent, None
+        assert batch is not None
         if self._machine.disk.full:
-            self._machine.fail()
-            return
-        effects, self._unsent = self._unsent, None
-        assert effects is not None
-        self._store(effects)
-        self._perform(effects)
+            self.store_fails = True
+            self._spool.failed(self._world.clock.now_ns)
+            self._world.clock.after(RETRY_NS, self._store_again)
+        else:
+            self._store(batch)
+            self._note_stored()
+        self._perform(self._spool.allowed())
         self._carry_out()
         self._arm()
 
-    def _store(self, effects: Sequence[Effect]) -> None:
-        self._machine.disk.apply(effect for effect in effects if isinstance(effect, Stored))
-        self._world.probe.stored(self.identity.index, effects)
+    def _store_again(self) -> None:
+        """The store was left alone for a while after it had failed."""
+        retry_ns = self._spool.retry_ns
+        if not self._alive or self._busy or retry_ns is None:
+            return
+        if retry_ns <= self._world.clock.now_ns:
+            self._busy = True
+            if not self._give(()):
+                self._busy = False
+
+    def _note_stored(self) -> None:
+        withheld = self._spool.stored()
+        if self.store_fails and withheld:
+            for peer in self.replica.peers():
+                self.replica.peer_lagging(peer, self._world.clock.now_ns)
+        self.store_fails = False
+
+    def _store(self, batch: Sequence[Stored]) -> None:
+        self._machine.disk.apply(batch)
+        self._world.probe.stored(self.identity.index, batch)
 
     def _perform(self, effects: Sequence[Effect]) -> None:
         me, network = self.identity.index, self._world.network
@@ -384,8 +409,8 @@ class Process:
                         until_ns = self._world.clock.now_ns + MISBEHAVED_BACKOFF_NS
                         self._blocked_until_ns[peer] = until_ns
                         network.drop(me, peer)
-                case Alarm() | Persist() | DropBranches() | PersistStatements() | Forget():
-                    pass  # told to the probe
+                case _:
+                    pass  # the store's part is done, alarms were told to the probe
 
     def kill(self) -> None:
         """The process ends now. Of the batch under way, all or nothing reaches the disk."""

@@ -16,7 +16,7 @@ from hashlib import sha256
 from crdt.lattice import Lattice
 from mesh.core import wire
 from mesh.core.antientropy import PERIOD_NS
-from mesh.core.effects import Alarm, Effect, Persist
+from mesh.core.effects import Alarm, Effect, Persist, Stored
 from mesh.core.ops import Delete, NodeId, Op
 from sim.core.cast import identities_of, latencies_of, signatures_of, statements_of
 from sim.core.chance import ChanceOf, below
@@ -201,12 +201,9 @@ class Simulation:
             if isinstance(effect, Alarm) and effect.event == "node.cloned":
                 self.ledger.cloned(owner, str(effect.fields["shard"]))
 
-    def failed(self, node: int) -> None:
-        self.faults.failed(node)
-
-    def stored(self, node: int, effects: Sequence[Effect]) -> None:
+    def stored(self, node: int, batch: Sequence[Stored]) -> None:
         if self.machines[node].state not in ("clone", "hostile"):
-            self.ledger.stored(node, self.machines[node].identity.node, effects)
+            self.ledger.stored(node, self.machines[node].identity.node, batch)
 
     def frame_sent(self, sender: int, receiver: int, frame: bytes) -> None:
         self._frames.update(b"%d %d %d;" % (sender, receiver, len(frame)) + frame)

@@ -55,6 +55,13 @@ def requests() -> Scenario:
 
 
 @pytest.fixture
+def full_disks() -> Scenario:
+    """Disks that take nothing for a while."""
+    faults = {"cuts": 2, "full_disks": 4, "down_s": 20}
+    return parse({**churn_table(), "faults": faults})
+
+
+@pytest.fixture
 def contended() -> Scenario:
     """VPCs, subnets and peerings that several writers edit and delete at the same time."""
     mix = {"vpc": 3, "contend": 3, "subnet": 1, "peering": 1}

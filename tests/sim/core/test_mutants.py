@@ -24,6 +24,7 @@ from mesh.core.effects import Effect, Persist
 from mesh.core.housekeeping import Housekeeper
 from mesh.core.replica import Replica
 from mesh.core.roster import Roster
+from mesh.core.spool import Spool
 from mesh.core.view import Peering, catalog, claims, registers
 from mesh.core.view.catalog import Catalog
 from mesh.core.view.owners import OwnerIndex
@@ -354,6 +355,11 @@ def fork_not_ranked(patch: Patch) -> None:
     patch.setattr(Catalog, "decide", forgiving)
 
 
+def failed_store_forgotten(patch: Patch) -> None:
+    """What a full disk refused is not written once it takes something again."""
+    patch.setattr(Spool, "_fall_behind", lambda self, effects: None)
+
+
 @dataclass(frozen=True)
 class Found:
     """By which of the checks a bug may be found, and in which family of runs."""
@@ -403,6 +409,7 @@ BUGS: dict[Callable[[Patch], None], Found] = {
     signature_not_checked: Found({ALARM, ONE_ROOT, SAME_ENTRIES}, "hostile"),
     clone_goes_on: Found({"who has met its clone writes no more"}, "copied"),
     fork_not_ranked: Found({REFERENCE}, "forked"),
+    failed_store_forgotten: Found({"disk and memory agree", REST}, "full_disks"),
     housekeeping_never_ends: Found({REST}),
 }
 
