@@ -131,7 +131,10 @@ def invite(
 @click.option("--compromised", is_flag=True, help="Its key is stolen: forget it at once.")
 @asks
 def retire(api: Client, out: Output, node: str, compromised: bool) -> None:
-    """Take NODE out of the mesh for good. What it wrote stays, unless it is compromised."""
+    """Take NODE out of the mesh for good. What it wrote stays, unless it is compromised.
+
+    If it is an admin, what its key signs as one counts until `weft admin rm` says otherwise.
+    """
     body = {"compromised": compromised}
     out.record(api.post(segments("members", node, "retire"), body))
 
