@@ -60,6 +60,8 @@ PROVE_KEYS, PROVE_STEP_NS = 1024, SECOND_NS // 200
 others between two steps."""
 PEERS_MAX = 1024
 
+Decode = Callable[[bytes], wire.Frame | None]
+"""As `wire.decode`. What is in a frame is never changed: nodes of one process may share it."""
 Verify = Callable[[bytes, bytes, bytes], bool]
 """(public key, message, signature) -> whether it holds"""
 
@@ -90,6 +92,7 @@ class Replica:
         jitter: Callable[[], float],
         now_ns: int,
         verify: Verify = ed25519.verify,
+        decode: Decode = wire.decode,
         hears_first: bool = False,
     ) -> None:
         self.node = node
@@ -98,6 +101,7 @@ class Replica:
         self._own = OwnChains(node, roster.mesh_id, lattice, sign, nonce)
         self.holdings = Holdings(lattice, self._own)
         self._verify = verify
+        self._decode = decode
         host = Host(self._send, self._take_delta)
         self._sync = AntiEntropy(node, lattice, roster, host, self._tell_roster, jitter)
         self._cut_at_ns: dict[NodeId, int] = {}
@@ -198,7 +202,7 @@ class Replica:
             return
         self._seal()
         try:
-            frame = wire.decode(data)
+            frame = self._decode(data)
             if frame is not None:
                 self._dispatch(peer, frame, now_ns)
         except PeerError as error:

@@ -66,6 +66,16 @@ class Roster:
         roster.add(blobs)
         return roster
 
+    def copy(self) -> Roster:
+        """A roster of the same statements. What was parsed and verified is shared."""
+        twin = Roster(self.mesh_id)
+        twin._statements = dict(self._statements)
+        twin._root_key, twin._members = self._root_key, self._members
+        twin._admin_keys = dict(self._admin_keys)
+        twin._admitted_keys = dict(self._admitted_keys)
+        twin._left = list(self._left)
+        return twin
+
     # ---- the set ----
 
     @property

@@ -72,10 +72,14 @@ class Ledger:
                 tuple(position for position in unmet if not _includes([header], *position)),
             )
 
-    def stopped(self, node: int) -> None:
-        """What the disk does not have was never acknowledged."""
-        self._taken.pop(node, None)
-        self._leaving.pop(node, None)
+    def stopped(self, node: int, owner: NodeId, store_failed: bool) -> None:
+        """What the disk does not have was never acknowledged, and did not happen: unless the store
+        failed meanwhile, when it may have been told to peers who compared what they hold."""
+        ops = [*self._taken.pop(node, ()), *self._leaving.pop(node, ())]
+        for op in ops if store_failed else ():
+            fact = self._facts.get((owner, op.shard, op.key))
+            if fact is not None:
+                fact.certain = False
 
     def disk_lost(self, owner: NodeId, disk: Disk, disks: Sequence[Disk]) -> None:
         """The owner's disk was replaced by `disk`, an older copy.

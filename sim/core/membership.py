@@ -11,13 +11,12 @@ from functools import partial
 
 from mesh.core.errors import Refused
 from mesh.core.ops import NodeId
-from mesh.core.roster import Roster
 from sim.core import reference
 from sim.core.chance import below
 from sim.core.clock import SECOND_NS
 from sim.core.disk import Disk
 from sim.core.events import Join, Part, Parting
-from sim.core.node import Machine, Process
+from sim.core.node import Machine, Process, roster_of
 from sim.core.stage import Stage
 
 AGAIN_NS = SECOND_NS
@@ -141,7 +140,7 @@ class Membership:
 def _knows(machine: Machine, node: NodeId) -> bool:
     if machine.process is not None:
         return node in machine.process.replica.roster.members()
-    return node in Roster.founded_by(machine.disk.statements).members()
+    return node in roster_of(machine.disk.statements).members()
 
 
 def _say(kind: Parting, speaker: Process, node: NodeId) -> None:

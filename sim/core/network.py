@@ -317,8 +317,11 @@ class Network:
         if weather.loss:
             arrives_ns += self._retransmission_ns()
         lane = direction.lanes[push]
-        lane.arrives_ns = max(lane.arrives_ns, arrives_ns)
-        self._later(lane.arrives_ns, partial(self._arrive, sender, receiver, lane, session, frame))
+        if arrives_ns > lane.arrives_ns:
+            lane.arrives_ns = arrives_ns
+        self.under_way += 1
+        arrive = partial(self._arrive, sender, receiver, lane, session, frame)
+        self._clock.at(lane.arrives_ns, arrive)
 
     def idled(self, ns: int, period_ns: int, frame_bytes: int) -> dict[int, int]:
         """Nothing was carried for `ns` but what each end of every link sends once a period: that,
@@ -377,6 +380,7 @@ class Network:
             port.frame_in(sender, frame)
 
     def _arrive(self, sender: int, receiver: int, lane: _Lane, session: int, frame: bytes) -> None:
+        self.under_way -= 1
         if (sender, receiver) in self._cuts:
             lane.held.append((session, frame))
         elif self._ends.get((receiver, sender)) != session or receiver not in self._ports:
@@ -404,9 +408,9 @@ class Network:
                 again_ns = RETRANSMIT_NS + int(self._chance.random() * SECOND_NS)
                 lane.arrives_ns = max(lane.arrives_ns, self._clock.now_ns + again_ns)
             for session, frame in held:
-                self._later(
-                    lane.arrives_ns, partial(self._arrive, sender, receiver, lane, session, frame)
-                )
+                self.under_way += 1
+                arrive = partial(self._arrive, sender, receiver, lane, session, frame)
+                self._clock.at(lane.arrives_ns, arrive)
 
     def _retransmission_ns(self) -> int:
         delay_ns = 0

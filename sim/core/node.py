@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Literal, Protocol, TypeAlias
 
 from crdt.lattice import Lattice
 from dataplane.memory import MemoryBackend
+from mesh.core import wire
 from mesh.core.clock import HybridClock
 from mesh.core.effects import (
     DropPeer,
@@ -46,6 +47,8 @@ HOUSEKEEPING_NS = SECOND_NS
 MISBEHAVED_BACKOFF_NS = 30 * SECOND_NS
 """A peer that broke the protocol is not dialled or accepted for so long."""
 VERSION = "sim"
+FRAMES_SHARED = 1 << 12
+ROSTERS_SHARED = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +66,23 @@ class Identity:
     """of a later version, which writes what others do not know"""
 
 
+decode_shared = lru_cache(maxsize=FRAMES_SHARED)(wire.decode)
+"""A frame goes to several nodes, and on to others: it is decoded once, and what is in it is held
+once."""
+
+
+@lru_cache(maxsize=ROSTERS_SHARED)
+def roster_of(statements: tuple[bytes, ...]) -> Roster:
+    """To be copied: nodes that start with the same statements need not verify them each."""
+    return Roster.founded_by(statements)
+
+
 class Probe(Protocol):
     """Is told what nodes do. Nodes are given by index."""
 
     def started(self, node: int, lattice: Lattice) -> None: ...
 
-    def stopped(self, node: int) -> None: ...
+    def stopped(self, node: int, store_failed: bool) -> None: ...
 
     def tidying(self, node: int, ops: Sequence[Op]) -> None:
         """The node is about to write these of its own accord."""
@@ -121,7 +135,7 @@ class Machine:
     def start(self) -> bool:
         """Run from what is on the disk; False: it says that the node was retired."""
         assert self.process is None
-        roster = Roster.founded_by(self.disk.statements)
+        roster = roster_of(self.disk.statements).copy()
         if roster.active(self.identity.node) is None:
             return False
         self.starts += 1
@@ -142,9 +156,9 @@ class Machine:
         """End the process as kill -9 does; the disk stays, and so does what forwards packets."""
         assert self.process is not None
         self.process.kill()
-        self.process = None
+        store_failed, self.process = self.process.store_fails, None
         self._world.network.stop(self.identity.index)
-        self._world.probe.stopped(self.identity.index)
+        self._world.probe.stopped(self.identity.index, store_failed)
 
 
 class Process:
@@ -169,6 +183,7 @@ class Process:
             jitter=chance.random,
             now_ns=world.clock.now_ns,
             verify=self.verify,
+            decode=decode_shared,
             hears_first=any(id.node == identity.node for id in damaged),
         )
         self.view = View(self.replica.holdings)

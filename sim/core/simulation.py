@@ -43,7 +43,7 @@ IN_SYNC_BYTES = sum(
     len(wire.encode(f)) for f in (wire.Probe(bytes(wire.DIGEST_BYTES)), wire.Same())
 )
 """What an end of a link between two that hold the same sends in a period."""
-READINGS = 6
+READINGS = 4
 """How often in a run a node's view, whatever it holds at the time, is compared to the reference."""
 
 
@@ -167,8 +167,8 @@ class Simulation:
         machine = self.machines[node]
         self.ledger.started(machine.identity.node, machine.disk)
 
-    def stopped(self, node: int) -> None:
-        self.ledger.stopped(node)
+    def stopped(self, node: int, store_failed: bool) -> None:
+        self.ledger.stopped(node, self.machines[node].identity.node, store_failed)
         if self._recording is not None:
             self._recording.stopped(node)
 

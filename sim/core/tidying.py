@@ -48,6 +48,9 @@ class TidyChecks:
     def _note(self, process: Process, vpc: str, addr: bytes, now_ns: int) -> None:
         node = process.identity.node
         place = (node, vpc, addr)
+        if process.replica.record(vpc, keys.ENDPOINT + addr) is None:
+            self._outranked.pop(place, None)
+            return
         claims = process.view.claims(vpc, keys.ip_of(addr))
         if any(c.node == node and c.state == "shadowed" for c in claims):
             self._outranked.setdefault(place, now_ns)
