@@ -196,6 +196,17 @@ def test_endpoints_told_many_at_once_are_as_if_told_one_by_one(
     assert kept[0] == kept[1], "a snapshot stays as it was"
 
 
+def test_a_snapshot_stays_as_it_was() -> None:
+    compiler = populated(10)
+    snapshot = compiler.snapshot()
+    before = copy(compiler.tables())
+    compiler.set_endpoint(VPCS[0], ip_text(0x0A00000A), None)
+    ip = ip_text(0x0A00000B)
+    compiler.set_endpoint(VPCS[0], ip, EndpointFact(VPCS[0], ip, "far", None, MACS[1]))
+    assert snapshot == before != compiler.tables()
+    assert len(snapshot.endpoints) == 10 == len(compiler.tables().endpoints) + 1
+
+
 @settings(deadline=None)
 @given(steps)
 def test_a_delta_is_minimal_and_ordered(script: list[tuple[object, bool, int]]) -> None:

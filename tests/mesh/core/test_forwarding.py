@@ -331,6 +331,17 @@ def facts_of(view: FedView, node: NodeId, site: str, down: set[NodeId]) -> Facts
     )
 
 
+def test_what_a_restricted_subnet_does_not_admit_has_no_row() -> None:
+    it = Gateways("a1", "b1")
+    it.world.everywhere("a1", "add_subnet", "own", "red", "10.0.9.0/24", ["a"], True)
+    claim = model.encode(model.Claim(0, 1 << 40, MAC))
+    for view in it.world.views.values():
+        for ip in ("10.0.9.5", "10.0.2.5"):
+            key = keys.ENDPOINT + keys.addr_of(ip)
+            view.apply([Change(node_id("b1"), it.red, key, claim)])
+    assert it.row("a1", "10.0.9.5") is None and it.row("a1", "10.0.2.5") is not None
+
+
 def test_many_endpoints_are_taken_up_a_few_at_a_time() -> None:
     world = World("a1", "b1")
     world.red()
