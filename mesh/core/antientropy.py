@@ -1,8 +1,9 @@
 """Anti-entropy: the conversation with each linked peer that closes what pushes have missed.
 
-- When a link comes up, both tell the digest of every shard (SYNC). Of two that cross, the lower
-  node id answers, with the heads of all chains of the shards that differ, and TOLD; the other sends
-  what that node lacks, asks for what it lacks itself, and says TOLD when it has.
+- When a link comes up, both tell the digest of every shard that they keep and that the other may
+  have (SYNC): those that both have told are what the two talk of, and push to each other. Of two
+  that cross, the lower node id answers, with the heads of all chains of the shards that differ, and
+  TOLD; the other sends what that node lacks, asks for what it lacks itself, and says TOLD, too.
 - From then on, a PROBE now and then: one digest of everything. In a busy mesh it never is equal,
   since something is always on its way. So both name the chains that changed last (RECENT) and
   compare the sum of all others: when that is equal, only named chains differ, and only their heads
@@ -15,16 +16,18 @@ It knows nothing of what a delta does once it is whole, nor of the roster but it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
+from typing import TypeAlias
 
 from crdt.header import ChainId
-from crdt.lattice import Lattice
+from crdt.lattice import LOG_MAX, Lattice
 from mesh.core import sync, wire
 from mesh.core.bounds import shard_is_known
 from mesh.core.errors import PeerError
 from mesh.core.fetching import Fetching, Host
-from mesh.core.ops import NodeId
+from mesh.core.ops import MESH_SHARD, NodeId
 from mesh.core.roster import Roster
 
 SECOND_NS = 1_000_000_000
@@ -33,6 +36,11 @@ AGAIN_NS = SECOND_NS
 """After an answer brought news, the other peers are asked this soon: it may be news to them."""
 RECENT_MAX = wire.NAMED_MAX // 2
 """Chains that one side names: 1.6 s of 20 updates a second, and several round trips."""
+Shards: TypeAlias = frozenset[str] | None
+"""None: all."""
+Entitled: TypeAlias = Callable[[NodeId, str], bool]
+"""(node, shard) -> whether it may be given it"""
+
 _MODULUS = 1 << 8 * wire.DIGEST_BYTES
 
 
@@ -52,10 +60,23 @@ class Peer:
     sync_at_ns: int
     period_ns: int = AGAIN_NS
     """doubles up to PERIOD_NS: a new link is found equal, or not, soon"""
+    mine: Shards = frozenset()
+    """what it was last told that this node keeps for it"""
+    theirs: Shards = frozenset()
+    """what it last told; empty before it has"""
+    heard: bool = False
+    """whether it has told anything since the link came up"""
     whole: bool = True
     """whether the next exchange tells all shards: the link is new"""
-    asked: bool = False
-    """whether a SYNC of ours is not answered yet: one that is lost is sent again"""
+    asked: int = 0
+    """the number of our last SYNC until that is answered: when it is lost it is said again"""
+    number: int = 0
+    """of its last SYNC"""
+
+    def common(self, shard: str) -> bool:
+        """Whether both have told that they keep the shard."""
+        return all(told is None or shard in told for told in (self.mine, self.theirs))
+
     named: Named | None = None
     serving: sync.Serving | None = None
     told: bool = False
@@ -66,6 +87,8 @@ class Peer:
 
 class AntiEntropy:
     """All conversations of one node. Times are those of the replica.
+
+    It keeps every shard, for everybody, until it is told otherwise.
 
     Args:
         tell_roster: a peer's roster differs: have both brought together.
@@ -88,6 +111,9 @@ class AntiEntropy:
         self._tell_roster = tell_roster
         self._jitter = jitter
         self._peers: dict[NodeId, Peer] = {}
+        self._next_number = 1
+        self._interest: Shards = None
+        self._entitled: Entitled | None = None
         self._fetching = Fetching(lattice, roster, host)
 
     # ---- what the replica asks ----
@@ -116,10 +142,33 @@ class AntiEntropy:
         """Whether a delta of the chain is the peer's answer to a question of ours."""
         return self._fetching.asked(peer, short)
 
-    def question(self, *, must: bool) -> wire.Sync:
-        """What this node holds, in digests."""
-        digests = {shard: self._digest(shard) for shard in self._lattice.shards()}
-        return wire.Sync(self._roster.mesh_id, self._roster_digest(), digests, must)
+    def keeps(self, shard: str) -> bool:
+        """Whether this node keeps what others write in the shard."""
+        return self._interest is None or shard in self._interest
+
+    def pushes(self, peer: NodeId, shard: str) -> bool:
+        """Whether the peer is told at once of what is new in the shard."""
+        return shard == MESH_SHARD or self._peers[peer].common(shard)
+
+    def compares(self, peer: NodeId, shard: str) -> bool:
+        """Whether both this node and the linked peer keep the shard."""
+        state = self._peers.get(peer)
+        return state is not None and state.common(shard)
+
+    def question(self, peer: NodeId, *, must: bool) -> wire.Sync:
+        """What this node keeps and the peer may have, in digests."""
+        mine = self._peers[peer].mine = self._for(peer)
+        shards = self._lattice.shards() if mine is None else sorted(mine)
+        digests = {shard: self._digest(shard) for shard in shards}
+        number, self._next_number = self._next_number, self._next_number + 1
+        mesh, roster = self._roster.mesh_id, self._roster_digest()
+        return wire.Sync(mesh, roster, digests, mine is None, must, number)
+
+    def _for(self, peer: NodeId) -> Shards:
+        if self._entitled is None:
+            return self._interest
+        kept = self._lattice.shards() if self._interest is None else self._interest
+        return frozenset(s for s in (MESH_SHARD, *kept) if self._entitled(peer, s))
 
     # ---- inputs ----
 
@@ -136,6 +185,13 @@ class AntiEntropy:
             for other in self._peers.values():
                 self._hasten(other, now_ns)
         self._fetching.down(peer, now_ns)
+
+    def set_interest(self, shards: Shards, entitled: Entitled | None) -> None:
+        """What this node keeps, and who may have what: peers for whom that differs are told."""
+        self._interest, self._entitled = shards, entitled
+        for peer, state in sorted(self._peers.items()):
+            if self._for(peer) != state.mine:
+                self._tell_shards(peer, state)
 
     def lagging(self, peer: NodeId, now_ns: int) -> None:
         """Frames to the peer were dropped: compare soon."""
@@ -164,16 +220,16 @@ class AntiEntropy:
             case wire.Recent():
                 self._take_recent(peer, state, frame)
             case wire.Same():
-                state.told, state.whole, state.asked = True, False, False
+                self._answered(state, frame.number)
                 state.in_sync_ns = now_ns
             case wire.Told():
                 self._fetching.pump(peer, now_ns)
-                if not frame.must:
-                    self._end_sync(peer, state)
+                if self._answered(state, frame.number) and state.heard and self._node > peer:
+                    self._send(peer, wire.Told(state.number))
             case wire.Heads():
-                self._take_heads(peer, frame, now_ns)
+                self._take_heads(peer, state, frame, now_ns)
             case wire.Want():
-                state.serving = sync.Serving(frame, self._lattice)
+                state.serving = sync.Serving(frame, self._lattice, state.mine)
                 self._serve(peer, state)
             case wire.More():
                 if state.serving is not None and state.serving.want == frame.id:
@@ -207,21 +263,25 @@ class AntiEntropy:
         if state.whole:
             self._tell_shards(peer, state)
         else:
-            self._send(peer, wire.Probe(self._probe()))
+            self._send(peer, wire.Probe(self._probe(state)))
 
     def _tell_shards(self, peer: NodeId, state: Peer) -> None:
-        state.asked = True
-        self._send(peer, self.question(must=False))
+        question = self.question(peer, must=False)
+        state.asked, state.told, state.whole = question.number, False, True
+        self._send(peer, question)
 
     def _answer_sync(self, peer: NodeId, state: Peer, frame: wire.Sync, now_ns: int) -> None:
         if frame.mesh != self._roster.mesh_id:
             raise PeerError("sync of another mesh")
+        first, state.heard = not state.heard, True
+        state.number = frame.number
+        state.theirs = None if frame.every else frozenset(frame.shards)
         known = {shard for shard in frame.shards if shard_is_known(shard)}
-        shards = sorted(known | set(self._lattice.shards()))
+        shards = filter(state.common, sorted(known | set(self._lattice.shards())))
         nothing = bytes(wire.DIGEST_BYTES)
         differing = [s for s in shards if frame.shards.get(s, nothing) != self._digest(s)]
         same_roster = frame.roster == self._roster_digest()
-        crossing = state.asked and self._node > peer and not frame.must
+        crossing = first and state.asked and self._node > peer and not frame.must
         if crossing and (differing or not same_roster):
             return  # TOLD follows at the end of ours
         if not same_roster:
@@ -230,26 +290,27 @@ class AntiEntropy:
             for heads in sync.heads(self._lattice, shard):
                 self._send(peer, heads)
         if differing or not same_roster:
-            self._send(peer, wire.Told(frame.must))
+            self._send(peer, wire.Told(frame.number))
         else:
-            self._send(peer, wire.Same())
-            state.told = True
+            self._send(peer, wire.Same(frame.number))
+            state.told |= not state.asked
             state.in_sync_ns = now_ns
 
-    def _end_sync(self, peer: NodeId, state: Peer) -> None:
-        """The peer has answered; all that it tells of its heads has come."""
-        asked, state.asked = state.asked, False
-        state.told, state.whole = True, False
-        if asked and self._node > peer:
-            self._send(peer, wire.Told(False))
+    @staticmethod
+    def _answered(state: Peer, number: int) -> bool:
+        """The peer has answered a SYNC; whether our last one: then all is told."""
+        if not number or number != state.asked:
+            return False
+        state.asked, state.told, state.whole = 0, True, False
+        return True
 
     def _answer_probe(self, peer: NodeId, state: Peer, frame: wire.Probe, now_ns: int) -> None:
-        if frame.digest == self._probe():
+        if frame.digest == self._probe(state):
             state.in_sync_ns = now_ns
             self._send(peer, wire.Same())
             return
-        weights = {id.short(): self._weight(id) for id in self._recent()}
-        total = self._total()
+        weights = {id.short(): self._weight(id) for id in self._recent(state)}
+        total = self._total(state)
         state.named = Named(weights, total, self._lattice.changes)
         rest = (total - sum(weights.values())) % _MODULUS
         self._send_recent(peer, rest, weights, reply=False)
@@ -260,13 +321,15 @@ class AntiEntropy:
             return
         if frame.roster != self._roster_digest():
             self._tell_roster(peer)
-        mine = {short: self._weight_of(short) for short in frame.named}
-        rest = (self._total() - sum(mine.values())) % _MODULUS
+        mine = {short: self._weight_of(state, short) for short in frame.named}
+        rest = (self._total(state) - sum(mine.values())) % _MODULUS
         if rest == _number(frame.rest):
-            self._tell_differing(peer, mine, frame.named)
+            self._tell_differing(peer, state, mine, frame.named)
             return
         others = {
-            short: self._weight(id) for id in self._recent() if (short := id.short()) not in mine
+            short: self._weight(id)
+            for id in self._recent(state)
+            if (short := id.short()) not in mine
         }
         if not others:
             self._tell_shards(peer, state)
@@ -283,24 +346,24 @@ class AntiEntropy:
             return  # it comes far too late, or was never asked for: the next probe is soon enough
         then = {id.short(): weight % _MODULUS for id, weight in before.items()}
         union = {
-            short: then.get(short, self._weight_of(short))
+            short: then.get(short, self._weight_of(state, short))
             for short in (*named.weights, *frame.named)
         }
         if (named.total - sum(union.values())) % _MODULUS != _number(frame.rest):
             self._tell_shards(peer, state)
             return
         theirs = {**named.weights, **frame.named}
-        mine = {short: self._weight_of(short) for short in theirs}
-        self._tell_differing(peer, mine, theirs)
+        mine = {short: self._weight_of(state, short) for short in theirs}
+        self._tell_differing(peer, state, mine, theirs)
 
     def _tell_differing(
-        self, peer: NodeId, mine: dict[bytes, int], theirs: dict[bytes, int]
+        self, peer: NodeId, state: Peer, mine: dict[bytes, int], theirs: dict[bytes, int]
     ) -> None:
         """Only these chains can differ: tell the heads of those that do, held here or not."""
         shorts = sorted(short for short, weight in mine.items() if weight != theirs[short])
         if not shorts:
             return  # what differed was on its way, and has come
-        ids = {short: self._lattice.by_short(short) for short in shorts}
+        ids = {short: self._known(state, short) for short in shorts}
         vector = sync.vector_of(self._lattice, [id for id in ids.values() if id is not None])
         vector.update({short: () for short, id in ids.items() if id is None})
         for heads in sync.some_heads(vector):
@@ -312,22 +375,30 @@ class AntiEntropy:
         rest_bytes = rest.to_bytes(wire.DIGEST_BYTES, "big")
         self._send(peer, wire.Recent(self._roster_digest(), rest_bytes, named, reply))
 
-    def _recent(self) -> Iterable[ChainId]:
-        return self._lattice.recent(RECENT_MAX)
+    def _recent(self, state: Peer) -> list[ChainId]:
+        recent = self._lattice.recent(LOG_MAX)
+        return list(islice((id for id in recent if state.common(id.shard)), RECENT_MAX))
 
     def _weight(self, id: ChainId) -> int:
         return self._lattice.weight(id) % _MODULUS
 
-    def _weight_of(self, short: bytes) -> int:
+    def _known(self, state: Peer, short: bytes) -> ChainId | None:
+        """A chain that is held here and of which the peer may know."""
         id = self._lattice.by_short(short)
+        return id if id is not None and state.common(id.shard) else None
+
+    def _weight_of(self, state: Peer, short: bytes) -> int:
+        id = self._known(state, short)
         return self._weight(id) if id else 0
 
-    def _total(self) -> int:
-        return sum(_number(self._digest(shard)) for shard in self._lattice.shards()) % _MODULUS
+    def _total(self, state: Peer) -> int:
+        """The sum of what both keep."""
+        shards = filter(state.common, self._lattice.shards())
+        return sum(_number(self._digest(shard)) for shard in shards) % _MODULUS
 
-    def _probe(self) -> bytes:
-        """One digest over the chains and the roster."""
-        total = (self._total() + _number(self._roster_digest())) % _MODULUS
+    def _probe(self, state: Peer) -> bytes:
+        """One digest over what both keep and the roster."""
+        total = (self._total(state) + _number(self._roster_digest())) % _MODULUS
         return total.to_bytes(wire.DIGEST_BYTES, "big")
 
     def _digest(self, shard: str) -> bytes:
@@ -338,11 +409,11 @@ class AntiEntropy:
 
     # ---- heads, and answers to them ----
 
-    def _take_heads(self, peer: NodeId, frame: wire.Heads, now_ns: int) -> None:
+    def _take_heads(self, peer: NodeId, state: Peer, frame: wire.Heads, now_ns: int) -> None:
         if not frame.shard:
-            found = ((short, self._lattice.by_short(short)) for short in frame.vector)
+            found = ((short, self._known(state, short)) for short in frame.vector)
             mine = {short: id for short, id in found if id is not None}
-        elif shard_is_known(frame.shard):
+        elif shard_is_known(frame.shard) and state.common(frame.shard):
             mine = {id.short(): id for id in self._lattice.chains(frame.shard)}
         else:
             return

@@ -17,14 +17,14 @@ trio, the simulator from one heap. It knows chains, not what their records mean.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 
 from crdt.chain import Disproved, RootMismatch
 from crdt.delta import RECORD_BYTES_MAX, BadDelta, Delta
-from crdt.header import ChainId, Sign
+from crdt.header import ChainId, Epoch, Header, Sign
 from crdt.lattice import KEYS_MAX, Applied, Lattice
 from mesh.core import ed25519, wire
-from mesh.core.antientropy import AntiEntropy
+from mesh.core.antientropy import AntiEntropy, Entitled
 from mesh.core.bounds import CHAINS_PER_NODE_MAX, shard_is_known
 from mesh.core.effects import (
     Alarm,
@@ -40,7 +40,7 @@ from mesh.core.effects import (
 from mesh.core.errors import NotReady, PeerError, Refused
 from mesh.core.fetching import Host
 from mesh.core.holdings import Holdings
-from mesh.core.ops import NodeId, Op, Put, Touched
+from mesh.core.ops import MESH_SHARD, NodeId, Op, Put, Touched
 from mesh.core.own import OwnChains
 from mesh.core.persisting import stored_header
 from mesh.core.roster import Roster
@@ -59,6 +59,8 @@ PROVE_KEYS, PROVE_STEP_NS = 1024, SECOND_NS // 200
 """Changed keys in one step, about 10 ms where each is in a bucket of its own, and what is left to
 others between two steps."""
 PEERS_MAX = 1024
+STUBS_MAX = 100_000
+"""Chains dropped with their shards that are remembered, the last ones: 20 MB."""
 
 Decode = Callable[[bytes], wire.Frame | None]
 """As `wire.decode`. What is in a frame is never changed: nodes of one process may share it."""
@@ -111,6 +113,8 @@ class Replica:
         self._effects: list[Effect] = []
         self._prove_at_ns: int | None = None
         self._outbox: list[tuple[Delta, NodeId | None]] = []
+        self._stubs: dict[ChainId, tuple[Epoch, int]] = {}
+        """chains that were dropped: the epoch and the head that were held"""
         self._forgotten: set[NodeId] = set()
         self._drop_forgotten()
         others = any(
@@ -144,9 +148,22 @@ class Replica:
         """When the peer's digests last were equal to ours; None: not since the link came up."""
         return self._sync.in_sync_ns(peer)
 
-    def question(self) -> wire.Sync:
+    def question(self, peer: NodeId) -> wire.Sync:
         """A frame that a linked peer answers with the heads of what differs there, and TOLD."""
-        return self._sync.question(must=True)
+        return self._sync.question(peer, must=True)
+
+    def keeps(self, shard: str) -> bool:
+        """Whether this node keeps what others write in the shard."""
+        return self._sync.keeps(shard)
+
+    def compares(self, peer: NodeId, shard: str) -> bool:
+        """Whether both this node and the linked peer keep the shard."""
+        return self._sync.compares(peer, shard)
+
+    def writes(self, shard: str) -> bool:
+        """Whether this node has a chain of its own in the shard, unsealed writes included."""
+        latest = self.lattice.latest(ChainId(self.node, shard))
+        return latest is not None or self._own.opened(shard) is not None
 
     def last_sync_ns(self, peer: NodeId) -> int | None:
         """When the peer's digests last were equal to ours, over any link of this process."""
@@ -253,6 +270,22 @@ class Replica:
             due.append(self._opens_at_ns)
         return min((at_ns for at_ns in due if at_ns is not None), default=None)
 
+    def set_interest(self, vpcs: Set[str], entitled: Entitled) -> None:
+        """Keep `mesh` and the shards of these VPCs and no others, and give peers what they may
+        have. To be called again when either differs.
+
+        What others wrote in a shard that is kept no longer is dropped. Where each chain stood is
+        remembered: should the shard be kept again, nothing older is taken.
+        """
+        shards = frozenset((MESH_SHARD, *vpcs))
+        self._seal()
+        for shard in self.lattice.shards():
+            if shard not in shards:
+                for id in list(self.lattice.chains(shard)):
+                    if id.node != self.node:
+                        self._drop(id)
+        self._sync.set_interest(shards, entitled)
+
     def add_statements(self, blobs: Iterable[bytes], now_ns: int) -> None:
         """Add this node's own or a founding roster statement, and tell peers."""
         self._seal()
@@ -277,7 +310,9 @@ class Replica:
         self._seal()
         for peer in self._sync.peers():
             for group in wire.chunks(
-                (delta, wire.size_of(delta)) for delta, sender in self._outbox if sender != peer
+                (delta, wire.size_of(delta))
+                for delta, sender in self._outbox
+                if sender != peer and self._sync.pushes(peer, delta.header.chain.shard)
             ):
                 self._send(peer, wire.Deltas(tuple(group)), push=True)
         self._outbox.clear()
@@ -353,8 +388,10 @@ class Replica:
         header = delta.header
         id = header.chain
         member = self.roster.members().get(id.node)
-        if not shard_is_known(id.shard):
+        if not shard_is_known(id.shard) or self._is_stale(header):
             return False
+        if id.node != self.node and not self._sync.keeps(id.shard):
+            return False  # the peer has not heard yet what is kept here
         if member is None or member.state == "forgotten":
             # The next exchange brings both, or one of us the word that it is to be forgotten.
             self.peer_lagging(peer, now_ns)
@@ -376,6 +413,27 @@ class Replica:
         if not self._verify(member.key, header.message(self.roster.mesh_id), header.signature):
             raise PeerError(f"forged header of {id.node.hex()}")
         return True
+
+    def _drop(self, id: ChainId) -> None:
+        """Forget a chain that another node wrote, but for where it stood."""
+        latest = self.lattice.latest(id)
+        if latest is not None and latest.header is not None:
+            self._stubs.pop(id, None)
+            self._stubs[id] = (latest.header.epoch, latest.header.hi)
+            if len(self._stubs) > STUBS_MAX:
+                del self._stubs[next(iter(self._stubs))]
+        self.holdings.touch(id, tuple(key for key, *_ in self.lattice.entries(id)))
+        epochs = tuple(branch.epoch for branch in self.lattice.branches(id))
+        self._effects.append(DropBranches(id, epochs))
+        self.lattice.discard(id)
+
+    def _is_stale(self, header: Header) -> bool:
+        """Whether more of the chain was held before it was dropped."""
+        stub = self._stubs.get(header.chain)
+        if stub is None or self.lattice.latest(header.chain) is not None:
+            return False
+        epoch, head = stub
+        return header.epoch < epoch if header.epoch != epoch else header.hi < head
 
     def _is_clone(self, delta: Delta) -> bool:
         """Whether an own epoch that this process opened went on without it.

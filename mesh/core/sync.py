@@ -158,10 +158,12 @@ def answers(
 class Serving:
     """The answer to one WANT of one peer, made chunk by chunk as credit comes."""
 
-    def __init__(self, want: wire.Want, lattice: Lattice) -> None:
+    def __init__(self, want: wire.Want, lattice: Lattice, shards: frozenset[str] | None) -> None:
+        """`shards`: those that the peer may have; None: all."""
         self.want = want.id
         self.credit = WINDOW
         self._parts_made = 0
+        self._shards = shards
         self._frames = self._make(lattice, want)
 
     def frames(self) -> Iterator[wire.Frame]:
@@ -178,7 +180,7 @@ class Serving:
         group_bytes = 0
         for short, theirs in want.vector.items():
             id = lattice.by_short(short)
-            if id is None:
+            if id is None or (self._shards is not None and id.shard not in self._shards):
                 continue
             cursor = want.staged.get(short)
             for delta in answers(lattice.branches(id), theirs, cursor):

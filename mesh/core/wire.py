@@ -3,12 +3,12 @@
 A frame is `[version, kind, …]`. Kinds and trailing fields that a newer version adds are ignored;
 a frame that is malformed raises PeerError and costs its sender. Sizes are checked before decoding.
 
-    SYNC       mesh, roster digest, [[shard, digest], …], must
-                                                             "this is what I hold"
+    SYNC       mesh, roster digest, [[shard, digest], …], every, must, number
+                                                             "this is what I keep for you"
     PROBE      digest                                        of all that both hold: "you, too?"
     RECENT     roster digest, rest, named, reply             "apart from these chains, this"
-    SAME                                                     equal, nothing to do
-    TOLD       must                                          the heads of all that differs came
+    SAME       number                                        equal, nothing to do
+    TOLD       number                                        the heads of all that differs came
     HEADS      shard, first, last, vector
     DELTAS     [delta, …]                                    pushes, and small answers
     WANT       id, vector, [[chain, counter, nonce, seq], …] "send me these, I hold and staged that"
@@ -100,8 +100,12 @@ class Sync:
     mesh: bytes
     roster: bytes
     shards: dict[str, bytes]
-    must: bool = False
+    every: bool
+    """whether the sender keeps every shard, those that are empty too"""
+    must: bool
     """whether it is to be answered even if it crosses a SYNC of the receiver"""
+    number: int
+    """above 0; the answer names it"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +129,14 @@ class Recent:
 
 @dataclass(frozen=True, slots=True)
 class Same:
-    pass
+    number: int = 0
+    """of the SYNC that this answers; 0: it answers a PROBE"""
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    must: bool
-    """what the SYNC that this answers said"""
+    number: int
+    """of the SYNC that this answers"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,15 +250,15 @@ def _fields(frame: Frame) -> list[object]:
     match frame:
         case Sync():
             shards = [[_pack_shard(shard), digest] for shard, digest in frame.shards.items()]
-            return [SYNC, frame.mesh, frame.roster, shards, frame.must]
+            return [SYNC, frame.mesh, frame.roster, shards, frame.every, frame.must, frame.number]
         case Probe():
             return [PROBE, frame.digest]
         case Recent():
             return [RECENT, frame.roster, frame.rest, _pack_named(frame.named), frame.reply]
         case Same():
-            return [SAME]
+            return [SAME, frame.number]
         case Told():
-            return [TOLD, frame.must]
+            return [TOLD, frame.number]
         case Heads():
             vector = _pack_heads(frame.vector)
             return [HEADS, _pack_shard(frame.shard), frame.first, frame.last, vector]
@@ -357,6 +362,8 @@ def _sync(raw: Sequence[object]) -> Sync:
         _bytes(raw[1], DIGEST_BYTES),
         {_shard(shard): _bytes(digest, DIGEST_BYTES) for shard, digest in pairs},
         bool(raw[3]),
+        bool(raw[4]),
+        _id(raw[5]),
     )
 
 
@@ -415,8 +422,8 @@ _DECODERS: dict[object, Callable[[Sequence[object]], Frame]] = {
     SYNC: _sync,
     PROBE: lambda raw: Probe(_bytes(raw[0], DIGEST_BYTES)),
     RECENT: _recent,
-    SAME: lambda _raw: Same(),
-    TOLD: lambda raw: Told(bool(raw[0])),
+    SAME: lambda raw: Same(_id(raw[0])),
+    TOLD: lambda raw: Told(_id(raw[0])),
     HEADS: _heads,
     DELTAS: _deltas,
     WANT: _want,

@@ -23,7 +23,8 @@ ANSWER_S: Final = 5.0
 
 
 class _Inquiry:
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
+        self.number = number
         self.heads: dict[str, wire.Vector] = {}
         self.done = trio.Event()
 
@@ -49,9 +50,10 @@ class Inquiries:
         if isinstance(decoded, wire.Heads) and decoded.shard:
             for inquiry in waiting:
                 inquiry.heads.setdefault(decoded.shard, {}).update(decoded.vector)
-        elif isinstance(decoded, wire.Same) or decoded == wire.Told(must=True):
+        elif isinstance(decoded, wire.Same | wire.Told):
             for inquiry in waiting:
-                inquiry.done.set()
+                if isinstance(decoded, wire.Same) or decoded.number == inquiry.number:
+                    inquiry.done.set()
 
     async def ask(self, peer: NodeId) -> dict[str, wire.Vector]:
         """What the peer holds of each shard that is not the same there and here.
@@ -60,10 +62,11 @@ class Inquiries:
         """
         if peer not in self._replica.peers():
             raise NotReady("no link to that peer: see weft members")
-        inquiry = _Inquiry()
+        question = self._replica.question(peer)
+        inquiry = _Inquiry(question.number)
         self._open.setdefault(peer, []).append(inquiry)
         try:
-            self._send(peer, wire.encode(self._replica.question()))
+            self._send(peer, wire.encode(question))
             with trio.move_on_after(ANSWER_S):
                 await inquiry.done.wait()
                 return inquiry.heads

@@ -243,7 +243,7 @@ def test_replies_to_what_was_not_asked_are_ignored() -> None:
         wire.Recent(bytes(16), bytes(16), {}, reply=False),
         wire.Heads("", wire.FIRST, wire.LAST, {}),
         wire.Heads("no shard", wire.FIRST, wire.LAST, {}),
-        wire.Told(must=True),
+        wire.Told(7),
         wire.Same(),
     ):
         mesh.replicas[0].receive(peer, wire.encode(frame), mesh.now_ns)

@@ -90,7 +90,7 @@ class Receiver:
         want = wire.decode(wire.encode(self.sent.pop()))
         assert isinstance(want, wire.Want)
         self.wants.append(want)
-        serving = Serving(want, source)
+        serving = Serving(want, source, None)
         serving.credit = 1 << 30
         taken = len(self.alone)
         for frame in serving.frames():

@@ -38,11 +38,18 @@ HEADS = {
     b"c" * 8: (),
 }
 FRAMES: dict[str, wire.Frame] = {
-    "sync": wire.Sync(b"m" * 16, b"r" * 16, {"mesh": b"d" * 16, "f" * 32: bytes(16)}, must=True),
+    "sync": wire.Sync(
+        b"m" * 16,
+        b"r" * 16,
+        {"mesh": b"d" * 16, "f" * 32: bytes(16)},
+        every=False,
+        must=True,
+        number=7,
+    ),
     "probe": wire.Probe(b"d" * 16),
     "recent": wire.Recent(b"r" * 16, b"d" * 16, {b"c" * 8: 1, b"d" * 8: 1 << 127}, reply=True),
     "same": wire.Same(),
-    "told": wire.Told(must=True),
+    "told": wire.Told(7),
     "heads": wire.Heads("mesh", wire.FIRST, wire.LAST, HEADS),
     "named heads": wire.Heads("", wire.FIRST, wire.FIRST, HEADS),
     "deltas": wire.Deltas((CHAIN.since(CHAIN.epoch, 0),)),
@@ -56,11 +63,11 @@ FRAMES: dict[str, wire.Frame] = {
 }
 
 GOLDEN = {
-    "sync": "bc72bc4e1395d7e6bf6992742c0b611e",
+    "sync": "dba91a9cb82ff812f37343e671cf7222",
     "probe": "32fd64120057853a57d1799aa1671a68",
     "recent": "d356965e8fd313f2a336a34802c2bf52",
-    "same": "f30d7cd2485f8205f1459c7a259121a5",
-    "told": "5b43620d67294145b5b87f29976aec51",
+    "same": "7bb5b81d7aac596c09f36203255dc0be",
+    "told": "5be4fa5361df93bd1ea560d1e8c99127",
     "heads": "6987666af7b776d709b8945f69e98ddb",
     "named heads": "1be8287817bff1a15e9704eedea60fc0",
     "deltas": "21a542a3d435ff340417eb4fdebfec04",

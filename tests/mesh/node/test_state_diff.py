@@ -91,15 +91,15 @@ async def test_heads_are_gathered_until_the_peer_is_done() -> None:
         assert isinstance(peer.sent[0], wire.Sync)
         peer.inquiries.note(peer.id, b"\xff nonsense")
         peer.inquiries.note(b"x" * 16, wire.encode(wire.Same()))
-        peer.inquiries.note(peer.id, wire.encode(wire.Told(must=False)))
+        peer.inquiries.note(peer.id, wire.encode(wire.Told(99)))
         for piece in (vector, other):
             heads = wire.Heads("mesh", wire.FIRST, wire.LAST, piece)
             peer.inquiries.note(peer.id, wire.encode(heads))
         await trio.testing.wait_all_tasks_blocked()
         assert found == []
-        peer.inquiries.note(peer.id, wire.encode(wire.Told(must=True)))
+        peer.inquiries.note(peer.id, wire.encode(wire.Told(peer.sent[0].number)))
     assert {shard: set(vector) for shard, vector in found[0].items()} == {"mesh": {*vector, *other}}
-    peer.inquiries.note(peer.id, wire.encode(wire.Told(must=True)))
+    peer.inquiries.note(peer.id, wire.encode(wire.Same()))
 
 
 @pytest.mark.trio
