@@ -111,6 +111,8 @@ class Replica:
         self._last_sync_ns: dict[NodeId, int] = {}
         """of members whose links have ended"""
         self._effects: list[Effect] = []
+        self.pressing = False
+        """whether a peer waits for what `drain` has for it, as opposed to what is passed on"""
         self._prove_at_ns: int | None = None
         self._outbox: list[tuple[Delta, NodeId | None]] = []
         self._stubs: dict[ChainId, tuple[Epoch, int]] = {}
@@ -317,6 +319,7 @@ class Replica:
                 self._send(peer, wire.Deltas(tuple(group)), push=True)
         self._outbox.clear()
         effects, self._effects = self._effects, []
+        self.pressing = False
         return effects
 
     # ---- frames ----
@@ -571,5 +574,6 @@ class Replica:
             self.holdings.touch(ChainId(self.node, shard), (key,))
 
     def _send(self, peer: NodeId, frame: wire.Frame, *, push: bool = False) -> None:
+        self.pressing |= not push
         data = wire.encode(frame)
         self._effects.append(Send(peer, data if push else wire.zipped(data), push))

@@ -37,6 +37,7 @@ from mesh.core.effects import (
 from mesh.core.errors import RequestError
 from mesh.core.forwarding import ENDPOINTS_AT_ONCE, Forwarding
 from mesh.core.ops import NodeId, Op
+from mesh.core.pacing import Pace
 from mesh.core.replica import Replica
 from mesh.core.spool import Spool
 from mesh.core.view import View
@@ -125,6 +126,8 @@ class Node:
             self.alarms[STORE_REBUILT] = f"the damaged file is {aside.decode()}"
         self._log = LimitedLog(_logger, trio.current_time)
         self._work = trio.Event()
+        self._hurry = trio.Event()
+        self._pace = Pace()
         self._timer_changed = trio.Event()
         self._rows_wait = trio.Event()
         self._waiting: list[trio.Event] = []
@@ -167,6 +170,7 @@ class Node:
         done = trio.Event()
         self._waiting.append(done)
         self._work.set()
+        self._hurry.set()
         await done.wait()
         if self._failure is not None:
             raise StoreError(f"{self._failure}; what was written counts once it can be stored")
@@ -259,6 +263,8 @@ class Node:
         self._update_rows()
         self.watches.wake()
         self._work.set()
+        if self.replica.pressing:
+            self._hurry.set()
         self._timer_changed.set()
 
     def _update_rows(self) -> None:
@@ -282,6 +288,7 @@ class Node:
             wait_s = math.inf if retry_ns is None else (retry_ns - time.monotonic_ns()) / 1e9
             with trio.move_on_after(max(0.0, wait_s)):
                 await self._work.wait()
+            await self._gather()
             self._work = trio.Event()
             waiting, self._waiting = self._waiting, []
             try:
@@ -289,6 +296,16 @@ class Node:
             finally:
                 for done in waiting:
                     done.set()
+
+    async def _gather(self) -> None:
+        """In a busy mesh, let more come to be passed on together. Whoever waits for a write to be
+        stored, or a peer for an answer, does not wait for this."""
+        wait_ns = self._pace.wait_ns(time.monotonic_ns())
+        if wait_ns and not self._waiting and not self.replica.pressing:
+            self._hurry = trio.Event()
+            with trio.move_on_after(wait_ns / 1e9):
+                await self._hurry.wait()
+        self._pace.spend(time.monotonic_ns())
 
     async def _perform(self, effects: Sequence[Effect]) -> None:
         """In order; what belongs to the store goes there in one transaction before any send."""
