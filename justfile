@@ -16,9 +16,9 @@ demo:
 test *ARGS: check
     {{ bin }}/pytest "$@"
 
-# Measure a part (core): a table, and build/bench/PART.json.
-bench PART:
-    @{{ bin }}/python -m tests.bench "$1"
+# Measure a part (core, node), or some sections of it: a table, and build/bench/PART.json.
+bench PART *SECTIONS:
+    @{{ bin }}/python -m tests.bench "$@"
 
 # Lint, types and import rules.
 check:

@@ -1,4 +1,7 @@
-"""`python -m tests.bench PART`: measure a part, print a table, write build/bench/PART.json."""
+"""`python -m tests.bench PART [SECTION…]`: measure, print a table, write build/bench/PART.json.
+
+With sections only these are measured, and the file is PART-SECTION.json.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,27 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.bench import core
+from tests.bench import core, node
 from tests.bench.harness import Metric, table, write
 
-PARTS: dict[str, Callable[[], list[Metric]]] = {"core": core.metrics}
+PARTS: dict[str, Callable[[], list[Metric]]] = {"core": core.metrics, "node": node.metrics}
+SECTIONS = {"node": node.SECTIONS}
 OUT = Path(__file__).parents[2] / "build" / "bench"
 
 
 def main(args: Sequence[str], out: Path = OUT) -> int:
     """The exit code: 0 once all is measured, whatever the numbers; 2 for an unknown part."""
-    if len(args) != 1 or args[0] not in PARTS:
+    if not args or args[0] not in PARTS:
         sys.stderr.write(f"bench: name one part of: {', '.join(PARTS)}\n")
         return 2
-    (part,) = args
-    metrics = PARTS[part]()
-    path = out / f"{part}.json"
+    part, *chosen = args
+    sections = SECTIONS.get(part, {})
+    if unknown := [name for name in chosen if name not in sections]:
+        known = ", ".join(sections) or "none"
+        sys.stderr.write(f"bench: {part}: {', '.join(unknown)}: no section: there are {known}\n")
+        return 2
+    metrics = [m for name in chosen for m in sections[name]()] if chosen else PARTS[part]()
+    path = out / f"{'-'.join(args)}.json"
     write(path, part, metrics)
     sys.stdout.write(table(metrics))
     sys.stderr.write(f"bench: wrote {path}\n")

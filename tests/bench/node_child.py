@@ -1,0 +1,224 @@
+"""`python -m tests.bench.node_child WEFT_TOML`: a whole node that also does what a bench asks.
+
+It is the node of `weft run` with its API, links and store. Beside it one task reads a line of JSON
+from stdin, does it, and answers with a line on stdout. Times are nanoseconds of CLOCK_MONOTONIC,
+which all processes of a machine share.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from mesh.core import keys, model
+from mesh.core.ops import MESH_SHARD, Put
+from mesh.node.api import serve
+from mesh.node.config import read_config
+from mesh.node.node import Node
+from mesh.node.p2p.link import now_ns
+
+FILL_BATCH = 1000
+LOOK_S = 0.002
+CUT_S = 3600.0
+
+
+class Child:
+    """The node, and what a bench asks of it. Each public method is one request."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._reader = node.view.reader()
+        self._seen_ns: dict[str, int] = {}
+        self._linked_ns = 0
+        self._steps_ms: list[tuple[float, float]] = []
+        self._looking = trio.Event()
+        self._hook()
+
+    def _hook(self) -> None:
+        """Note when the view has taken a change, right after it has, and the first link."""
+        peer_up = self._node.replica.peer_up
+
+        def linked(peer: bytes, at_ns: int) -> None:
+            self._linked_ns = self._linked_ns or time.monotonic_ns()
+            peer_up(peer, at_ns)
+
+        self._node.replica.peer_up = linked  # type: ignore[method-assign, assignment]
+        absorb: Callable[[], None] = self._node._absorb
+
+        def noting() -> None:
+            absorb()
+            at_ns = time.monotonic_ns()
+            for vpc, changed in self._reader.take().endpoints.items():
+                if len(changed) < FILL_BATCH:  # a bulk is counted, not timed
+                    for key in changed:
+                        self._seen_ns.setdefault(f"{vpc}/{key.hex()}", at_ns)
+
+        self._node._absorb = noting  # type: ignore[method-assign]
+
+    async def look(self) -> None:
+        """How long the loop keeps others waiting, once `pauses` has been asked for."""
+        await self._looking.wait()
+        last_s, last_cpu_s = time.perf_counter(), time.thread_time()
+        while True:
+            await trio.sleep(LOOK_S)
+            at_s, cpu_s = time.perf_counter(), time.thread_time()
+            self._steps_ms.append(((at_s - last_s - LOOK_S) * 1e3, (cpu_s - last_cpu_s) * 1e3))
+            last_s, last_cpu_s = at_s, cpu_s
+
+    # ---- requests ----
+
+    async def ready(self) -> bool:
+        return self._node.replica.writable and self._node.id in self._node.view.gateways
+
+    async def peers(self) -> int:
+        return len(self._node.transport.peers())
+
+    async def vpc(self, names: list[str], sites: list[str]) -> list[str]:
+        """Make VPCs with a subnet of all sites; their ids."""
+        node, ids = self._node, []
+        for number, name in enumerate(names, 1):
+            at_ns = time.time_ns()
+            await node.submit(
+                lambda: node.writer.add_vpc(name, number, ["10.0.0.0/8"], now_ns=at_ns)  # noqa: B023
+            )
+            await node.submit(
+                lambda: node.writer.add_subnet("all", name, "10.0.0.0/8", sites, now_ns=at_ns)  # noqa: B023
+            )
+            ids.append(node.view.vpc(name).id)
+        return ids
+
+    async def vpcs(self) -> int:
+        return len(self._node.view.vpcs)
+
+    async def fill(self, vpc: str, first: int, count: int) -> float:
+        """Claim `count` addresses from 10.0.0.0 + `first` on; seconds until all are durable."""
+        start_s = time.perf_counter()
+        for base in range(first, first + count, FILL_BATCH):
+            ops = [_claim(vpc, i) for i in range(base, min(base + FILL_BATCH, first + count))]
+            await self._node.submit(lambda ops=ops: ops)  # type: ignore[misc]
+        return time.perf_counter() - start_s
+
+    async def add(self, vpc: str, first: int, count: int, gap_s: float) -> dict[str, Any]:
+        """Claim addresses one by one, one every `gap_s`: when each was asked for and acknowledged.
+
+        Late ones are not waited for: the next is asked for at its time all the same.
+        """
+        asked: dict[str, int] = {}
+        acknowledged: dict[str, int] = {}
+        node = self._node
+
+        async def one(index: int) -> None:
+            op = _claim(vpc, index)
+            name = f"{vpc}/{op.key.hex()}"
+            asked[name] = time.monotonic_ns()
+            await node.submit(lambda: [op])
+            acknowledged[name] = time.monotonic_ns()
+
+        begin_s = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for i in range(count):
+                await trio.sleep_until(begin_s + i * gap_s)
+                nursery.start_soon(one, first + i)
+        return {"asked": asked, "acknowledged": acknowledged}
+
+    async def seen(self) -> dict[str, int]:
+        """When each address was first in the view."""
+        return self._seen_ns
+
+    async def seen_count(self) -> int:
+        return len(self._seen_ns)
+
+    async def forget_seen(self) -> None:
+        self._seen_ns.clear()
+
+    async def records(self) -> int:
+        return self._records()
+
+    def _records(self) -> int:
+        lattice = self._node.replica.lattice
+        return sum(
+            len(branch.live)
+            for shard in lattice.shards()
+            if shard != MESH_SHARD
+            for id in lattice.chains(shard)
+            for branch in lattice.branches(id)
+        )
+
+    async def until_records(self, count: int) -> dict[str, int]:
+        """When the first link came up, and when the view holds so many endpoints and the store,
+        too."""
+        while self._records() < count:
+            await trio.sleep(0.02)
+        await self._node.durable()
+        return {"linked_ns": self._linked_ns, "done_ns": time.monotonic_ns()}
+
+    async def digests(self) -> list[str]:
+        lattice = self._node.replica.lattice
+        return [f"{shard} {lattice.digest(shard).hex()}" for shard in lattice.shards()]
+
+    async def cut(self, names: list[str]) -> None:
+        """Have no link with these nodes from now on."""
+        for member in list(self._node.replica.roster.members().values()):
+            if member.name in names:
+                self._node.transport.drop(member.node, "cut by the bench", CUT_S)
+
+    async def heal(self) -> None:
+        transport = self._node.transport
+        for node in self._node.replica.roster.members():
+            transport._overlay.block(node, now_ns())
+        transport._dialler.wake()
+
+    async def pauses(self) -> dict[str, float]:
+        """The longest wait for the loop since the last call, and the most CPU time that it took
+        between two looks, ms. The first call begins it."""
+        self._looking.set()
+        steps, self._steps_ms = self._steps_ms, []
+        return {
+            "wall_ms": max((wall_ms for wall_ms, _ in steps), default=0.0),
+            "cpu_ms": max((cpu_ms for _, cpu_ms in steps), default=0.0),
+        }
+
+    async def usage(self) -> dict[str, float]:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        status = Path("/proc/self/status").read_text()
+        resident_kib = int(status.partition("VmRSS:")[2].split()[0])
+        return {"cpu_s": used.ru_utime + used.ru_stime, "rss_mb": resident_kib / 1024}
+
+
+def _claim(vpc: str, index: int) -> Put:
+    """The claim of the address 10.0.0.0 + `index`; 40 bytes, as an endpoint with MAC and name."""
+    addr = bytes((10, index >> 16 & 0xFF, index >> 8 & 0xFF, index & 0xFF))
+    mac = "02:" + ":".join(f"{part:02x}" for part in (index >> 24 & 0xFF, *addr))
+    hlc = time.time_ns() // 1_000_000 << 16
+    record = model.encode(model.Claim(0, hlc, mac, f"w-{index:014}"))
+    return Put(vpc, keys.pack(keys.EndpointKey(addr)), record)
+
+
+async def main(args: Sequence[str]) -> None:
+    (path,) = args
+    node = Node(read_config(Path(path)))
+    child = Child(node)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(node.run, serve)
+        nursery.start_soon(child.look)
+        print(json.dumps("started"), flush=True)
+        asked = trio.wrap_file(sys.stdin)
+        async for line in asked:
+            name, arguments = json.loads(line)
+            if name == "stop":
+                break
+            print(json.dumps(await getattr(child, name)(**arguments)), flush=True)
+        nursery.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    logging.getLogger("weft").addHandler(logging.NullHandler())
+    trio.run(main, sys.argv[1:])
