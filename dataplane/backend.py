@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
+from dataplane.drops import DropEvent
 from dataplane.fib.rows import (
     EndpointKey,
     FibDelta,
@@ -96,7 +97,13 @@ class Backend(Protocol):
         """Install exactly these rows; the report says what was wrong before."""
 
     def counters(self) -> Json:
-        """`{"drops": {reason: packets}, "ports": {ifname: {...}}, "gateways": {id: {...}}}`."""
+        """`{"drops": {reason: packets}}`, and what was sent, received and dropped by each of
+        `"ports": {ifname: {...}}, "gateways": {id: ...}, "vpcs": {vni: ...}, "sites": {site: ...}`.
+        """
+
+    def take_drops(self) -> list[DropEvent]:
+        """Drops told of since the last call, the oldest first: a sample, bounded in rate and
+        number."""
 
     def usage(self) -> Usage:
         """Rows in and capacity of the endpoint table, the one that grows."""

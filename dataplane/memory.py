@@ -6,8 +6,9 @@ programs under `xdp/bpf` do, so a path can be followed from pod to pod through s
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from ipaddress import IPv4Network
@@ -21,6 +22,7 @@ from dataplane.backend import (
     TableFull,
     Usage,
 )
+from dataplane.drops import DROPS_TAKEN_MAX, DropEvent
 from dataplane.fib.rows import (
     NO_GROUP,
     EndpointKey,
@@ -57,12 +59,32 @@ class Verdict:
     reason: DropReason | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Packet:
+    """What is known of a packet on its way: from a port, or from a peer gateway."""
+
+    src: str
+    dst: str
+    vni: int
+    ifname: str = ""
+    outer: str = ""
+    gateway: int | None = None
+
+
+_COUNTED = ("tx_packets", "rx_packets", "drops")
+
+
 class MemoryBackend:
     """See `backend.Backend`. Nothing outlives the process."""
 
     mode: Literal["memory"] = "memory"
 
-    def __init__(self, *, endpoints_max: int = ENDPOINTS_MAX) -> None:
+    def __init__(
+        self,
+        *,
+        endpoints_max: int = ENDPOINTS_MAX,
+        now_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
         self._endpoints_max = endpoints_max
         self._gateways: dict[int, GatewayRow] = {}
         self._groups: dict[int, GroupRow] = {}
@@ -71,11 +93,11 @@ class MemoryBackend:
         self._subnets: dict[SubnetKey, SubnetRow] = {}
         self._peers: dict[int, int] = {}
         self._prefixes: dict[int, list[SubnetKey]] = {}
+        self._now_ns = now_ns
         self._drops: Counter[DropReason] = Counter()
-        self._sent: Counter[int] = Counter()
-        self._received: Counter[int] = Counter()
-        self._from_port: Counter[str] = Counter()
-        self._to_port: Counter[str] = Counter()
+        self._drop_events: deque[DropEvent] = deque(maxlen=DROPS_TAKEN_MAX)
+        self._counts: Counter[tuple[str, str, str]] = Counter()
+        """(kind, name, what) → packets; kinds and names as in `counters`."""
 
     # ---- tables ---------------------------------------------------------------------------------
 
@@ -131,17 +153,22 @@ class MemoryBackend:
     # ---- reports --------------------------------------------------------------------------------
 
     def counters(self) -> Json:
+        seen = sorted({(kind, name) for kind, name, _ in self._counts})
         return {
             "drops": {reason.text: self._drops[reason] for reason in DropReason},
-            "ports": {
-                ifname: {"tx_packets": self._from_port[ifname], "rx_packets": self._to_port[ifname]}
-                for ifname in sorted(self._ports)
-            },
-            "gateways": {
-                str(id): {"tx_packets": self._sent[id], "rx_packets": self._received[id]}
-                for id in sorted(self._gateways)
-            },
+            "ports": {ifname: self._counted("ports", ifname) for ifname in sorted(self._ports)},
+            "gateways": {str(id): self._counted("gateways", id) for id in sorted(self._gateways)},
+            "vpcs": {name: self._counted(kind, name) for kind, name in seen if kind == "vpcs"},
+            "sites": {name: self._counted(kind, name) for kind, name in seen if kind == "sites"},
         }
+
+    def _counted(self, kind: str, name: object) -> Json:
+        return {what: self._counts[kind, str(name), what] for what in _COUNTED}
+
+    def take_drops(self) -> list[DropEvent]:
+        events = list(self._drop_events)
+        self._drop_events.clear()
+        return events
 
     def usage(self) -> Usage:
         return Usage(len(self._endpoints), self._endpoints_max)
@@ -230,67 +257,74 @@ class MemoryBackend:
     def forward(self, ifname: str, src: str, dst: str) -> Verdict:
         """What becomes of an IPv4 packet that comes out of a local port (`xdp_pod`)."""
         port = self._ports.get(ifname)
+        packet = _Packet(src, dst, port.vni if port else 0, ifname=ifname)
         if port is None:
-            return self._drop(DropReason.NO_PORT, f"{ifname} has no port row")
+            return self._drop(packet, DropReason.NO_PORT, f"{ifname} has no port row")
         if port.blocked:
-            return self._drop(DropReason.PORT_BLOCKED, f"{ifname} lost the claim to its address")
+            words = f"{ifname} lost the claim to its address"
+            return self._drop(packet, DropReason.PORT_BLOCKED, words)
         if ip_number(src) != port.ip:
-            return self._drop(
-                DropReason.SPOOFED_IP, f"{ifname} may send as {ip_text(port.ip)}, not as {src}"
-            )
-        self._from_port[ifname] += 1
+            words = f"{ifname} may send as {ip_text(port.ip)}, not as {src}"
+            return self._drop(packet, DropReason.SPOOFED_IP, words)
+        self._count_port(ifname, "tx_packets")
         number = ip_number(dst)
         endpoint = self._endpoint(port.vni, number)
         if endpoint is not None:
-            return self._to_endpoint(endpoint, port.vni, src, dst, came_from=None)
+            return self._to_endpoint(packet, endpoint)
         prefix = self._prefix(port.vni, number)
         if prefix is None:
-            return self._drop(DropReason.NO_SUBNET, f"{dst} is in no subnet of VNI {port.vni}")
+            words = f"{dst} is in no subnet of VNI {port.vni}"
+            return self._drop(packet, DropReason.NO_SUBNET, words)
         subnet = self._subnets[prefix]
         if number == subnet.gateway_ip:
-            self._to_port[ifname] += 1
+            self._count_port(ifname, "rx_packets")
             return Verdict("deliver", f"{dst} is the gateway itself", port.vni, ifname)
         if subnet.group == NO_GROUP:
-            return self._drop(DropReason.UNCLAIMED, f"nobody claims {dst}")
-        return self._to_group(subnet.group, port.vni, src, dst, came_from=None)
+            return self._drop(packet, DropReason.UNCLAIMED, f"nobody claims {dst}")
+        return self._to_group(packet, subnet.group)
 
     def receive(self, outer_src: str, vni: int, src: str, dst: str) -> Verdict:
         """What becomes of a tunnel packet from a peer's underlay address (`xdp_wan`)."""
         peer = self._peers.get(ip_number(outer_src))
         if peer is None:
-            return self._drop(DropReason.UNKNOWN_PEER, f"{outer_src} is no gateway of the mesh")
-        self._received[peer] += 1
+            stranger = _Packet("", "", 0, outer=outer_src)
+            words = f"{outer_src} is no gateway of the mesh"
+            return self._drop(stranger, DropReason.UNKNOWN_PEER, words)
+        packet = _Packet(src, dst, vni, outer=outer_src, gateway=peer)
+        self._count_gateway(peer, "rx_packets")
         endpoint = self._endpoint(vni, ip_number(dst))
         if endpoint is None:
-            return self._drop(DropReason.NOT_LOCAL, f"{dst} of VNI {vni} is not reached from here")
-        return self._to_endpoint(endpoint, vni, src, dst, came_from=peer)
+            words = f"{dst} of VNI {vni} is not reached from here"
+            return self._drop(packet, DropReason.NOT_LOCAL, words)
+        return self._to_endpoint(packet, endpoint)
 
-    def _to_endpoint(
-        self, row: EndpointRow, vni: int, src: str, dst: str, *, came_from: int | None
-    ) -> Verdict:
+    def _to_endpoint(self, packet: _Packet, row: EndpointRow) -> Verdict:
         if row.ifname:
-            self._to_port[row.ifname] += 1
-            return Verdict("deliver", f"{dst} is attached at {row.ifname}", vni, row.ifname)
+            self._count_port(row.ifname, "rx_packets")
+            words = f"{packet.dst} is attached at {row.ifname}"
+            return Verdict("deliver", words, packet.vni, row.ifname)
         if row.group == NO_GROUP:
-            return self._drop(DropReason.NOT_ATTACHED, f"{dst} is ours, and nothing is attached")
-        return self._to_group(row.group, vni, src, dst, came_from=came_from)
+            words = f"{packet.dst} is ours, and nothing is attached"
+            return self._drop(packet, DropReason.NOT_ATTACHED, words)
+        return self._to_group(packet, row.group)
 
-    def _to_group(
-        self, group: int, vni: int, src: str, dst: str, *, came_from: int | None
-    ) -> Verdict:
+    def _to_group(self, packet: _Packet, group: int) -> Verdict:
         members = self._groups.get(group)
         if members is None:
-            return self._drop(DropReason.NO_GROUP, f"no gateway is known that leads to {dst}")
-        id = members.gateways[_flow_hash(src, dst) % len(members.gateways)]
+            words = f"no gateway is known that leads to {packet.dst}"
+            return self._drop(packet, DropReason.NO_GROUP, words)
+        id = members.gateways[_flow_hash(packet.src, packet.dst) % len(members.gateways)]
         gateway: GatewayRow | None = self._gateways.get(id)
         if gateway is None:
-            return self._drop(DropReason.NO_GATEWAY, f"{members.name} names an unknown gateway")
-        if id == came_from:
-            return self._drop(DropReason.LOOP, f"{dst} would go back to where it came from")
-        self._sent[id] += 1
+            words = f"{members.name} names an unknown gateway"
+            return self._drop(packet, DropReason.NO_GATEWAY, words)
+        if id == packet.gateway:
+            words = f"{packet.dst} would go back to where it came from"
+            return self._drop(packet, DropReason.LOOP, words)
+        self._count_gateway(id, "tx_packets")
         underlay = ip_text(gateway.underlay)
-        words = f"{dst} is reached through {members.name} by {underlay}, VNI {vni}"
-        return Verdict("send", words, vni, gateway=gateway.node, underlay=underlay)
+        words = f"{packet.dst} is reached through {members.name} by {underlay}, VNI {packet.vni}"
+        return Verdict("send", words, packet.vni, gateway=gateway.node, underlay=underlay)
 
     def _endpoint(self, vni: int, number: int) -> EndpointRow | None:
         row = self._endpoints.get(EndpointKey(vni, number).pack())
@@ -303,8 +337,36 @@ class MemoryBackend:
                 return key
         return None
 
-    def _drop(self, reason: DropReason, words: str) -> Verdict:
+    def _count_port(self, ifname: str, what: str) -> None:
+        self._counts["ports", ifname, what] += 1
+        if (port := self._ports.get(ifname)) is not None:
+            self._counts["vpcs", str(port.vni), what] += 1
+
+    def _count_gateway(self, id: int, what: str) -> None:
+        self._counts["gateways", str(id), what] += 1
+        if (gateway := self._gateways.get(id)) is not None:
+            self._counts["sites", gateway.site, what] += 1
+
+    def _drop(self, packet: _Packet, reason: DropReason, words: str) -> Verdict:
         self._drops[reason] += 1
+        if packet.ifname:
+            self._counts["ports", packet.ifname, "drops"] += 1
+        if packet.gateway is not None:
+            self._count_gateway(packet.gateway, "drops")
+        if packet.vni:
+            self._counts["vpcs", str(packet.vni), "drops"] += 1
+        self._drop_events.append(
+            DropEvent(
+                at_ns=self._now_ns(),
+                reason=reason,
+                packets=1,
+                vni=packet.vni,
+                src=packet.src,
+                dst=packet.dst,
+                outer=packet.outer,
+                ifname=packet.ifname,
+            )
+        )
         return Verdict("drop", f"{reason.text}: {words}", reason=reason)
 
 

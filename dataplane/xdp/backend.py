@@ -34,6 +34,7 @@ from dataplane.backend import (
     Unavailable,
     Usage,
 )
+from dataplane.drops import DropEvent
 from dataplane.fib.rows import (
     FibDelta,
     GatewayRow,
@@ -50,6 +51,7 @@ from dataplane.fib.rows import (
 from dataplane.xdp import headers, kernel, links, pack, pins, report
 from dataplane.xdp.maps import TABLES, Maps
 from dataplane.xdp.state import Resolved
+from dataplane.xdp.totals import Totals
 
 LOADER_TIMEOUT_S = 120
 """A compile takes a third of a second; on a busy machine with many nodes starting, far longer."""
@@ -118,6 +120,7 @@ class XdpBackend:
         self._switched = False
         self._groups: dict[int, GroupRow] = {}
         self._state = Resolved(underlay)
+        self._totals = Totals(maps)
 
     def describe(self) -> str:
         """What runs where, in words."""
@@ -128,8 +131,10 @@ class XdpBackend:
     def replace(self, tables: Tables) -> None:
         self._generation = (self._generation + 1) % (1 << 32)
         self._groups = dict(tables.groups)
-        state = self._state = Resolved.of(self._underlay, tables, self._state.ways)
+        former = self._state
+        state = self._state = Resolved.of(self._underlay, tables, former.ways)
         _look_up_ways(state, tables.gateways.values())
+        self._stop_counting(former)
         refused = self._write(
             tables.gateways, tables.groups, tables.ports, tables.endpoints, tables.subnets
         )
@@ -138,6 +143,8 @@ class XdpBackend:
         self._maps.stop_counting("gateway_traffic", [pack.u32(id) for id in tables.gateways])
         ifindexes = [pack.u32(interface.ifindex) for interface in state.interfaces.values()]
         self._maps.stop_counting("port_traffic", ifindexes)
+        vnis = {key.vni for key in tables.subnets} | {row.vni for row in tables.ports.values()}
+        self._maps.stop_counting("vpc_drops", [pack.u32(vni) for vni in vnis])
         self._maps.configure(self._underlay, self._generation)
         state.peers = state.peer_owners()
         self._switch()
@@ -147,6 +154,8 @@ class XdpBackend:
         state = self._state
         self._groups.update(delta.groups.put)
         state.gateways.update(delta.gateways.put)
+        for ifname, row in delta.ports.put.items():
+            self._stop_counting_port(state, ifname, row.vni)
         state.ports.update(delta.ports.put)
         state.attach_endpoints(delta.endpoints.put)
         state.detach_endpoints(delta.endpoints.remove)
@@ -193,6 +202,8 @@ class XdpBackend:
         for ifname in ports:
             if (interface := state.interfaces.get(ifname)) is not None:
                 self._maps.start_counting("port_traffic", pack.u32(interface.ifindex))
+        for vni in sorted({row.vni for row in ports.values()} | {key.vni for key in subnets}):
+            self._maps.start_counting("vpc_drops", pack.u32(vni))
         refused["endpoints"] = put("endpoints", state.endpoint_rows(endpoints, generation))
         subnet_rows = [
             (pack.subnet_key(key), pack.subnet_value(row, generation))
@@ -212,22 +223,24 @@ class XdpBackend:
 
     def _remove_ports(self, ifnames: Iterable[str]) -> None:
         for ifname in ifnames:
-            self._state.ports.pop(ifname, None)
+            row = self._state.ports.pop(ifname, None)
             interface = self._state.interfaces.pop(ifname, None)
-            if interface is not None:
-                self._forget_port(interface.ifindex)
+            if row is not None and interface is not None:
+                self._forget_port(row.vni, interface.ifindex)
 
-    def _forget_port(self, ifindex: int) -> None:
+    def _forget_port(self, vni: int, ifindex: int) -> None:
         """Take out an interface's row, counters and program."""
         self._maps.delete("ports", [pack.u32(ifindex)])
-        self._maps.delete("port_traffic", [pack.u32(ifindex)])
+        self._totals.stop_port(vni, ifindex)
         self._directory.link_path(ifindex).unlink(missing_ok=True)
 
     def _remove_gateways(self, ids: Iterable[int]) -> None:
         state = self._state
         gone = list(ids)
         for id in gone:
-            state.gateways.pop(id, None)
+            row = state.gateways.pop(id, None)
+            if row is not None:
+                self._totals.stop_gateway(row.site, id)
         # A peer's address may have changed, or pass to another gateway that claims it.
         owners = state.peer_owners()
         if owners != state.peers:
@@ -236,7 +249,24 @@ class XdpBackend:
             self._maps.delete("peers", left)
             state.peers = owners
         self._maps.delete("gateways", [pack.u32(id) for id in gone])
-        self._maps.delete("gateway_traffic", [pack.u32(id) for id in gone])
+
+    # ---- counters -------------------------------------------------------------------------------
+
+    def _stop_counting(self, former: Resolved) -> None:
+        """Take away the counters of what a full sync leaves out, or gives to another VPC."""
+        state = self._state
+        for ifname in former.ports:
+            row = state.ports.get(ifname)
+            self._stop_counting_port(former, ifname, row.vni if row else None)
+        for id, gateway in former.gateways.items():
+            if id not in state.gateways:
+                self._totals.stop_gateway(gateway.site, id)
+
+    def _stop_counting_port(self, state: Resolved, ifname: str, vni: int | None) -> None:
+        """The port is this VPC's from now on (None: nobody's)."""
+        row, interface = state.ports.get(ifname), state.interfaces.get(ifname)
+        if row is not None and interface is not None and row.vni != vni:
+            self._totals.stop_port(row.vni, interface.ifindex)
 
     # ---- interfaces and ways --------------------------------------------------------------------
 
@@ -248,7 +278,7 @@ class XdpBackend:
         for name in changed:
             old, new = before.get(name), state.interfaces.get(name)
             if old is not None and (new is None or new.ifindex != old.ifindex):
-                self._forget_port(old.ifindex)
+                self._forget_port(state.ports[name].vni, old.ifindex)
         ports = {name: state.ports[name] for name in changed}
         endpoints = {key: row for key, row in state.local.items() if ifname_of(row) in ports}
         ways = dict(state.ways)
@@ -312,7 +342,14 @@ class XdpBackend:
         return before
 
     def counters(self) -> Json:
-        return report.counters(self._maps, self._state)
+        return {
+            **report.counters(self._maps, self._state),
+            "vpcs": self._totals.vpcs(self._state),
+            "sites": self._totals.sites(self._state),
+        }
+
+    def take_drops(self) -> list[DropEvent]:
+        return report.drop_events(self._maps)
 
     def usage(self) -> Usage:
         return self._maps.usage("endpoints")

@@ -41,6 +41,7 @@ class MapType(IntEnum):
     PERCPU_HASH = 5
     PERCPU_ARRAY = 6
     LPM_TRIE = 11
+    RINGBUF = 27
 
 
 class _Cmd(IntEnum):

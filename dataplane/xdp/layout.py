@@ -14,7 +14,7 @@ from dataplane.fib.rows import GROUP_GATEWAYS_MAX
 from dataplane.reasons import REASONS_MAX, DropReason
 from dataplane.xdp.kernel import MAP_NO_PREALLOC, MapType
 
-ABI = 1
+ABI = 2
 """Part of the pin path. Programs of different ABIs never share a map."""
 
 GATEWAY_MAC = bytes.fromhex("027765667401")  # locally administered: "weft", 1
@@ -97,7 +97,40 @@ PORT_VALUE = Layout(
 PEER_VALUE = Layout("peer_value", (("gateway", "I"), ("generation", "I")))
 CONFIG_VALUE = Layout("config_value", (("underlay", "4s"), ("generation", "I")))
 TRAFFIC = Layout(
-    "traffic", (("tx_packets", "Q"), ("tx_bytes", "Q"), ("rx_packets", "Q"), ("rx_bytes", "Q"))
+    "traffic",
+    (
+        ("tx_packets", "Q"),
+        ("tx_bytes", "Q"),
+        ("rx_packets", "Q"),
+        ("rx_bytes", "Q"),
+        ("drops", "Q"),
+    ),
+)
+DROP_COUNT = Layout(
+    "drop_count",
+    (
+        ("packets", "Q"),
+        ("told", "Q"),
+        ("window_at_ns", "Q"),
+        ("window_events", "I"),
+        ("pad", "I"),
+    ),
+)
+DROP_EVENT = Layout(
+    "drop_event",
+    (
+        ("at_ns", "Q"),
+        ("packets", "Q"),
+        ("reason", "I"),
+        ("vni", "I"),
+        ("outer", "4s"),
+        ("ifindex", "I"),
+        ("ethertype", "2s"),
+        ("pad", "H"),
+        ("src", "16s"),
+        ("dst", "16s"),
+        ("pad_end", "I"),
+    ),
 )
 LAYOUTS = (
     ENDPOINT_KEY,
@@ -110,6 +143,8 @@ LAYOUTS = (
     PEER_VALUE,
     CONFIG_VALUE,
     TRAFFIC,
+    DROP_COUNT,
+    DROP_EVENT,
 )
 
 U32 = struct.Struct("=I")
@@ -117,6 +152,11 @@ PORTS_MAX = 4096  # directly attached workloads of one machine
 GATEWAYS_MAX = 4096
 GROUPS_MAX = 8192  # a group per gateway, and one per site
 SUBNETS_MAX = 1 << 16
+VPCS_MAX = 4096  # with subnets or ports on one machine, counted apart; others are only not counted
+DROP_EVENTS_BYTES = 1 << 16
+"""The ring of drop events: 819 between two looks. A power of two, and whole pages of any size."""
+DROP_EVENTS_WINDOW_NS = 100_000_000
+DROP_EVENTS_IN_WINDOW = 8
 
 
 def maps(endpoints_max: int = ENDPOINTS_MAX) -> dict[str, MapSpec]:
@@ -143,7 +183,9 @@ def maps(endpoints_max: int = ENDPOINTS_MAX) -> dict[str, MapSpec]:
             SUBNETS_MAX,
             MAP_NO_PREALLOC,
         ),
-        MapSpec("drops", MapType.PERCPU_ARRAY, 4, 8, REASONS_MAX),
+        MapSpec("drops", MapType.PERCPU_ARRAY, 4, DROP_COUNT.packer.size, REASONS_MAX),
+        MapSpec("drop_events", MapType.RINGBUF, 0, 0, DROP_EVENTS_BYTES),
+        MapSpec("vpc_drops", MapType.PERCPU_HASH, 4, 8, VPCS_MAX),
         MapSpec("port_traffic", MapType.PERCPU_HASH, 4, TRAFFIC.packer.size, PORTS_MAX),
         MapSpec("gateway_traffic", MapType.PERCPU_HASH, 4, TRAFFIC.packer.size, GATEWAYS_MAX),
     )
@@ -170,6 +212,8 @@ def assertions() -> str:
         "PORT_BLOCKED": PORT_BLOCKED,
         "GATEWAY_RESOLVED": GATEWAY_RESOLVED,
         "OUTER_BYTES": OUTER_BYTES,
+        "DROP_EVENTS_WINDOW_NS": DROP_EVENTS_WINDOW_NS,
+        "DROP_EVENTS_IN_WINDOW": DROP_EVENTS_IN_WINDOW,
     }
     lines += [f'_Static_assert({name} == {value}, "{name}");' for name, value in constants.items()]
     return "\n".join(lines) + "\n"

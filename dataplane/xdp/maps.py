@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import struct
 from collections.abc import Iterator, Sequence
 
 from dataplane.backend import TableFull, Usage
 from dataplane.xdp import kernel, layout, pack
 from dataplane.xdp.pins import PinDir
+from dataplane.xdp.ring import Ring
 
 _VALUES = {
     "gateways": layout.GATEWAY_VALUE,
@@ -30,13 +33,18 @@ class Maps:
         try:
             for name, spec in self.specs.items():
                 self._fds[name] = pins.require_map(spec)
+            self._capacity = {n: kernel.map_info(fd).max_entries for n, fd in self._fds.items()}
+            self._ring = Ring(self._fds["drop_events"], self._capacity["drop_events"])
         except BaseException:
-            self.close()
+            self._close_fds()
             raise
-        self._capacity = {name: kernel.map_info(fd).max_entries for name, fd in self._fds.items()}
         self._processors = kernel.processors()
 
     def close(self) -> None:
+        self._ring.close()
+        self._close_fds()
+
+    def _close_fds(self) -> None:
         for fd in self._fds.values():
             os.close(fd)
         self._fds = {}
@@ -92,12 +100,17 @@ class Maps:
     # ---- counters -------------------------------------------------------------------------------
 
     def start_counting(self, name: str, key: bytes) -> None:
-        """Make a row of zeros in a traffic map, unless it has one."""
+        """Make a row of zeros in a map of counters, unless it has one. Where the map is full, what
+        the row is for goes uncounted."""
         width = self.specs[name].value_bytes
-        kernel.insert(self._fds[name], key, bytes(width * self._processors))
+        try:
+            kernel.insert(self._fds[name], key, bytes(width * self._processors))
+        except OSError as error:
+            if error.errno != errno.E2BIG:
+                raise
 
     def stop_counting(self, name: str, keep: Sequence[bytes]) -> None:
-        """Remove all rows of a traffic map but these."""
+        """Remove all rows of a map of counters but these."""
         kept = set(keep)
         width = self.specs[name].value_bytes * self._processors
         rows = kernel.dump_rows(self._fds[name], self.specs[name].key_bytes, width)
@@ -111,9 +124,20 @@ class Maps:
             sums = [total + part for total, part in zip(sums, copy, strict=True)]
         return dict(zip(layout.TRAFFIC.offsets, sums, strict=True))
 
+    def vpc_drops(self) -> dict[int, int]:
+        """Packets dropped by VNI."""
+        width = 8 * self._processors
+        rows = kernel.dump_rows(self._fds["vpc_drops"], 4, width)
+        u64s = struct.Struct(f"={self._processors}Q")
+        return {layout.U32.unpack(key)[0]: sum(u64s.unpack(raw)) for key, raw in rows}
+
+    def take_drop_events(self, count_max: int) -> list[bytes]:
+        return self._ring.take(count_max)
+
     def drops(self, reason: int) -> int:
-        raw = kernel.lookup(self._fds["drops"], pack.u32(reason), 8 * self._processors) or b""
-        return sum(int.from_bytes(raw[at : at + 8], "little") for at in range(0, len(raw), 8))
+        count = layout.DROP_COUNT.packer
+        raw = kernel.lookup(self._fds["drops"], pack.u32(reason), count.size * self._processors)
+        return sum(packets for packets, *_ in count.iter_unpack(raw or b""))
 
     # ---- configuration --------------------------------------------------------------------------
 

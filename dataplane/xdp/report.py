@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv6Address
 
 from dataplane.backend import Audit, AuditReport, Json
+from dataplane.drops import DROPS_TAKEN_MAX, DropEvent
 from dataplane.fib.rows import (
     EndpointKey,
     GroupRow,
@@ -20,6 +23,9 @@ from dataplane.xdp import kernel, layout, links, pack
 from dataplane.xdp.maps import Maps
 from dataplane.xdp.pins import PinDir
 from dataplane.xdp.state import Resolved, Rows
+
+_drop_event = layout.DROP_EVENT.packer
+_IPV6 = bytes.fromhex("86dd")
 
 
 def audit(
@@ -125,6 +131,33 @@ def counters(maps: Maps, state: Resolved) -> Json:
             str(id): maps.traffic("gateway_traffic", pack.u32(id)) for id in sorted(state.gateways)
         },
     }
+
+
+def drop_events(maps: Maps) -> list[DropEvent]:
+    """Drops told of since the last call, the oldest first."""
+    begun_ns = time.time_ns() - time.monotonic_ns()
+    events = []
+    for raw in maps.take_drop_events(DROPS_TAKEN_MAX):
+        at_ns, packets, reason, vni, outer, ifindex, kind, _, src, dst, _ = _drop_event.unpack(raw)
+        texts = [_address(kind, raw) for raw in (src, dst)] if any(src + dst) else ["", ""]
+        events.append(
+            DropEvent(
+                at_ns=begun_ns + at_ns,
+                reason=DropReason(reason),
+                packets=packets,
+                vni=vni,
+                src=texts[0],
+                dst=texts[1],
+                outer=str(IPv4Address(outer)) if any(outer) else "",
+                ifname=_ifname(ifindex),
+            )
+        )
+    return events
+
+
+def _address(ethertype: bytes, raw: bytes) -> str:
+    """An inner address in the 16 bytes that an event has for it."""
+    return str(IPv6Address(raw)) if ethertype == _IPV6 else str(IPv4Address(raw[:4]))
 
 
 def show(maps: Maps, state: Resolved, groups: Mapping[int, GroupRow]) -> Json:

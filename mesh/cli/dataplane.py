@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import click
 
 from mesh.cli.app import ExitNo, Group
-from mesh.cli.client import LONG_TIMEOUT_S, Client
+from mesh.cli.client import LONG_TIMEOUT_S, Client, segments
 from mesh.cli.options import asks
 from mesh.cli.output import Output
+
+_DROP_COLUMNS = ("reason", "vpc", "src", "dst", "peer", "interface", "count", "at")
 
 
 @click.group("dataplane", cls=Group)
@@ -36,18 +39,43 @@ def show(api: Client, out: Output) -> None:
 @dataplane.command("stats")
 @asks
 def stats(api: Client, out: Output) -> None:
-    """Show counters: drops by reason, packets by port and by gateway."""
+    """Show counters: drops by reason; packets by VPC, peer site, port and gateway."""
     answer: dict[str, Any] = api.get("/v1/dataplane/stats")
     if out.json:
         out.document(answer)
         return
     drops = [{"reason": reason, "packets": count} for reason, count in answer["drops"].items()]
     out.table(drops, ("reason", "packets"))
-    for name, key in (("ports", "port"), ("gateways", "gateway")):
+    kinds = {"vpcs": "vpc", "sites": "site", "ports": "port", "gateways": "gateway"}
+    for name, key in kinds.items():
         rows = [{key: label, **counts} for label, counts in answer[name].items()]
         if rows:
             click.echo()
             out.table(rows, tuple(rows[0]))
+
+
+@dataplane.command("drops")
+@click.option(
+    "--follow", is_flag=True, help="Print drops as they happen, one JSON document a line."
+)
+@asks
+def drops(api: Client, out: Output, follow: bool) -> None:
+    """Show dropped packets: why, whose, from where to where, how many and when the last was.
+
+    A sample: of each reason some are looked at, which stand for those between them in COUNT. What
+    there is of each reason in all, and of each VPC and site, is in `weft dataplane stats`.
+    """
+    answer: dict[str, Any] = api.get("/v1/dataplane/drops")
+    if not follow:
+        out.rows(answer["drops"], _DROP_COLUMNS)
+        return
+    while True:
+        path = segments("dataplane", "drops", str(answer["next"]))
+        answer = api.get(path, timeout_s=LONG_TIMEOUT_S)
+        if answer["missed"]:
+            click.echo(f"{answer['missed']} drops were not shown", err=True)
+        for row in answer["drops"]:
+            click.echo(json.dumps(row))
 
 
 @dataplane.command("audit")

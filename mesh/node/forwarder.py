@@ -17,12 +17,16 @@ from dataplane.backend import AuditReport, Backend, DataplaneError, Json, Unavai
 from mesh.core.errors import NotReady
 from mesh.core.forwarding import Forwarding
 from mesh.node.config import Config
+from mesh.node.drops import DropLog
 from mesh.node.log import LimitedLog, event
 
 AUDIT_PERIOD_S = 60.0
 """A full comparison with the kernel's maps; it costs a dump of the maps."""
 ADJACENCY_PERIOD_S = 2.0
 """How soon a changed interface or link address of a peer is taken up."""
+
+DROPS_PERIOD_S = 0.5
+"""How soon drops are seen; between two looks the kernel holds several hundred."""
 
 _logger = logging.getLogger("weft.dataplane")
 T = TypeVar("T")
@@ -39,6 +43,7 @@ class Forwarder:
         self._changed = trio.Event()
         self._log = LimitedLog(_logger, trio.current_time)
         self._backend: Backend | None = None
+        self.drops = DropLog()
         self.reason = "not started"
         """the mode and why it was taken, in words"""
         self.problem: str | None = None
@@ -99,6 +104,7 @@ class Forwarder:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._write)
             nursery.start_soon(self._refresh)
+            nursery.start_soon(self._take_drops)
             nursery.start_soon(self._audit_regularly)
 
     async def close(self) -> None:
@@ -164,6 +170,14 @@ class Forwarder:
                 await self.read(lambda backend: backend.refresh_adjacency())
             except NotReady as error:
                 self._log.event("dataplane.adjacency_failed", reason=error)
+
+    async def _take_drops(self) -> None:
+        while True:
+            await trio.sleep(DROPS_PERIOD_S)
+            try:
+                self.drops.add(await self.read(lambda backend: backend.take_drops()))
+            except NotReady as error:
+                self._log.event("dataplane.drops_unread", reason=error)
 
     async def _audit_regularly(self) -> None:
         while True:

@@ -118,13 +118,29 @@ async def render(service: Service, latencies: Latencies) -> str:
         int(status["dataplane"]["synced"]),
     )
     try:
-        counters = await node.forwarder.read(lambda backend: backend.counters())
+        counters = await service.dataplane.stats()
     except NotReady:
-        counters = {"drops": {}}
+        counters = {"drops": {}, "vpcs": {}, "sites": {}}
     drops = counters["drops"].items()
     out.many("weft_drops_total", "counter", "Packets dropped.", "reason", drops)
+    _traffic(out, "vpc", "a VPC here", counters["vpcs"])
+    _traffic(out, "site", "a site", counters["sites"])
     _latencies(out, latencies)
     return "\n".join(out.lines) + "\n"
+
+
+def _traffic(out: _Text, label: str, of: str, rows: Mapping[str, Mapping[str, int]]) -> None:
+    """Packets and bytes both ways and drops, by VPC or by site. Memory counts no bytes."""
+    words = ("from", "to") if label == "vpc" else ("to", "from")
+    for direction, word in zip(("tx", "rx"), words, strict=True):
+        for unit in ("packets", "bytes"):
+            key = f"{direction}_{unit}"
+            values = [(name, row[key]) for name, row in rows.items() if key in row]
+            says = f"{unit.title()} {word} {of}."
+            out.many(f"weft_{label}_{key}_total", "counter", says, label, values)
+    drops = [(name, row["drops"]) for name, row in rows.items()]
+    says = f"Packets from {of} that were dropped here."
+    out.many(f"weft_{label}_drops_total", "counter", says, label, drops)
 
 
 def _latencies(out: _Text, latencies: Latencies) -> None:

@@ -304,6 +304,18 @@ ROUTES: Final = (
     Route("GET", "/v1/dataplane", "Every installed row", lambda s: s.dataplane.show),
     Route("GET", "/v1/dataplane/stats", "Counters", lambda s: s.dataplane.stats),
     Route(
+        "GET",
+        "/v1/dataplane/drops",
+        "Dropped packets by reason, VPC, addresses, peer and interface",
+        lambda s: s.dataplane.drops,
+    ),
+    Route(
+        "GET",
+        "/v1/dataplane/drops/{number}",
+        "Drops from `next` of the last answer on; waits up to 20 s for one",
+        lambda s: s.dataplane.drops_after,
+    ),
+    Route(
         "POST",
         "/v1/dataplane/audit",
         "Compare compiled and installed rows",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from pyroute2 import IPRoute
 
+from dataplane.drops import DropEvent
 from dataplane.fib.facts import EndpointFact, GatewayFact
 from dataplane.fib.rows import mac_text
 from dataplane.reasons import DropReason
@@ -54,6 +58,25 @@ class Bench:
     def drops(self) -> dict[str, int]:
         counts: dict[str, int] = self.gateway.run(self.gateway.backend.counters)["drops"]
         return counts
+
+    def told(self) -> list[DropEvent]:
+        """The drop events since the last call."""
+        events: list[DropEvent] = self.gateway.run(self.gateway.backend.take_drops)
+        return events
+
+    def window(self, *, drain: bool = True) -> None:
+        """Have the next drop of every reason told, as if a second had passed since the last."""
+        maps = self.gateway.backend._maps
+        count = layout.DROP_COUNT.packer
+        for reason in DropReason:
+            key, width = struct.pack("=I", reason), count.size * kernel.processors()
+            raw = kernel.lookup(maps._fds["drops"], key, width) or b""
+            copies = [
+                count.pack(packets, told, 0, 0, 0) for packets, told, *_ in count.iter_unpack(raw)
+            ]
+            kernel.update(maps._fds["drops"], key, b"".join(copies))
+        if drain:
+            self.told()
 
     def sent(self, ip: bytes, src: str = "", kind: int = 0x0800) -> bytes:
         """A frame as the pod sends it."""
@@ -216,6 +239,68 @@ def test_too_big_is_answered_with_the_size_that_fits(bench: Bench) -> None:
     assert bench.drops()["too-big"] == before + 1
 
 
+def test_too_big_for_a_neighbour_is_answered_with_what_fits_there(bench: Bench) -> None:
+    ip = bench.datagram(bench.neighbour.ip, size=1400)
+    done = answered(bench, bench.from_pod(bench.sent(ip)), "10.0.1.1", bench.pod.ip, ip)
+    assert done[:14] == bench.packets.ethernet(bench.pod.mac, ROUTER, b"")
+    assert done[34:36] == b"\3\4" and struct.unpack_from("!HH", done, 38) == (0, 1400)
+
+
+@pytest.mark.parametrize("dst", [ABROAD, "10.0.1.11"])
+def test_a_sender_is_told_that_the_ttl_has_ended(bench: Bench, dst: str) -> None:
+    ip = bench.datagram(dst, ttl=1)
+    before = bench.drops()["ttl-expired"]
+    done = answered(bench, bench.from_pod(bench.sent(ip)), "10.0.1.1", bench.pod.ip, ip)
+    assert done[34:36] == b"\x0b\0" and done[38:42] == bytes(4)
+    assert bench.drops()["ttl-expired"] == before + 1
+
+
+def answered(bench: Bench, done: kernel.TestRun, source: str, sender: str, ip: bytes) -> bytes:
+    """The frame with an ICMP error about `ip`, whose addresses, lengths and checksums agree."""
+    assert done.verdict == REDIRECT
+    out = done.packet
+    fields = ip_fields(out)
+    assert (fields["src"], fields["dst"], fields["protocol"]) == (source, sender, 1)
+    assert fields["total"] == len(out) - 14 == 56 and fields["ttl"] == 64
+    assert bench.packets.checksum(out[14:34]) == 0 == bench.packets.checksum(out[34:])
+    assert out[42:] == ip[:28]
+    return out
+
+
+def test_the_far_sender_of_what_does_not_fit_here_is_told_through_the_tunnel(bench: Bench) -> None:
+    pod, neighbour = bench.pod.ip, bench.neighbour.ip
+    cases = {
+        "too big": (bench.datagram(neighbour, src=ABROAD, size=1400), b"\3\4\0\0", 1400),
+        "last hop": (bench.datagram(pod, src=ABROAD, ttl=1), b"\x0b\0\0\0", 0),
+    }
+    for name, (ip, head, mtu) in cases.items():
+        done = bench.from_wan(bench.tunnelled(bench.packets.ethernet(bench.pod.mac, ROUTER, ip)))
+        outer = ip_fields(done.packet)
+        assert (done.verdict, outer["src"], outer["dst"]) == (REDIRECT, ME, PEER), name
+        assert outer["total"] == len(done.packet) - 14 and outer["protocol"] == 17
+        assert bench.packets.checksum(done.packet[14:34]) == 0
+        assert done.packet[46:49] == VNI.to_bytes(3, "big")
+        inner = kernel.TestRun(done.verdict, done.packet[50:], 0)
+        error = answered(bench, inner, "10.0.1.1", ABROAD, ip)
+        assert (error[34:36], error[40:42]) == (head[:2], mtu.to_bytes(2, "big")), name
+
+
+def test_fragments_are_carried_as_they_are(bench: Bench) -> None:
+    """First, middle and last parts of a datagram, both ways: only the TTL is another after."""
+    for fragment in (0x2000, 0x2010, 0x0020):
+        ip = bench.packets.ipv4(bench.pod.ip, ABROAD, bytes(range(128)), fragment=fragment)
+        out = bench.from_pod(bench.sent(ip))
+        assert out.verdict == REDIRECT and out.packet[84:] == ip[20:]
+        assert ip_fields(out.packet, 64)["fragment"] == fragment
+        assert bench.packets.checksum(out.packet[64:84]) == 0
+        ip = bench.packets.ipv4(ABROAD, bench.pod.ip, bytes(range(128)), fragment=fragment)
+        frame = bench.packets.ethernet(bench.pod.mac, ROUTER, ip)
+        out = bench.from_wan(bench.tunnelled(frame))
+        assert out.verdict == REDIRECT and out.packet[34:] == ip[20:]
+        assert ip_fields(out.packet)["fragment"] == fragment
+        assert bench.packets.checksum(out.packet[14:34]) == 0
+
+
 def test_too_big_an_echo_is_answered_too(bench: Bench) -> None:
     ip = bench.packets.ipv4(bench.pod.ip, ABROAD, b"\x08" + bytes(1500), protocol=1)
     done = bench.from_pod(bench.sent(ip))
@@ -266,8 +351,22 @@ def pod_drops(b: Bench) -> dict[str, tuple[bytes, DropReason]]:
         "not echo to the gateway": (b.sent(to("10.0.1.1")), DropReason.UNCLAIMED),
         "nothing attached": (b.sent(to(IDLE)), DropReason.NOT_ATTACHED),
         "site without gateways": (b.sent(to(NOWHERE)), DropReason.NO_GROUP),
-        "last hop": (b.sent(to(ABROAD, ttl=1)), DropReason.TTL_EXPIRED),
-        "last hop to a neighbour": (b.sent(to(b.neighbour.ip, ttl=1)), DropReason.TTL_EXPIRED),
+        "last hop of a later fragment": (
+            b.sent(to(ABROAD, ttl=1, fragment=1)),
+            DropReason.TTL_EXPIRED,
+        ),
+        "last hop of an ICMP error": (
+            b.sent(p.ipv4(pod.ip, ABROAD, b"\3\4" + bytes(30), protocol=1, ttl=1)),
+            DropReason.TTL_EXPIRED,
+        ),
+        "last hop of what is too short to quote": (
+            b.sent(p.ipv4(pod.ip, ABROAD, bytes(7), protocol=6, ttl=1) + bytes(20)),
+            DropReason.TTL_EXPIRED,
+        ),
+        "last hop with IP options": (
+            b.sent(p.ipv4(pod.ip, ABROAD, bytes(40), version_ihl=0x46, ttl=1)),
+            DropReason.TTL_EXPIRED,
+        ),
         "too big without DF": (b.sent(to(ABROAD, size=1450, fragment=0)), DropReason.TOO_BIG),
         "too big a later fragment": (
             b.sent(to(ABROAD, size=1450, fragment=0x4001)),
@@ -277,21 +376,125 @@ def pod_drops(b: Bench) -> dict[str, tuple[bytes, DropReason]]:
             b.sent(p.ipv4(pod.ip, ABROAD, icmp_error, protocol=1)),
             DropReason.TOO_BIG,
         ),
-        "too big for a neighbour": (b.sent(to(b.neighbour.ip, size=1400)), DropReason.TOO_BIG),
+        "too big for a neighbour without DF": (
+            b.sent(to(b.neighbour.ip, size=1400, fragment=0)),
+            DropReason.TOO_BIG,
+        ),
     }
 
 
 def test_what_a_pod_may_not_send_is_dropped_for_its_reason(bench: Bench) -> None:
     for name, (frame, reason) in pod_drops(bench).items():
-        check_drop(bench, name, bench.from_pod, frame, reason)
+        event = check_drop(bench, name, bench.from_pod, frame, reason)
+        assert (event.vni, event.ifname) == (VNI, bench.pod.ifname), name
 
 
-def check_drop(bench: Bench, name: str, run: Any, frame: bytes, reason: DropReason) -> None:
+def check_drop(bench: Bench, name: str, run: Any, frame: bytes, reason: DropReason) -> DropEvent:
+    """The frame is dropped for the reason, counted once, and told of."""
+    bench.window()
     before = bench.drops()
     done = run(frame)
     after = bench.drops()
     counted = {text: n - before[text] for text, n in after.items() if n != before[text]}
     assert (done.verdict, counted) == (DROP, {reason.text: 1}), name
+    (event,) = bench.told()
+    assert (event.reason, event.packets) == (reason, 1), name
+    return event
+
+
+def test_a_drop_event_says_whose_packet_it_was(bench: Bench) -> None:
+    p, pod = bench.packets, bench.pod
+    six = bytes.fromhex("60000000 0008 3a ff") + bytes(15) + b"\1" + bytes(15) + b"\2" + bytes(8)
+    arp = p.arp(1, pod.mac, pod.ip, "10.9.0.1")
+    from_pod = {
+        (pod.ip, "10.9.0.1", ""): bench.sent(bench.datagram("10.9.0.1")),
+        (pod.ip, IDLE, ""): bench.sent(bench.datagram(IDLE)),
+        ("::1", "::2", ""): bench.sent(six, kind=0x86DD),
+        ("10.0.1.10", "10.9.0.1", ""): bench.sent(arp, kind=0x0806),
+        ("", "", ""): bench.sent(b"\x45" + bytes(10)),
+        (pod.ip, ABROAD, PEER): bench.sent(bench.datagram(ABROAD, size=1450, fragment=0)),
+    }
+    started_ns = time.time_ns()
+    for texts, frame in from_pod.items():
+        bench.window()
+        bench.from_pod(frame)
+        (event,) = bench.told()
+        assert (event.src, event.dst, event.outer) == texts
+        assert (event.vni, event.ifname) == (VNI, pod.ifname)
+        assert started_ns - 1e9 < event.at_ns < time.time_ns() + 1e9
+    from_wan = {
+        ("", "", "192.0.2.9", 0): bench.tunnelled(bench.inner(pod.ip), src="192.0.2.9"),
+        ("", "", PEER, 0): bench.tunnelled(bench.inner(pod.ip), flags=0x40),
+        (ABROAD, IDLE, PEER, VNI): bench.tunnelled(bench.inner(IDLE)),
+        (ABROAD, pod.ip, PEER, VNI + 1): bench.tunnelled(bench.inner(pod.ip), vni=VNI + 1),
+    }
+    for told, frame in from_wan.items():
+        bench.window()
+        bench.from_wan(frame)
+        (event,) = bench.told()
+        assert (event.src, event.dst, event.outer, event.vni) == told
+        assert event.ifname == "wan0"
+
+
+@pytest.fixture
+def one_processor() -> Iterator[None]:
+    """Events count what came before them on their processor: let there be one."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    yield
+    os.sched_setaffinity(0, allowed)
+
+
+def test_a_flood_of_drops_is_counted_whole_and_told_in_bounds(
+    bench: Bench, one_processor: None
+) -> None:
+    bench.window()
+    bench.from_pod(bench.sent(bench.datagram("10.9.0.1")))
+    bench.window()
+    frame = bench.sent(bench.datagram("10.9.0.1"))
+    before = bench.drops()["no-subnet"]
+    for _ in range(5000):
+        bench.from_pod(frame)
+    assert bench.drops()["no-subnet"] == before + 5000
+    events = bench.told()
+    assert 1 <= len(events) < 1000
+    bench.window()
+    bench.from_pod(frame)
+    events += bench.told()
+    assert sum(event.packets for event in events) == 5001, "each stands for those before it"
+
+
+def test_a_full_ring_loses_events_and_no_count(bench: Bench, one_processor: None) -> None:
+    frame = bench.sent(bench.datagram("10.9.0.1"))
+    before = bench.drops()["no-subnet"]
+    room = layout.DROP_EVENTS_BYTES // (layout.DROP_EVENT.packer.size + 8)
+    for _ in range(room + 5):
+        bench.window(drain=False)
+        bench.from_pod(frame)
+    taken = [*bench.told(), *bench.told()]
+    assert len(taken) == room
+    bench.window()
+    bench.from_pod(frame)
+    (event,) = bench.told()
+    assert event.packets == 6, "with the five that had no room"
+    assert bench.drops()["no-subnet"] == before + room + 6
+
+
+def test_drops_are_counted_per_vpc_port_and_peer_site(bench: Bench) -> None:
+    def counts() -> tuple[int, int, int]:
+        counters = bench.gateway.run(bench.gateway.backend.counters)
+        return (
+            counters["vpcs"][str(VNI)]["drops"],
+            counters["ports"][bench.pod.ifname]["drops"],
+            counters["sites"]["b"]["drops"],
+        )
+
+    before = counts()
+    bench.from_pod(bench.sent(bench.datagram("10.9.0.1")))
+    bench.from_wan(bench.tunnelled(bench.inner(IDLE)))
+    bench.from_wan(bench.tunnelled(bench.inner(IDLE), flags=0x40))  # no VPC is known yet
+    bench.from_wan(bench.tunnelled(bench.inner(IDLE), src="192.0.2.9"))  # nor a site
+    assert tuple(n - old for n, old in zip(counts(), before, strict=True)) == (2, 1, 2)
 
 
 def test_a_blocked_port_carries_nothing(bench: Bench) -> None:
@@ -381,11 +584,14 @@ def wan_drops(b: Bench) -> dict[str, tuple[bytes, DropReason]]:
         "another tenant's VNI": (b.tunnelled(good, vni=VNI + 1), DropReason.NOT_LOCAL),
         "not here": (b.tunnelled(b.inner("10.0.1.99")), DropReason.NOT_LOCAL),
         "nothing attached": (b.tunnelled(b.inner(IDLE)), DropReason.NOT_ATTACHED),
-        "last hop": (b.tunnelled(b.inner(b.pod.ip, ttl=1)), DropReason.TTL_EXPIRED),
+        "last hop of a fragment": (
+            b.tunnelled(b.inner(b.pod.ip, ttl=1, fragment=9)),
+            DropReason.TTL_EXPIRED,
+        ),
         "back where it came from": (b.tunnelled(b.inner(MOVED)), DropReason.LOOP),
         "onwards without gateways": (b.tunnelled(b.inner(NOWHERE)), DropReason.NO_GROUP),
         "too big for the pod": (
-            b.tunnelled(b.inner(b.neighbour.ip, size=1400)),
+            b.tunnelled(b.inner(b.neighbour.ip, size=1400, fragment=0)),
             DropReason.TOO_BIG,
         ),
     }
@@ -414,6 +620,7 @@ def test_traffic_is_counted_per_port_and_per_gateway(bench: Bench) -> None:
             "tx_bytes": size,
             "rx_packets": 1,
             "rx_bytes": size,
+            "drops": 0,
         }
 
 

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from dataplane.reasons import DropReason
+from tests.dataplane.conftest import configure
+
 SUBNETS = {"10.0.1.0/24": ("a",), "10.0.2.0/24": ("b",), "10.0.200.0/24": ("a", "b")}
 RED, BLUE = "red", "blue"
 
@@ -42,34 +45,98 @@ def test_pods_reach_their_own_vpc_and_no_other(tenants: Any) -> None:
     assert ports["p-red2"]["rx_packets"] == 6 and ports["p-blue2"]["rx_packets"] == 3
 
 
-def test_tcp_carries_bytes_intact(tenants: Any) -> None:
-    sender, receiver = tenants.pods["red1"], tenants.pods["red2"]
-    payload = os.urandom(1 << 20) * 8
+def transfer(sender: Any, receiver: Any, payload: bytes) -> bytes:
+    """Send bytes by TCP to another pod; what came out of the other end."""
     ready, result = threading.Event(), []
 
     def receive() -> None:
-        with socket.create_server(("10.0.2.10", 5001)) as server:
+        with socket.create_server((receiver.ip, 5001)) as server:
             server.settimeout(10)
             ready.set()
             stream, _ = server.accept()
-            digest = hashlib.sha256()
             with stream:
                 stream.settimeout(20)
-                while block := stream.recv(1 << 16):
-                    digest.update(block)
-            result.append(digest.digest())
+                result.append(b"".join(iter(lambda: stream.recv(1 << 16), b"")))
 
     thread = threading.Thread(target=lambda: receiver.run(receive))
     thread.start()
     assert ready.wait(10)
 
     def send() -> None:
-        with socket.create_connection(("10.0.2.10", 5001), timeout=10) as stream:
+        with socket.create_connection((receiver.ip, 5001), timeout=10) as stream:
             stream.sendall(payload)
 
     sender.run(send)
     thread.join()
-    assert result == [hashlib.sha256(payload).digest()]
+    return bytes(result[0])
+
+
+def test_tcp_carries_bytes_intact(tenants: Any) -> None:
+    payload = os.urandom(1 << 20) * 8
+    arrived = transfer(tenants.pods["red1"], tenants.pods["red2"], payload)
+    assert hashlib.sha256(arrived).digest() == hashlib.sha256(payload).digest()
+
+
+def test_tcp_goes_on_where_the_underlay_carries_less_than_the_pods_send(tenants: Any) -> None:
+    """The pods' interfaces carry 1450 bytes; then the underlay has room for 1250 only."""
+    one, two = tenants.pods["red1"], tenants.pods["red2"]
+    payload = os.urandom(1 << 20)
+    assert transfer(one, two, payload) == payload
+    for gateway in tenants.gateways:
+        assert gateway.drops("too-big") == 0
+        configure(gateway.netns, "wan0", mtu=1300)
+        gateway.run(gateway.backend.refresh_adjacency)
+    assert transfer(one, two, payload) == payload
+    assert transfer(two, one, payload) == payload
+    # The other way round the first packet already says what fits (TCP's MSS).
+    told = [gateway.drops("too-big") for gateway in tenants.gateways]
+    assert 0 < told[0] < 50 and told[1] < 50, "senders were told, and did not go on so"
+
+
+def test_a_sender_learns_where_a_packet_s_life_ended(tenants: Any) -> None:
+    """What traceroute does: the first hop is the subnet's gateway."""
+
+    def send() -> tuple[str, bytes]:
+        icmp = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+        with icmp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            icmp.settimeout(5)
+            probe.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
+            probe.sendto(b"probe", ("10.0.2.10", 33434))
+            packet, (source, _) = icmp.recvfrom(2048)
+            return source, packet[20:22]
+
+    assert tenants.pods["red1"].run(send) == ("10.0.1.1", b"\x0b\0")
+
+
+def test_drops_are_told_with_whose_packets_they_were(tenants: Any) -> None:
+    one = tenants.pods["red1"]
+    assert one.ping("10.0.200.99", timeout_s=0.1) == 0
+    events = tenants.a.run(tenants.a.backend.take_drops)
+    (event,) = [event for event in events if event.reason is DropReason.UNCLAIMED]
+    assert (event.vni, event.src, event.dst) == (100, "10.0.1.10", "10.0.200.99")
+    assert (event.ifname, event.outer, event.packets) == (one.ifname, "", 1)
+    assert not tenants.a.run(tenants.a.backend.take_drops)
+
+
+def test_traffic_is_summed_by_vpc_and_by_site_and_stays_when_a_port_goes(tenants: Any) -> None:
+    one = tenants.pods["red1"]
+
+    def sums() -> tuple[Any, Any]:
+        counters = tenants.a.run(tenants.a.backend.counters)
+        return counters["vpcs"]["100"], counters["sites"]["b"]
+
+    assert one.ping("10.0.2.10", count=5) == 5
+    assert one.ping("10.0.200.99", timeout_s=0.1) == 0
+    vpc, site = sums()
+    assert vpc["rx_packets"] == site["rx_packets"] == 5
+    assert vpc["tx_packets"] == site["tx_packets"] == 5 and vpc["drops"] == 1
+    tenants.a.compiler.set_attachment(one.ifname, None)
+    tenants.push()
+    tenants.sync()
+    assert sums() == (vpc, site)
+    tenants.a.compiler.set_gateway(tenants.b.id, None)
+    tenants.push()
+    assert sums() == (vpc, site)
 
 
 def test_a_pod_that_sends_with_another_source_is_dropped_and_counted(tenants: Any) -> None:

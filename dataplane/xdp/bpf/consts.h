@@ -21,6 +21,7 @@
 #define ICMP_UNREACHABLE_TYPE 3
 #define ICMP_FRAGMENTATION_NEEDED_CODE 4
 #define ICMP_ECHO_TYPE 8
+#define ICMP_EXPIRED_TYPE 11
 #define ARP_REQUEST_OP 1
 #define ARP_REPLY_OP 2
 #define ARP_ETHERNET 1
@@ -29,6 +30,9 @@
 #define REASONS_MAX 32
 #define PORT_BLOCKED 1
 #define GATEWAY_RESOLVED 1
+#define DROPPED 0x100 /* beside a reason: a verdict inside the programs, above the XDP ones */
+#define DROP_EVENTS_WINDOW_NS 100000000 /* of one reason on one processor: this long, */
+#define DROP_EVENTS_IN_WINDOW 8         /* so many events at most; all are counted */
 
 enum drop_reason {
     DROP_MALFORMED = 0,

@@ -5,17 +5,10 @@
 #ifndef WEFT_FORWARD_H
 #define WEFT_FORWARD_H
 
-INLINE void count_drop(u32 reason)
-{
-    u64 *count = LOOKUP(drops, &reason);
-    if (count)
-        (*count)++;
-}
-
+/* A drop on its way to the program's end, where it is accounted for once (drop.h). */
 INLINE int drop(u32 reason)
 {
-    count_drop(reason);
-    return XDP_DROP;
+    return DROPPED | reason;
 }
 
 INLINE void count_port_tx(u32 ifindex, u32 bytes)
@@ -61,15 +54,18 @@ INLINE struct subnet_value *subnet_of(u32 vni, u32 ip)
 }
 
 /* Hand the frame to a workload of this machine. */
-INLINE int deliver(struct endpoint_value *endpoint, struct ethhdr *eth, struct iphdr *ip)
+INLINE int deliver(struct seen *seen, struct endpoint_value *endpoint, struct ethhdr *eth,
+                   struct iphdr *ip)
 {
     u32 ifindex = endpoint->ifindex;
     struct port_value *port = LOOKUP(ports, &ifindex);
     if (!port)
         return drop(DROP_NO_PORT);
     u32 bytes = frame_bytes(ip);
-    if (bytes > port->mtu + sizeof(*eth))
+    if (bytes > port->mtu + sizeof(*eth)) {
+        seen->mtu = port->mtu;
         return drop(DROP_TOO_BIG);
+    }
     __builtin_memcpy(eth->h_dest, endpoint->mac, 6);
     __builtin_memcpy(eth->h_source, port->gateway_mac, 6);
     ttl_decrement(ip);
@@ -95,6 +91,19 @@ INLINE struct gateway_value *next_hop(u32 group, u32 hash, u32 *id, u32 *reason)
         return NULL;
     *reason = DROP_UNRESOLVED;
     return gateway->flags & GATEWAY_RESOLVED ? gateway : NULL;
+}
+
+/* A frame of `bytes` that the way to a gateway does not carry. */
+INLINE int too_big_for(struct gateway_value *gateway, u32 bytes)
+{
+    return bytes + OUTER_BYTES > gateway->mtu;
+}
+
+INLINE int refuse_too_big(struct seen *seen, struct gateway_value *gateway)
+{
+    u32 around = OUTER_BYTES + sizeof(struct ethhdr);
+    seen->mtu = gateway->mtu > around ? gateway->mtu - around : 0;
+    return drop(DROP_TOO_BIG);
 }
 
 /* Send the frame, whose inner headers are final, through the tunnel to a gateway. */

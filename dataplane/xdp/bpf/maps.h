@@ -13,9 +13,20 @@ BPF_TABLE_PINNED("hash", struct endpoint_key, struct endpoint_value, endpoints, 
                  PIN_DIR "/map-endpoints", BPF_F_NO_PREALLOC);
 BPF_TABLE_PINNED("lpm_trie", struct subnet_key, struct subnet_value, subnets, 1,
                  PIN_DIR "/map-subnets", BPF_F_NO_PREALLOC);
-BPF_TABLE_PINNED("percpu_array", u32, u64, drops, REASONS_MAX, PIN_DIR "/map-drops");
+BPF_TABLE_PINNED("percpu_array", u32, struct drop_count, drops, REASONS_MAX, PIN_DIR "/map-drops");
+BPF_TABLE_PINNED("percpu_hash", u32, u64, vpc_drops, 1, PIN_DIR "/map-vpc_drops");
 BPF_TABLE_PINNED("percpu_hash", u32, struct traffic, port_traffic, 1, PIN_DIR "/map-port_traffic");
 BPF_TABLE_PINNED("percpu_hash", u32, struct traffic, gateway_traffic, 1,
                  PIN_DIR "/map-gateway_traffic");
+
+/* BCC has no pinned form of its ring buffer: this is its table with that name. */
+struct drop_events_table_t {
+    int key;
+    u32 leaf;
+    int (*ringbuf_output)(void *, u64, u64);
+    u32 max_entries;
+};
+__attribute__((section("maps/ringbuf:" PIN_DIR "/map-drop_events")))
+struct drop_events_table_t drop_events = {.max_entries = 4096};
 
 #endif

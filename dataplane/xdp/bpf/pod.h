@@ -69,63 +69,8 @@ INLINE int answer_echo(struct xdp_md *ctx, struct port_value *port, struct ethhd
     return bpf_redirect(ctx->ingress_ifindex, 0);
 }
 
-/* Tell the sender the size that fits (RFC 1191): no IP stack is on the way that would. The first
- * 28 bytes of the packet are kept behind new headers. `mtu`: of the sender's IP packets. */
-INLINE int refuse_too_big(struct xdp_md *ctx, struct port_value *port, struct iphdr *ip, u32 mtu)
-{
-    int answerable = ip->ihl == 5 && ip->frag_off & bpf_htons(IP_DF) &&
-                     !(ip->frag_off & bpf_htons(IP_OFFSET_MASK));
-    if (answerable && ip->protocol == IPPROTO_ICMP) {
-        /* An error about an error is never sent (RFC 1122, section 3.2.2); about an echo it is. */
-        struct icmp_header *icmp = (void *)(ip + 1);
-        answerable = (void *)(icmp + 1) <= (void *)(long)ctx->data_end &&
-                     (icmp->type == ICMP_ECHO_TYPE || icmp->type == ICMP_ECHO_REPLY_TYPE);
-    }
-    count_drop(DROP_TOO_BIG);
-    if (!answerable)
-        return XDP_DROP;
-    u32 sender = ip->saddr;
-    struct subnet_value *subnet = subnet_of(port->vni, sender);
-    u32 source = subnet ? subnet->gateway_ip : ip->daddr;
-    u8 port_mac[6], gateway_mac[6];
-    __builtin_memcpy(port_mac, port->mac, 6);
-    __builtin_memcpy(gateway_mac, port->gateway_mac, 6);
-
-    int kept = sizeof(struct ethhdr) + sizeof(struct iphdr) + 8;
-    int grown = sizeof(struct iphdr) + sizeof(struct icmp_header);
-    if (bpf_xdp_adjust_tail(ctx, kept - (int)bpf_xdp_get_buff_len(ctx)) ||
-        bpf_xdp_adjust_head(ctx, -grown))
-        return drop(DROP_NO_ROOM);
-    void *end = (void *)(long)ctx->data_end;
-    struct icmp_frame *frame = (void *)(long)ctx->data;
-    if ((void *)frame + 70 > end) /* kept + grown, as a constant for the verifier */
-        return drop(DROP_NO_ROOM);
-    __builtin_memcpy(frame->eth.h_dest, port_mac, 6);
-    __builtin_memcpy(frame->eth.h_source, gateway_mac, 6);
-    frame->eth.h_proto = bpf_htons(ETH_P_IP);
-    frame->ip.version = 4;
-    frame->ip.ihl = 5;
-    frame->ip.tos = 0xc0; /* RFC 1812, section 4.3.2.5: internetwork control */
-    frame->ip.tot_len = bpf_htons(56);
-    frame->ip.id = 0;
-    frame->ip.frag_off = bpf_htons(IP_DF);
-    frame->ip.ttl = OUTER_TTL;
-    frame->ip.protocol = IPPROTO_ICMP;
-    frame->ip.check = 0;
-    frame->ip.saddr = source;
-    frame->ip.daddr = sender;
-    frame->ip.check = ip_checksum(&frame->ip);
-    frame->icmp.type = ICMP_UNREACHABLE_TYPE;
-    frame->icmp.code = ICMP_FRAGMENTATION_NEEDED_CODE;
-    frame->icmp.checksum = 0;
-    frame->icmp.unused = 0;
-    frame->icmp.mtu = bpf_htons(mtu);
-    frame->icmp.checksum = checksum_fold((u32)bpf_csum_diff(0, 0, (void *)&frame->icmp, 36, 0));
-    return bpf_redirect(ctx->ingress_ifindex, 0);
-}
-
-INLINE int forward_from_port(struct xdp_md *ctx, struct port_value *port, struct ethhdr *eth,
-                             struct iphdr *ip)
+INLINE int forward_from_port(struct xdp_md *ctx, struct seen *seen, struct port_value *port,
+                             struct ethhdr *eth, struct iphdr *ip)
 {
     void *end = (void *)(long)ctx->data_end;
     u32 vni = port->vni;
@@ -151,21 +96,23 @@ INLINE int forward_from_port(struct xdp_md *ctx, struct port_value *port, struct
         return drop(DROP_TTL_EXPIRED);
     count_port_tx(ctx->ingress_ifindex, bytes);
     if (endpoint && endpoint->ifindex)
-        return deliver(endpoint, eth, ip);
+        return deliver(seen, endpoint, eth, ip);
 
     u32 hash = flow_hash(ip, end), gateway_id = 0, reason = 0;
     struct gateway_value *gateway = next_hop(group, hash, &gateway_id, &reason);
     if (!gateway)
         return drop(reason);
-    if (bytes + OUTER_BYTES > gateway->mtu)
-        return refuse_too_big(ctx, port, ip, gateway->mtu - OUTER_BYTES - sizeof(*eth));
+    if (too_big_for(gateway, bytes)) {
+        seen->outer = gateway->outer_dst;
+        return refuse_too_big(seen, gateway);
+    }
     __builtin_memcpy(eth->h_dest, endpoint ? endpoint->mac : port->gateway_mac, 6);
     __builtin_memcpy(eth->h_source, port->gateway_mac, 6);
     ttl_decrement(ip);
     return tunnel(ctx, gateway, gateway_id, vni, hash, bytes);
 }
 
-INLINE int from_port(struct xdp_md *ctx)
+INLINE int from_port(struct xdp_md *ctx, struct seen *seen)
 {
     void *end = (void *)(long)ctx->data_end;
     struct ethhdr *eth = (void *)(long)ctx->data;
@@ -175,6 +122,7 @@ INLINE int from_port(struct xdp_md *ctx)
     struct port_value *port = LOOKUP(ports, &ifindex);
     if (!port)
         return drop(DROP_NO_PORT);
+    seen->vni = port->vni;
     if (port->flags & PORT_BLOCKED)
         return drop(DROP_PORT_BLOCKED);
     if (!same_mac(eth->h_source, port->mac))
@@ -188,7 +136,7 @@ INLINE int from_port(struct xdp_md *ctx)
         return drop(DROP_MALFORMED);
     if (ip->saddr != port->ip)
         return drop(DROP_SPOOFED_IP);
-    return forward_from_port(ctx, port, eth, ip);
+    return forward_from_port(ctx, seen, port, eth, ip);
 }
 
 #endif

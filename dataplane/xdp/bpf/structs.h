@@ -73,7 +73,39 @@ struct traffic {
     u64 tx_bytes;   /* inner frames, without padding */
     u64 rx_packets;
     u64 rx_bytes;
-}; /* 32 bytes */
+    u64 drops; /* of what came from the port, or from the gateway */
+}; /* 40 bytes */
+
+struct drop_count {
+    u64 packets;
+    u64 told;         /* of them up to and with the last event */
+    u64 window_at_ns; /* CLOCK_MONOTONIC: begin of the window in which events are counted */
+    u32 window_events;
+    u32 pad;
+}; /* 32 bytes, keyed by reason */
+
+struct drop_event { /* one dropped packet, for many */
+    u64 at_ns;     /* CLOCK_MONOTONIC */
+    u64 packets;   /* dropped for this reason on this processor since its last event, with this */
+    u32 reason;
+    u32 vni;       /* host order, 0: not known */
+    u32 outer;     /* network order; the peer's underlay address, 0: none */
+    u32 ifindex;   /* that it came in by */
+    u16 ethertype; /* of the inner frame, network order; 0: it was not looked into */
+    u16 pad;
+    u8 src[16]; /* inner addresses as in the packet, by ethertype; ARP: sender and target */
+    u8 dst[16];
+    u32 pad_end;
+}; /* 72 bytes */
+
+/* What a program has found out of a packet when it drops it. */
+struct seen {
+    u32 vni;
+    u32 gateway; /* id of the gateway that it came from, 0: none */
+    u32 outer;   /* network order; the peer that it came from or would go to, 0: none */
+    u32 inside;  /* whether the frame is the inner one */
+    u32 mtu;     /* of a packet that is too big: of the inner IP packets that fit */
+};
 
 struct arp_ipv4 { /* RFC 826, for Ethernet and IPv4 */
     u16 hardware_type;

@@ -19,25 +19,25 @@ INLINE int is_ours(struct outer_headers *outer)
 }
 
 /* Send on what arrived here for an endpoint that has moved, or is another gateway's. */
-INLINE int relay(struct xdp_md *ctx, struct endpoint_value *endpoint, struct ethhdr *eth,
-                 struct iphdr *ip, u32 vni, u32 came_from)
+INLINE int relay(struct xdp_md *ctx, struct seen *seen, struct endpoint_value *endpoint,
+                 struct ethhdr *eth, struct iphdr *ip)
 {
     void *end = (void *)(long)ctx->data_end;
     u32 hash = flow_hash(ip, end), gateway_id = 0, reason = 0, bytes = frame_bytes(ip);
     struct gateway_value *gateway = next_hop(endpoint->group, hash, &gateway_id, &reason);
     if (!gateway)
         return drop(reason);
-    if (gateway_id == came_from)
+    if (gateway_id == seen->gateway)
         return drop(DROP_LOOP);
-    if (bytes + OUTER_BYTES > gateway->mtu)
-        return drop(DROP_TOO_BIG);
+    if (too_big_for(gateway, bytes))
+        return refuse_too_big(seen, gateway);
     __builtin_memcpy(eth->h_dest, endpoint->mac, 6);
     ttl_decrement(ip);
-    return tunnel(ctx, gateway, gateway_id, vni, hash, bytes);
+    return tunnel(ctx, gateway, gateway_id, seen->vni, hash, bytes);
 }
 
 /* `carried`: bytes that the outer packet has for the inner frame. */
-INLINE int from_tunnel(struct xdp_md *ctx, u32 vni, u32 came_from, u32 carried)
+INLINE int from_tunnel(struct xdp_md *ctx, struct seen *seen, u32 carried)
 {
     void *end = (void *)(long)ctx->data_end;
     struct ethhdr *eth = (void *)(long)ctx->data;
@@ -48,30 +48,32 @@ INLINE int from_tunnel(struct xdp_md *ctx, u32 vni, u32 came_from, u32 carried)
         return drop(DROP_NOT_IPV4);
     if ((void *)(ip + 1) > end || !ip_well_formed(ctx, ip) || frame_bytes(ip) > carried)
         return drop(DROP_MALFORMED);
-    count_gateway_rx(came_from, frame_bytes(ip));
-    struct endpoint_key key = {.vni = vni, .ip = ip->daddr};
+    count_gateway_rx(seen->gateway, frame_bytes(ip));
+    struct endpoint_key key = {.vni = seen->vni, .ip = ip->daddr};
     struct endpoint_value *endpoint = LOOKUP(endpoints, &key);
     if (!endpoint)
         return drop(DROP_NOT_LOCAL);
     if (ip->ttl <= 1)
         return drop(DROP_TTL_EXPIRED);
     if (endpoint->ifindex)
-        return deliver(endpoint, eth, ip);
+        return deliver(seen, endpoint, eth, ip);
     if (!endpoint->group)
         return drop(DROP_NOT_ATTACHED);
-    return relay(ctx, endpoint, eth, ip, vni, came_from);
+    return relay(ctx, seen, endpoint, eth, ip);
 }
 
-INLINE int from_underlay(struct xdp_md *ctx)
+INLINE int from_underlay(struct xdp_md *ctx, struct seen *seen)
 {
     void *end = (void *)(long)ctx->data_end;
     struct outer_headers *outer = (void *)(long)ctx->data;
     if ((void *)(outer + 1) > end || !is_ours(outer))
         return XDP_PASS;
     u32 source = outer->ip.saddr;
+    seen->outer = source;
     struct peer_value *peer = LOOKUP(peers, &source);
     if (!peer)
         return drop(DROP_UNKNOWN_PEER);
+    seen->gateway = peer->gateway;
     struct geneve_header *geneve = &outer->geneve;
     if (geneve->version_options & GENEVE_VERSION_MASK)
         return drop(DROP_TUNNEL_VERSION);
@@ -81,15 +83,15 @@ INLINE int from_underlay(struct xdp_md *ctx)
         return drop(DROP_TUNNEL_CRITICAL);
     if (geneve->protocol != bpf_htons(GENEVE_ETHERNET))
         return drop(DROP_TUNNEL_PROTOCOL);
-    u32 vni = bpf_ntohl(geneve->vni_reserved) >> 8;
-    u32 came_from = peer->gateway;
+    seen->vni = bpf_ntohl(geneve->vni_reserved) >> 8;
     u32 headers = sizeof(*outer) + (geneve->version_options & GENEVE_OPTIONS_MASK) * 4;
     u32 outer_frame = bpf_ntohs(outer->ip.tot_len) + sizeof(struct ethhdr);
     if (headers > outer_frame) /* the options end beyond the outer packet */
         return drop(DROP_MALFORMED);
     if (bpf_xdp_adjust_head(ctx, (int)headers))
         return drop(DROP_MALFORMED);
-    return from_tunnel(ctx, vni, came_from, outer_frame - headers);
+    seen->inside = 1;
+    return from_tunnel(ctx, seen, outer_frame - headers);
 }
 
 #endif

@@ -11,19 +11,23 @@
 #include "maps.h"
 #include "packet.h"
 #include "forward.h"
+#include "answer.h"
+#include "drop.h"
 #include "pod.h"
 #include "wan.h"
 
 /* For the machine's end of each workload's veth. */
 int xdp_pod(struct xdp_md *ctx)
 {
-    return from_port(ctx);
+    struct seen seen = {.inside = 1};
+    return finish(ctx, &seen, from_port(ctx, &seen));
 }
 
 /* For the underlay interface. */
 int xdp_wan(struct xdp_md *ctx)
 {
-    return from_underlay(ctx);
+    struct seen seen = {};
+    return finish(ctx, &seen, from_underlay(ctx, &seen));
 }
 
 /* For the far end of a veth: frames redirected to a veth are lost unless its peer polls (NAPI),

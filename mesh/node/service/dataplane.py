@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+import re
+from typing import Any, Final, TypeAlias
 
+from dataplane.drops import DropEvent
 from dataplane.fib.rows import EndpointKey, group_of, ip_number, ip_text
 from mesh.core.errors import BadInput
 from mesh.core.explain import explain
 from mesh.node.context import NodeContext
 from mesh.node.service.endpoints import EndpointService
+from mesh.node.service.objects import time_text
 
 Json: TypeAlias = dict[str, Any]
+
+_NUMBER: Final = re.compile(r"[0-9]{1,18}")
 
 
 class DataplaneService:
@@ -32,7 +37,50 @@ class DataplaneService:
         }
 
     async def stats(self) -> Json:
-        return await self._node.forwarder.read(lambda backend: backend.counters())
+        """Counters, with VPCs by name where they have one here."""
+        counters = await self._node.forwarder.read(lambda backend: backend.counters())
+        names = self._vpcs_by_domain()
+        vpcs = {names.get(int(vni), f"VNI {vni}"): row for vni, row in counters["vpcs"].items()}
+        return {**counters, "vpcs": vpcs}
+
+    async def drops(self) -> Json:
+        """What is dropped, summed by what packets have in common, the latest first. `next`: see
+        `drops_after`."""
+        log = self._node.forwarder.drops
+        return {"next": log.count, "drops": self._drops_json(log.sums())}
+
+    async def drops_after(self, number: str) -> Json:
+        """The drops from number `next` of the last answer on, at once if there are any; none after
+        20 s. `missed`: how many of them are not known any more."""
+        if not _NUMBER.fullmatch(number):
+            raise BadInput(f"after: {number}: give the `next` of the last answer")
+        log = self._node.forwarder.drops
+        events, missed = await log.after(int(number))
+        return {"next": log.count, "missed": missed, "drops": self._drops_json(events)}
+
+    def _drops_json(self, events: list[DropEvent]) -> list[Json]:
+        view = self._node.view
+        vpcs = self._vpcs_by_domain()
+        peers = {g.underlay: view.names.node_text(g.node) for g in view.gateways.values()}
+        return [
+            {
+                "reason": event.reason.text,
+                "vpc": vpcs.get(event.vni),
+                "vni": event.vni or None,
+                "src": event.src or None,
+                "dst": event.dst or None,
+                "peer": peers.get(event.outer, event.outer) or None,
+                "interface": event.ifname or None,
+                "count": event.packets,
+                "at": time_text(event.at_ns),
+            }
+            for event in events
+        ]
+
+    def _vpcs_by_domain(self) -> dict[int, str]:
+        node = self._node
+        domains = {vpc: node.forwarding.domain(vpc) for vpc in node.view.vpcs}
+        return {d: node.view.names.vpc_text(v) for v, d in domains.items() if d is not None}
 
     async def audit(self, repair: bool = False) -> Json:
         """What differed; `clean` says whether anything does after the call."""

@@ -51,7 +51,7 @@ ALL = [
     *(["state", name] for name in ("digest", "dump", "verify", "history", "diff")),
     ["watch"],
     ["route", "explain"],
-    *(["dataplane", name] for name in ("show", "audit", "stats")),
+    *(["dataplane", name] for name in ("show", "audit", "stats", "drops")),
 ]
 
 
