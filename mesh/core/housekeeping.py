@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from dataclasses import replace
+from itertools import islice
 from typing import Final
 
 from mesh.core import keys, model
@@ -46,6 +47,8 @@ class Housekeeper:
         self._damper = damper
         self._view = author.view
         self._reader = author.view.reader()
+        self._waiting: dict[str, dict[bytes, None]] = {}
+        """VPC → keys of endpoints that changed and were not looked at yet. None without a key."""
         self._registration: model.Registration | None = None
         self._interest: Set[str] | None = None
         self._interest_changed = False
@@ -68,15 +71,26 @@ class Housekeeper:
 
     def next_deadline_ns(self) -> int | None:
         """When `run` has something to do next; 0: at once; None: not before the view changes."""
-        if self._reader or self._interest_changed or not self._sweep_at_ns:
+        if self._reader or self._waiting or self._interest_changed or not self._sweep_at_ns:
             return 0
         for seen_ns in self._outranked.values():
             return min(self._sweep_at_ns, seen_ns + WITHDRAW_AFTER_NS)
         return self._sweep_at_ns
 
-    def run(self, now_ns: int) -> list[Op]:
-        """The writes that are due. Call again after they have reached the view."""
+    @property
+    def behind(self) -> bool:
+        """Whether the last `run` left changed endpoints to be looked at by the next."""
+        return bool(self._waiting)
+
+    def run(self, now_ns: int, endpoints_max: int | None = None) -> list[Op]:
+        """The writes that are due. Call again after they have reached the view.
+
+        With `endpoints_max` no more changed endpoints than that are looked at.
+        """
         delta = self._reader.take()
+        for vpc, touched in delta.endpoints.items():
+            self._waiting.setdefault(vpc, {}).update(touched)
+        delta.endpoints = self._next_endpoints(endpoints_max)
         ops = self._note_endpoints(delta, now_ns)
         ops += self._bind(delta, now_ns)
         if self._author.node in delta.gateways:
@@ -88,6 +102,22 @@ class Housekeeper:
             self._sweep_at_ns = now_ns + SWEEP_INTERVAL_NS
             ops += self._sweep(now_ns)
         return ops
+
+    def _next_endpoints(self, endpoints_max: int | None) -> dict[str, dict[bytes, None]]:
+        """Take out those that waited longest."""
+        if endpoints_max is None:
+            taken, self._waiting = self._waiting, {}
+            return taken
+        taken, left = {}, endpoints_max
+        while self._waiting and left:
+            vpc, waiting = next(iter(self._waiting.items()))
+            taken[vpc] = dict.fromkeys(islice(waiting, left))
+            for key in taken[vpc]:
+                del waiting[key]
+            left -= len(taken[vpc])
+            if not waiting:
+                del self._waiting[vpc]
+        return taken
 
     # --- own claims --------------------------------------------------------------------------
 

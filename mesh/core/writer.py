@@ -358,9 +358,14 @@ class Writer:
 
     # --- what time brings --------------------------------------------------------------------
 
-    def housekeeping(self, now_ns: int) -> list[Op]:
+    def housekeeping(self, now_ns: int, endpoints_max: int | None = None) -> list[Op]:
         """The writes that are due by themselves: see `mesh.core.housekeeping`."""
-        return self._housekeeper.run(now_ns)
+        return self._housekeeper.run(now_ns, endpoints_max)
+
+    @property
+    def housekeeping_behind(self) -> bool:
+        """Whether the last `housekeeping` left changed endpoints to the next."""
+        return self._housekeeper.behind
 
     def next_deadline_ns(self) -> int | None:
         """When `housekeeping` has something to do next; 0: at once; None: when the view changes."""

@@ -388,3 +388,27 @@ def test_others_endpoints_that_never_moved_are_passed_over(monkeypatch: pytest.M
     looked_at.clear()
     world.tend("a1")
     assert looked_at == ["10.0.1.5"], "it was this node's, and has moved"
+
+
+@pytest.mark.parametrize("endpoints_max", [1, 3, 100, None])
+def test_a_few_endpoints_at_a_time_come_to_the_same(endpoints_max: int | None) -> None:
+    world = World("a1", "b1")
+    red = world.red()
+    ips = [f"10.0.200.{end}" for end in range(2, 14)]
+    for ip in ips:
+        world.everywhere("a1", "add_endpoint", "red", ip)
+    quiet(world)
+    for ip in ips[:7]:
+        world.everywhere("b1", "move_endpoint", "red", ip)
+    writer, steps = world.writers["a1"], 0
+    while writer.housekeeping_behind or not steps:
+        assert writer.next_deadline_ns() == 0
+        assert writer.housekeeping(world.now_ns, endpoints_max) == []
+        steps += 1
+    assert steps == (1 if endpoints_max is None else -(-7 // endpoints_max))
+    assert writer.next_deadline_ns() == world.now_ns + WITHDRAW_AFTER_NS
+    world.now_ns += WITHDRAW_AFTER_NS
+    withdrawn = [Delete(red, keys.pack(keys.EndpointKey(keys.addr_of(ip)))) for ip in ips[:7]]
+    assert sorted(writer.housekeeping(world.now_ns, endpoints_max), key=repr) == sorted(
+        withdrawn, key=repr
+    )
