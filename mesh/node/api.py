@@ -14,7 +14,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -48,6 +48,7 @@ CONNECTIONS_MAX: Final = 256  # of one user's own tools; each is a descriptor th
 IDLE_S: Final = 1  # how long a connection may wait for a request, also after its client has left
 PUBLIC_CONNECTIONS_MAX: Final = 16  # a few scrapers; strangers must not crowd our own tools
 PUBLIC_READ_TIMEOUT_S: Final = 10  # for the next byte of a client that nobody vouches for
+ENCODED_AT_ONCE_MAX: Final = 256  # values: 0.1 ms, where a thread costs more to be asked
 READ_TIMEOUT_S: Final = 120  # for the next byte of a client, which may be waiting for its answer
 
 PUBLIC_ROUTES: Final = tuple(r for r in ROUTES if (r.method, r.path) == ("GET", "/v1/status"))
@@ -166,13 +167,28 @@ def _handler(service: Service, methods: dict[str, Route], latencies: Latencies) 
             if route.body is not None:
                 arguments.update(await _read_body(request, route))
             answer = await route.call(service)(**arguments)
-            # A dump may be large: encoded beside the loop, which has links to keep alive.
-            text = await trio.to_thread.run_sync(_encode, answer)
+            if _parts(answer, ENCODED_AT_ONCE_MAX) < ENCODED_AT_ONCE_MAX:
+                text = _encode(answer)
+            else:  # such as a dump: beside the loop, which has links to keep alive
+                text = await trio.to_thread.run_sync(_encode, answer)
             return Response(text, media_type="application/json")
         finally:
             latencies.add(f"{method} {route.path}", time.perf_counter() - started_s)
 
     return handle
+
+
+def _parts(answer: object, count_max: int) -> int:
+    """How many values a JSON answer is made of, counted no further than `count_max`."""
+    count, left = 0, [answer]
+    while left and count < count_max:
+        value = left.pop()
+        count += 1
+        if isinstance(value, Mapping):
+            left.extend(value.values())
+        elif isinstance(value, list | tuple):
+            left.extend(value[:count_max])
+    return count
 
 
 def _encode(answer: object) -> bytes:

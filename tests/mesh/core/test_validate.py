@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.core import validate
+from mesh.core import keys, validate
 from mesh.core.errors import BadInput
 
 GOOD: list[tuple[Callable[..., Any], Any, Any]] = [
@@ -109,3 +110,31 @@ def test_arbitrary_text_passes_or_is_bad_input_on_one_short_line(
         assert str(error).isprintable() and len(str(error)) < 250
     except AttributeError:
         assert check is validate.labels  # takes a mapping
+
+
+NEAR_ADDRESSES = st.ip_addresses().map(str) | st.from_regex(
+    r"[0-9]{1,3}(\.[0-9]{1,3}){2,4}|[0-9a-f:]{2,12}(:[0-9.]{7})?|\d{1,3}(\.\w{1,3}){3}\n?",
+    fullmatch=True,
+)
+
+
+@given(NEAR_ADDRESSES)
+def test_addresses_are_what_the_library_says_they_are(text: str) -> None:
+    try:
+        parsed = ipaddress.ip_address(text)
+        canonical = str(parsed) == text
+    except ValueError:
+        canonical = False
+    if not canonical:
+        with pytest.raises(BadInput):
+            validate.ip("--x", text)
+        return
+    assert validate.ip("--x", text) == text
+    assert keys.addr_of(text) == parsed.packed
+    assert keys.ip_of(parsed.packed) == text
+    unfit = any(parsed in network for network in validate._NOT_FOR_PODS)
+    if parsed.version == 4 and not unfit:
+        assert validate.pod_ip("--x", text) == text
+    else:
+        with pytest.raises(BadInput):
+            validate.pod_ip("--x", text)
