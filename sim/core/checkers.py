@@ -20,7 +20,7 @@ from crdt.chain import Chain
 from crdt.header import ChainId, Epoch
 from crdt.lattice import Lattice
 from mesh.core import persisting
-from mesh.core.effects import Alarm, DropBranches, Effect, MembersChanged, Persist
+from mesh.core.effects import Alarm, DropBranches, Effect, Forget, MembersChanged, Persist
 from mesh.core.members import Member
 from mesh.core.ops import NodeId
 from sim.core.clock import Clock, seconds
@@ -108,10 +108,13 @@ class StepChecks:
         members: Mapping[NodeId, Member],
     ) -> None:
         touched: dict[ChainId, None] = {}
+        # What was taken in and forgotten in one batch was in order at the time.
+        leaving = {effect.node for effect in effects if isinstance(effect, Forget)}
         for effect in effects:
             if isinstance(effect, Persist):
                 touched[effect.chain] = None
-                self._member(node, effect.chain, members)
+                if effect.chain.node not in leaving:
+                    self._member(node, effect.chain, members)
                 self._quota(node, effect, members)
                 self._persist(node, effect, lattice)
             elif isinstance(effect, DropBranches):

@@ -134,8 +134,6 @@ class Network:
     ) -> None:
         """`latency_ns(a, b)` is from a to b, one way."""
         self.carried = Carried()
-        self.under_way = 0
-        """frames, dials and news of ends that are still to arrive"""
         self._clock = clock
         self._chance = chance
         self._weather = weather
@@ -271,15 +269,13 @@ class Network:
                 self._ports[node].frame_in(sender, frame)
 
     @property
-    def quiet(self) -> bool:
-        """Whether nothing is under way, and nobody who is refused now would be let in later."""
-        if self.under_way:
-            return False
+    def refusals_lapse(self) -> bool:
+        """Whether somebody who is refused now will be let in just because time passes."""
         for a, b in self._refused:
             one, other = self._ports.get(a), self._ports.get(b)
             if one is not None and other is not None and not (one.refuses(b) or other.refuses(a)):
-                return False
-        return True
+                return True
+        return False
 
     @property
     def whole(self) -> bool:
@@ -312,14 +308,13 @@ class Network:
             self._send_datagram(sender, receiver, frame, arrives_ns)
             return
         if weather.reset and self._hits(weather.reset):
-            self._later(departs_ns, partial(self._break, sender, receiver, session))
+            self._clock.at(departs_ns, partial(self._break, sender, receiver, session))
             return
         if weather.loss:
             arrives_ns += self._retransmission_ns()
         lane = direction.lanes[push]
         if arrives_ns > lane.arrives_ns:
             lane.arrives_ns = arrives_ns
-        self.under_way += 1
         arrive = partial(self._arrive, sender, receiver, lane, session, frame)
         self._clock.at(lane.arrives_ns, arrive)
 
@@ -334,15 +329,6 @@ class Network:
         for node, size_bytes in idle.items():
             sent[node] = sent.get(node, 0) + size_bytes
         return idle
-
-    def _later(self, when_ns: int, action: Callable[[], None]) -> None:
-        """Something is under way until then."""
-        self.under_way += 1
-        self._clock.at(when_ns, partial(self._arrived, action))
-
-    def _arrived(self, action: Callable[[], None]) -> None:
-        self.under_way -= 1
-        action()
 
     def _travel_ns(self, sender: int, receiver: int, direction: _Direction) -> int:
         if not self._slow:
@@ -368,7 +354,7 @@ class Network:
             late_ns = 0
             if self._hits(self._weather.reorder):
                 late_ns = int(self._chance.random() * 2 * SECOND_NS)
-            self._later(
+            self._clock.at(
                 arrives_ns + late_ns, partial(self._arrive_datagram, sender, receiver, frame)
             )
 
@@ -380,7 +366,6 @@ class Network:
             port.frame_in(sender, frame)
 
     def _arrive(self, sender: int, receiver: int, lane: _Lane, session: int, frame: bytes) -> None:
-        self.under_way -= 1
         if (sender, receiver) in self._cuts:
             lane.held.append((session, frame))
         elif self._ends.get((receiver, sender)) != session or receiver not in self._ports:
@@ -408,7 +393,6 @@ class Network:
                 again_ns = RETRANSMIT_NS + int(self._chance.random() * SECOND_NS)
                 lane.arrives_ns = max(lane.arrives_ns, self._clock.now_ns + again_ns)
             for session, frame in held:
-                self.under_way += 1
                 arrive = partial(self._arrive, sender, receiver, lane, session, frame)
                 self._clock.at(lane.arrives_ns, arrive)
 
@@ -439,7 +423,7 @@ class Network:
         direction = self._direction(node, peer)
         round_trips_ns = ESTABLISH_ROUND_TRIPS * 2 * self._travel_ns(node, peer, direction)
         delay_ns += round_trips_ns + self._jitter_ns()
-        self._later(self._clock.now_ns + delay_ns, partial(self._establish, node, peer, dial))
+        self._clock.at(self._clock.now_ns + delay_ns, partial(self._establish, node, peer, dial))
 
     def _dial_after_heal(self, node: int, peer: int) -> None:
         """Both have been dialling all the time; when the next dial comes depends on for how long,
@@ -503,7 +487,7 @@ class Network:
             delay_ns = self._weather.detect_ns
         else:
             delay_ns = self._direction(node, peer).latency_ns
-        self._later(self._clock.now_ns + delay_ns, partial(self._end, peer, node, session))
+        self._clock.at(self._clock.now_ns + delay_ns, partial(self._end, peer, node, session))
 
     def _break(self, node: int, peer: int, session: int) -> None:
         if self._ends.get((node, peer)) == session:
@@ -523,7 +507,7 @@ class Network:
             return
         silent_ns = self._silent_since[node, peer] = self._clock.now_ns
         late_ns = int(self._chance.random() * SECOND_NS)  # heartbeats are a second apart
-        self._later(
+        self._clock.at(
             silent_ns + self._weather.detect_ns + late_ns,
             partial(self._notice_silence, node, peer, session, silent_ns),
         )

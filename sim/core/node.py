@@ -16,7 +16,7 @@ from typing import Literal, Protocol, TypeAlias
 
 from crdt.lattice import Lattice
 from dataplane.memory import MemoryBackend
-from mesh.core import wire
+from mesh.core import keys, wire
 from mesh.core.clock import HybridClock
 from mesh.core.effects import (
     DropPeer,
@@ -27,7 +27,7 @@ from mesh.core.effects import (
 )
 from mesh.core.errors import NotReady, RequestError
 from mesh.core.forwarding import Forwarding
-from mesh.core.ops import NodeId, Op
+from mesh.core.ops import MESH_SHARD, NodeId, Op
 from mesh.core.replica import Replica
 from mesh.core.roster import Roster
 from mesh.core.spool import RETRY_NS, Spool
@@ -106,6 +106,8 @@ class World:
     chance_of: ChanceOf
     signatures: Signatures
     probe: Probe
+    views: int
+    """so many nodes, the first, keep views and rows; the others only replicate"""
     nodes: list[NodeId]
     """by index; a clone has an index of its own and its original's id"""
 
@@ -207,7 +209,10 @@ class Process:
         """what the store is busy with"""
         self._timer_ns: int | None = None
         self._house_ns: int | None = None
-        self._load_view()
+        self.sees = identity.index < world.views
+        """whether it keeps a view and rows; without, it writes what it is told to and registers"""
+        if self.sees:
+            self._load_view()
 
     def begin(self) -> None:
         """Go: everything around the process is set up."""
@@ -253,6 +258,8 @@ class Process:
         """Whether it takes writes, has stored all, and housekeeping has nothing soon to do."""
         if self._busy or self.store_fails or not self.replica.writable:
             return False
+        if not self.sees:
+            return self._registered
         due_ns = self.writer.next_deadline_ns()
         return due_ns is None or due_ns > self.wall_ns + far_ns
 
@@ -342,7 +349,10 @@ class Process:
         self._arm()
 
     def _read(self) -> None:
-        if touched := self.replica.take_touched():
+        touched = self.replica.take_touched()
+        if not self.sees:
+            return
+        if touched:
             self.view.update(touched)
             self._have_house_kept()
         if self.forwarding.update():
@@ -414,7 +424,7 @@ class Process:
                     peer = self._instances.get(effect.peer)
                     if peer is not None:
                         network.send(me, peer, effect.frame, effect.push)
-                case MembersChanged():
+                case MembersChanged() if self.sees:
                     self.view.set_members(self.replica.roster.members())
                     self._have_house_kept()
                     self._read()
@@ -474,14 +484,23 @@ class Process:
                 self.keeping_house = True
                 self.submit(self._house_ops)
             self.keeping_house = False
-            due_ns = self.writer.next_deadline_ns()
+            due_ns = self.writer.next_deadline_ns() if self.sees else None
             if due_ns is not None:
                 self._have_house_kept(due_ns - self.wall_ns + self._world.clock.now_ns)
         else:
             self._have_house_kept()
 
+    @property
+    def _registered(self) -> bool:
+        key = keys.pack(keys.GatewayKey(self.identity.node))
+        return self.replica.record(MESH_SHARD, key) is not None
+
     def _house_ops(self, wall_ns: int) -> list[Op]:
+        if not self.sees and self._registered:
+            return []
         underlay = self.identity.underlay
         addrs = (f"/ip4/{underlay}/tcp/4600",)
         registration = self.writer.register_gateway(underlay, addrs, VERSION, now_ns=wall_ns)
+        if not self.sees:
+            return registration
         return [*registration, *self.writer.housekeeping(wall_ns)]

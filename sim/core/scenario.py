@@ -381,8 +381,8 @@ def _workload(table: Table) -> Workload:
     workload = Workload(
         vpcs=table.whole("vpcs", 2, low=1, high=1000),
         sites_per_vpc=table.whole("sites_per_vpc", 0, low=0, high=SITES_MAX),
-        endpoints=table.whole("endpoints", 2, low=0, high=10_000),
-        addresses=table.whole("addresses", 6, low=1, high=50_000),
+        endpoints=table.whole("endpoints", 2, low=0, high=200),
+        addresses=table.whole("addresses", 6, low=1, high=200),
         rate_per_s=table.number("rate_per_s", 2.0, low=0.0, high=RATE_MAX),
         burst=table.whole("burst", 1, low=1, high=100),
         mix=mix,

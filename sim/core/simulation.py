@@ -27,9 +27,9 @@ from sim.core.episodes import Episodes
 from sim.core.events import ClockStep
 from sim.core.faults import Faults
 from sim.core.ledger import Ledger
-from sim.core.measures import HealTimes, PushTimes
+from sim.core.measures import LOOK_NS, HealTimes, PushTimes
 from sim.core.network import Network
-from sim.core.node import Machine, World
+from sim.core.node import Machine, Process, World
 from sim.core.recording import Recording
 from sim.core.resting import RestChecks
 from sim.core.scenario import Scenario
@@ -43,6 +43,10 @@ IN_SYNC_BYTES = sum(
     len(wire.encode(f)) for f in (wire.Probe(bytes(wire.DIGEST_BYTES)), wire.Same())
 )
 """What an end of a link between two that hold the same sends in a period."""
+LOOK_NS_PER_NODE = SECOND_NS // 1000
+"""Looking whether all hold the same costs by the node: a large run looks less often."""
+BRANCHED_READINGS_MAX = 4
+"""So often in a run that is done where a chain has just come to be held in several epochs."""
 READINGS = 4
 """How often in a run a node's view, whatever it holds at the time, is compared to the reference."""
 
@@ -129,9 +133,13 @@ class Simulation:
             chance_of,
             signatures_of(scenario, identities),
             self,
+            scenario.views,
             [identity.node for identity in identities],
         )
         self.clock.idle = self._idle
+        self._look_ns = max(LOOK_NS, LOOK_NS_PER_NODE * len(identities))
+        self._idle_again_ns = 0
+        self._branched_readings = 0
         self.clock.leapt = self._leapt
         statements = statements_of(identities[:members], scenario.quota)
         self.machines = [Machine(identity, Disk(statements), world) for identity in identities]
@@ -143,7 +151,9 @@ class Simulation:
         self._tidy = TidyChecks(self.violations, clocks_go=not _steps_clocks(scenario))
         self._rest = RestChecks(self.violations)
         self._chance = chance_of("simulation")
-        self.users = Users(scenario.workload, self.machines, self.clock, chance_of("users"))
+        self.users = Users(
+            scenario.workload, self.machines, self.clock, chance_of("users"), scenario.views
+        )
         stage = Stage(
             scenario,
             self.machines,
@@ -193,6 +203,7 @@ class Simulation:
         assert machine.process is not None
         self._steps.drained(node, effects, lattice, machine.process.replica.roster.members())
         self._tidy.drained(machine.process, effects, self.clock.now_ns)
+        self._compare_branched(machine.process, effects, lattice)
         self.ledger.drained(node)
         self._push.drained(node, owner, effects)
         if self._recording is not None:
@@ -349,23 +360,45 @@ class Simulation:
         sent = sum(self.network.carried.bytes_by_node.values())
         return sent // len(self._scenario.sites)
 
+    def _compare_branched(
+        self, process: Process, effects: Sequence[Effect], lattice: Lattice
+    ) -> None:
+        if self._branched_readings >= BRANCHED_READINGS_MAX or not process.sees:
+            return
+        if any(isinstance(e, Persist) and len(lattice.branches(e.chain)) > 1 for e in effects):
+            self._branched_readings += 1
+            self._rest.reference(process)
+
     def _compare_reading(self, node: int) -> None:
         process = self.machines[node].process
-        if process is not None:
+        if process is not None and process.sees:
             self._rest.reference(process)
 
     def _come_to_rest(self, until_ns: int) -> bool:
         """Whether all became the same, and nothing was left to do, in time."""
+        look_ns = 0
         while not self.violations.full:
-            if self._equal() and self._quiet():
-                return True
+            if self.clock.now_ns >= look_ns:
+                look_ns = self.clock.now_ns + self._look_ns
+                if self._equal() and self._quiet():
+                    return True
             if not self.clock.step(until_ns):
                 return False
         return False
 
     def _idle(self) -> bool:
-        """Whether nothing is under way, and linked nodes have nothing to tell each other."""
-        if not self.network.quiet:
+        """Whether linked nodes have nothing to tell each other: frames under way are old news."""
+        if self.clock.now_ns < self._idle_again_ns:
+            return False
+        idle = self._nothing_to_tell()
+        if not idle:
+            self._idle_again_ns = self.clock.now_ns + self._look_ns
+        elif self._recording is not None:
+            self._recording.settled()
+        return idle
+
+    def _nothing_to_tell(self) -> bool:
+        if self.network.refusals_lapse:
             return False
         processes = [machine.process for machine in self.machines]
         if not all(process is None or process.settled for process in processes):
@@ -374,14 +407,10 @@ class Simulation:
             one, other = processes[a], processes[b]
             if one is not None and other is not None and one.digests() != other.digests():
                 return False
-        if self._recording is not None:
-            self._recording.settled()
         return True
 
     def _equal(self) -> bool:
-        """Whether all hold the same and nothing is on its way to any of them."""
-        if self.network.under_way:
-            return False
+        """Whether all hold the same."""
         processes = [machine.process for machine in self._members()]
         first = processes[0]
         return first is not None and all(

@@ -46,8 +46,14 @@ class Users:
     """All users of a run. Refusals are part of life, and counted."""
 
     def __init__(
-        self, workload: Workload, machines: Sequence[Machine], clock: Clock, chance: Chance
+        self,
+        workload: Workload,
+        machines: Sequence[Machine],
+        clock: Clock,
+        chance: Chance,
+        views: int,
     ) -> None:
+        """`views`: so many of the machines, the first, keep views."""
         self.asked = 0
         self.refused = 0
         self._workload = workload
@@ -56,6 +62,10 @@ class Users:
         self._first = first
         """those that are there from the start"""
         self._sites = list(dict.fromkeys(machine.identity.site for machine in first))
+        self._asking = machines[:views] if views < len(machines) else machines
+        """the nodes that users talk to: those that can show them something"""
+        self._homes = [self._sites_of(i) for i in range(workload.vpcs)]
+        """by VPC: the sites at which it has endpoints"""
         self._clock = clock
         self._chance = chance
         self._until_ns = 0
@@ -77,6 +87,13 @@ class Users:
             "trespass": self._trespass,
         }
 
+    def _sites_of(self, vpc: int) -> list[str]:
+        """All sites, or so many in turn that each hosts as many VPCs as the others."""
+        count, sites = self._workload.sites_per_vpc, self._sites
+        if not count or count >= len(sites):
+            return sites
+        return [sites[(vpc * count + j) % len(sites)] for j in range(count)]
+
     # ---- the beginning ----
 
     def set_up(self) -> None:
@@ -87,7 +104,8 @@ class Users:
             self._first_endpoints(machine)
 
     def _set_up_vpc(self, i: int) -> None:
-        site = self._sites[i % len(self._sites)]
+        # Its owner must be one that keeps a view: the first sites do.
+        site = self._sites[i % min(len(self._sites), len(self._asking))]
         owner = next(m for m in self._first if m.identity.site == site)
         process = owner.process
         if process is None or not process.replica.writable:
@@ -95,10 +113,11 @@ class Users:
             return
         name = vpc_name(i)
         self._ask(process, partial(process.writer.add_vpc, name, VNI_FIRST + i, [VPC_CIDR]))
-        for number, home in enumerate(self._sites, 1):
+        homes = self._homes[i]
+        for number, home in enumerate(homes, 1):
             if number < STRETCHED:
                 self._add_subnet(process, name, f"home-{home}", number, [home])
-        self._add_subnet(process, name, "stretched", STRETCHED, self._sites[:100])
+        self._add_subnet(process, name, "stretched", STRETCHED, homes[:100])
 
     def _add_subnet(
         self, process: Process, vpc: str, name: str, number: int, sites: list[str]
@@ -109,13 +128,39 @@ class Users:
 
     def _first_endpoints(self, machine: Machine) -> None:
         process = machine.process
-        names = [vpc_name(i) for i in range(self._workload.vpcs)]
+        if process is not None and not process.sees:
+            self._first_records(machine)
+            return
+        names = self._vpcs_at(machine.identity.site)
         if process is None or not all(self._complete(process, name) for name in names):
             self._clock.after(SETUP_RETRY_NS, partial(self._first_endpoints, machine))
             return
         for name in names:
             for _ in range(self._workload.endpoints):
-                self._claim_at(process, name, self._address(machine.identity.site))
+                self._claim_at(process, name, self._address(machine.identity.site, name))
+
+    def _first_records(self, machine: Machine) -> None:
+        """The same at a node without a view, from what the first node sees."""
+        process, seeing = machine.process, self._asking[0].process
+        names = self._vpcs_at(machine.identity.site)
+        ready = seeing is not None and all(self._complete(seeing, name) for name in names)
+        if process is None or seeing is None or not ready or not process.replica.writable:
+            self._clock.after(SETUP_RETRY_NS, partial(self._first_records, machine))
+            return
+        puts: dict[bytes, Put] = {}
+        for name in names:
+            vpc = seeing.view.vpc(name).id
+            for _ in range(self._workload.endpoints):
+                ip = self._address(machine.identity.site, name)
+                hlc = process.clock.now(process.wall_ns)
+                claim = model.Claim(0, hlc, model.derived_mac(vpc, ip))
+                key = keys.pack(keys.EndpointKey(keys.addr_of(ip)))
+                puts[vpc.encode() + key] = Put(vpc, key, model.encode(claim))
+        self._ask(process, lambda now_ns: list(puts.values()))
+
+    def _vpcs_at(self, site: str) -> list[str]:
+        """Names of the VPCs that have endpoints at the site."""
+        return [vpc_name(i) for i, homes in enumerate(self._homes) if site in homes]
 
     def _complete(self, process: Process, vpc: str) -> bool:
         """Whether the node has seen a VPC's subnets."""
@@ -142,7 +187,7 @@ class Users:
     def _next(self) -> None:
         if self._clock.now_ns >= self._until_ns:
             return
-        machine = pick(self._chance, self._machines)
+        machine = pick(self._chance, self._asking)
         for _ in range(self._workload.burst):
             kind = pick_weighted(self._chance, self._workload.mix)
             if machine.process is not None:
@@ -163,8 +208,9 @@ class Users:
 
     # ---- endpoints ----
 
-    def _address(self, site: str) -> str:
-        number = self._sites.index(site) + 1 if site in self._sites else STRETCHED
+    def _address(self, site: str, vpc: str) -> str:
+        homes = next(homes for i, homes in enumerate(self._homes) if vpc_name(i) == vpc)
+        number = homes.index(site) + 1 if site in homes else STRETCHED
         if number >= STRETCHED or self._chance.random() < 0.5:
             number = STRETCHED
         return f"10.0.{number}.{FIRST_HOST + below(self._chance, self._workload.addresses)}"
@@ -177,7 +223,9 @@ class Users:
         return self._ask(process, partial(process.writer.add_endpoint, vpc, ip, name=name))
 
     def _create(self, process: Process) -> None:
-        self._claim_at(process, self._any_vpc(), self._address(process.identity.site))
+        site = process.identity.site
+        vpc = pick(self._chance, self._vpcs_at(site) or [self._any_vpc()])
+        self._claim_at(process, vpc, self._address(site, vpc))
 
     def _own(self, process: Process) -> tuple[str, str] | None:
         """(VPC id, IP) of one of the node's own claims."""
@@ -218,7 +266,7 @@ class Users:
         ip = f"10.0.{STRETCHED}.{FIRST_HOST + below(self._chance, self._workload.addresses)}"
         self._claim_at(process, vpc, ip)
         site = process.identity.site
-        others = [m.process for m in self._machines if m.process and m.identity.site != site]
+        others = [m.process for m in self._asking if m.process and m.identity.site != site]
         if others:
             self._claim_at(pick(self._chance, others), vpc, ip)
 
@@ -273,7 +321,7 @@ class Users:
         if not names:
             return
         vpc = pick(self._chance, names)
-        for machine in self._machines:
+        for machine in self._asking:
             other = machine.process
             if other is None or not other.view.catalog.may_write(vpc, other.identity.node):
                 continue
