@@ -6,7 +6,7 @@ does: a relabelled branch keeps its rows, and rows that an effect forgot to dele
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from crdt.chain import Chain, RootMismatch
@@ -23,6 +23,10 @@ from sim.core.checkers import load_header
 
 class DiskError(Exception):
     """The effects do not fit what is stored; a store on a real disk would refuse them too."""
+
+
+class TornError(DiskError):
+    """What is torn is in the way: nothing was stored. A rewrite of the chain clears it away."""
 
 
 @dataclass(slots=True)
@@ -52,8 +56,16 @@ class Disk:
         twin._torn = set(self._torn)
         return twin
 
-    def apply(self, effects: Iterable[Stored]) -> None:
-        """Carry out `effects`. Raises DiskError; the disk is of no use then."""
+    def apply(self, effects: Sequence[Stored]) -> None:
+        """Carry out `effects`, all or none. Raises TornError; DiskError: the disk is of no use
+        then."""
+        for effect in effects:
+            if (
+                isinstance(effect, Persist)
+                and effect.relabel_from is not None
+                and (effect.chain, effect.epoch) in self._torn
+            ):
+                raise TornError(f"branch {effect.epoch} of {effect.chain} is torn")
         for effect in effects:
             if isinstance(effect, PersistStatements):
                 self._statements.update(dict.fromkeys(effect.statements))
@@ -63,6 +75,7 @@ class Disk:
             elif isinstance(effect, Rewrite):
                 kept = {i: b for i, b in self._branches.items() if i[0] != effect.chain}
                 self._branches = kept
+                self._torn = {id for id in self._torn if id[0] != effect.chain}
                 for branch in effect.branches:
                     self._apply(branch)
             elif isinstance(effect, DropBranches):

@@ -35,7 +35,7 @@ from mesh.core.view import View
 from mesh.core.writer import Writer
 from sim.core.chance import ChanceOf
 from sim.core.clock import MS_NS, SECOND_NS, Clock
-from sim.core.disk import Disk
+from sim.core.disk import Disk, TornError
 from sim.core.network import Network
 from sim.core.signing import Signatures
 
@@ -384,13 +384,12 @@ class Process:
             return
         batch, self._unsent = self._unsent, None
         assert batch is not None
-        if self._machine.disk.full:
+        if self._store(batch):
+            self._note_stored()
+        else:
             self.store_fails = True
             self._spool.failed(self._world.clock.now_ns)
             self._world.clock.after(RETRY_NS, self._store_again)
-        else:
-            self._store(batch)
-            self._note_stored()
         self._perform(self._spool.allowed())
         self._carry_out()
         self._arm()
@@ -412,9 +411,16 @@ class Process:
                 self.replica.peer_lagging(peer, self._world.clock.now_ns)
         self.store_fails = False
 
-    def _store(self, batch: Sequence[Stored]) -> None:
-        self._machine.disk.apply(batch)
+    def _store(self, batch: Sequence[Stored]) -> bool:
+        """Whether the disk took it."""
+        if self._machine.disk.full:
+            return False
+        try:
+            self._machine.disk.apply(batch)
+        except TornError:
+            return False
         self._world.probe.stored(self.identity.index, batch)
+        return True
 
     def _perform(self, effects: Sequence[Effect]) -> None:
         me, network = self.identity.index, self._world.network
@@ -442,7 +448,7 @@ class Process:
         self._alive = False
         chance = self._world.chance_of(f"kill/{self.identity.index}/{self._machine.starts}")
         stores = chance.random() < 0.5
-        if self._unsent is not None and stores and not self._machine.disk.full:
+        if self._unsent is not None and stores:
             self._store(self._unsent)
 
     # ---- time ----

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sim.core.clock import MS_NS, SECOND_NS, Clock
-from sim.core.network import Network, Weather
+from sim.core.network import STALLED_BYTES_MAX, Network, Weather
 from sim.seeding import chance_of
 
 Log = list[tuple[float, str, object]]
@@ -14,16 +14,17 @@ Log = list[tuple[float, str, object]]
 class Port:
     def __init__(self, clock: Clock) -> None:
         self.log: Log = []
+        self.admitting = True
         self._clock = clock
 
     def _note(self, what: str, value: object) -> None:
         self.log.append((self._clock.now_ns / SECOND_NS, what, value))
 
     def admits(self, peer: int) -> bool:
-        return True
+        return self.admitting
 
     def refuses(self, peer: int) -> bool:
-        return False
+        return not self.admitting
 
     def link_up(self, peer: int) -> None:
         self._note("up", peer)
@@ -180,3 +181,55 @@ def test_a_reset_loses_the_frame_and_the_link_comes_back() -> None:
     two.run(10.0)
     for port in two.ports:
         assert port.changes() == ["up", "down", "up"]
+
+
+def test_a_slow_link_takes_so_many_times_as_long_and_no_longer_afterwards() -> None:
+    two = Two()
+    pairs = [(0, 1), (1, 0)]
+    two.network.slow(pairs, 10.0)
+    began_s = two.clock.now_ns / SECOND_NS
+    two.send(1)
+    two.run(1.0)
+    assert two.ports[1].log[-1][0] - began_s == pytest.approx(0.1, abs=0.003)
+    two.network.slow(pairs, 1 / 10.0)
+    began_s = two.clock.now_ns / SECOND_NS
+    two.send(1)
+    two.run(1.0)
+    assert two.ports[1].log[-1][0] - began_s == pytest.approx(0.01, abs=0.003)
+
+
+def test_who_does_not_read_gets_all_in_order_once_it_does() -> None:
+    two = Two()
+    two.network.stall(1)
+    sent = two.send(5)
+    two.run(10.0)
+    assert two.ports[1].frames() == []
+    assert two.ports[1].changes() == ["up"]
+    two.network.resume(1)
+    assert two.ports[1].frames() == sent
+
+
+def test_beyond_what_buffers_hold_a_stalled_reader_s_writer_is_told() -> None:
+    two = Two()
+    two.network.stall(1)
+    big = bytes(STALLED_BYTES_MAX // 4)
+    for _ in range(6):
+        two.network.send(0, 1, big, True)
+    two.run(10.0)
+    assert [what for _, what, _ in two.ports[0].log].count("lagging") == 2
+    two.network.resume(1)
+    assert len(two.ports[1].frames()) == 4
+
+
+def test_a_refused_handshake_is_tried_again() -> None:
+    two = Two()
+    two.network.stop(1)
+    two.ports[1].admitting = False
+    two.network.start(1, two.ports[1])
+    two.run(12.0)
+    assert not two.network.linked(0, 1)
+    assert not two.network.refusals_lapse
+    two.ports[1].admitting = True
+    assert two.network.refusals_lapse
+    two.run(6.0)
+    assert two.network.linked(0, 1)
