@@ -29,8 +29,27 @@ Json: TypeAlias = dict[str, Any]
 AUDIT_NAMES_MAX = 1000
 """Rows named in each list of an audit report; the counts go on."""
 
-ENDPOINTS_MAX = 1 << 18
-"""Default capacity of the endpoint table: a gateway's own VPCs, not the whole mesh."""
+NEARLY_FULL = 0.8
+"""Of a table's capacity: from here on people are told, while there is time to make room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """Rows that each table has room for. Those of endpoints and subnets take memory as they come,
+    the others' up front."""
+
+    endpoints: int = 1 << 18  # a gateway's own VPCs, not the whole mesh
+    subnets: int = 1 << 16
+    gateways: int = 4096
+    ports: int = 4096  # directly attached workloads of one machine
+
+    @property
+    def groups(self) -> int:
+        """One for each gateway, and one for each site, of which there are no more."""
+        return 2 * self.gateways
+
+
+DEFAULT_CAPACITY = Capacity()
 
 
 class DataplaneError(Exception):
@@ -42,18 +61,22 @@ class Unavailable(DataplaneError):
 
 
 class TableFull(DataplaneError):
-    """A table has no room. Everything else of the call was carried out; `refused` rows are not in.
+    """A table has no room. Everything else of the call was carried out; `refused` rows are not in,
+    and `refused_all` with those of other tables.
 
-    The rows left out show up as missing in an audit until room is made and `repair` is run.
+    They go in as soon as a call makes room; until then each says again that they are out, and an
+    audit shows them as missing.
     """
 
-    def __init__(self, table: str, refused: int, usage: Usage) -> None:
+    def __init__(self, table: str, refused: int, usage: Usage, refused_all: int = 0) -> None:
+        more = f", and {refused_all - refused} of other tables" if refused_all > refused else ""
         super().__init__(
             f"table {table} is full ({usage.used} of {usage.max}): {refused} rows are not"
-            " installed; remove endpoints or start with a larger table"
+            f" installed{more}; remove some or start with a larger table"
         )
         self.table = table
         self.refused = refused
+        self.refused_all = max(refused, refused_all)
         self.usage = usage
 
 
@@ -109,7 +132,10 @@ class Backend(Protocol):
         """Rows in and capacity of the endpoint table, the one that grows."""
 
     def usages(self) -> dict[str, Usage]:
-        """The same for every table, by name."""
+        """The same for every table, by name. It may cost a walk through all rows."""
+
+    def capacities(self) -> dict[str, int]:
+        """Rows that each table has room for, where that is bounded, by name. Costs nothing."""
 
     def show(self) -> Json:
         """Every table as a list of plain dicts, with counters where a row has them."""
@@ -119,6 +145,9 @@ class Backend(Protocol):
 
     def refresh_adjacency(self) -> int:
         """Look up interfaces and link addresses again; returns how many rows still lack theirs."""
+
+    def missing_interfaces(self) -> tuple[str, ...]:
+        """Ports whose interface was not there when it was last looked for."""
 
     def detach(self) -> None:
         """Stop forwarding and remove everything from this machine. The backend is closed after."""
@@ -133,7 +162,7 @@ def open_backend(
     instance: str,
     underlay: str,
     wan_ifname: str | None = None,
-    endpoints_max: int = ENDPOINTS_MAX,
+    capacity: Capacity = DEFAULT_CAPACITY,
 ) -> tuple[Backend, str]:
     """The backend for a node, and `MODE: why` in words.
 
@@ -144,7 +173,7 @@ def open_backend(
     from dataplane.memory import MemoryBackend
 
     if mode == "memory":
-        return MemoryBackend(endpoints_max=endpoints_max), "memory: chosen"
+        return MemoryBackend(capacity=capacity), "memory: chosen"
     from dataplane.xdp.backend import XdpBackend
 
     try:
@@ -152,12 +181,12 @@ def open_backend(
             instance=instance,
             underlay=underlay,
             wan_ifname=wan_ifname,
-            endpoints_max=endpoints_max,
+            capacity=capacity,
         )
     except Unavailable as error:
         if mode == "xdp":
             raise
-        return MemoryBackend(endpoints_max=endpoints_max), f"memory: {error}"
+        return MemoryBackend(capacity=capacity), f"memory: {error}"
     return backend, f"xdp: {backend.describe()}"
 
 

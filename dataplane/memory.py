@@ -15,9 +15,10 @@ from ipaddress import IPv4Network
 from typing import Any, Literal
 
 from dataplane.backend import (
-    ENDPOINTS_MAX,
+    DEFAULT_CAPACITY,
     Audit,
     AuditReport,
+    Capacity,
     Json,
     TableFull,
     Usage,
@@ -82,14 +83,16 @@ class MemoryBackend:
     def __init__(
         self,
         *,
-        endpoints_max: int = ENDPOINTS_MAX,
+        capacity: Capacity = DEFAULT_CAPACITY,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        self._endpoints_max = endpoints_max
+        self._endpoints_max = capacity.endpoints
         self._gateways: dict[int, GatewayRow] = {}
         self._groups: dict[int, GroupRow] = {}
         self._ports: dict[str, PortRow] = {}
         self._endpoints: dict[PackedKey, PackedRow] = {}
+        self._refused: dict[PackedKey, PackedRow] = {}
+        """Rows that there was no room for."""
         self._subnets: dict[SubnetKey, SubnetRow] = {}
         self._peers: dict[int, int] = {}
         self._prefixes: dict[int, list[SubnetKey]] = {}
@@ -102,6 +105,7 @@ class MemoryBackend:
     # ---- tables ---------------------------------------------------------------------------------
 
     def replace(self, tables: Tables) -> None:
+        self._refused = {}
         self.apply(
             FibDelta(
                 gateways=_difference(self._gateways, tables.gateways),
@@ -125,16 +129,20 @@ class MemoryBackend:
             self._prefixes = {}
             for prefix in sorted(self._subnets, key=lambda key: -key.prefix_bits):
                 self._prefixes.setdefault(prefix.vni, []).append(prefix)
-        refused = 0
         for gone in delta.endpoints.remove:
             self._endpoints.pop(gone, None)
-        for key, row in delta.endpoints.put.items():
+            self._refused.pop(gone, None)
+        wanted = delta.endpoints.put
+        if self._refused:
+            wanted = {**self._refused, **wanted}
+            self._refused = {}
+        for key, row in wanted.items():
             if key in self._endpoints or len(self._endpoints) < self._endpoints_max:
                 self._endpoints[key] = row
             else:
-                refused += 1
-        if refused:
-            raise TableFull("endpoints", refused, self.usage())
+                self._refused[key] = row
+        if self._refused:
+            raise TableFull("endpoints", len(self._refused), self.usage())
 
     def audit(self, tables: Tables) -> AuditReport:
         audit = Audit()
@@ -175,6 +183,9 @@ class MemoryBackend:
 
     def usages(self) -> dict[str, Usage]:
         return {"endpoints": self.usage()}
+
+    def capacities(self) -> dict[str, int]:
+        return {"endpoints": self._endpoints_max}
 
     def show(self) -> Json:
         counters = self.counters()
@@ -224,6 +235,9 @@ class MemoryBackend:
 
     def refresh_adjacency(self) -> int:
         return 0
+
+    def missing_interfaces(self) -> tuple[str, ...]:
+        return ()
 
     def detach(self) -> None:
         self.replace(Tables())

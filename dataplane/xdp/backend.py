@@ -8,26 +8,33 @@ Rules of this file:
 - What only this machine knows (interface indexes, link addresses) is kept here for the few rows
   that need it, and looked up again by `refresh_adjacency`. A way that was known once is kept while
   it cannot be looked up: a cut underlay heals without anybody's help.
-- Rows for which there is no room are refused last, after everything else was done.
+- Rows for which there is no room are kept, refused after everything else was done, and written when
+  a later call has made room.
+- What the kernel refuses otherwise may leave a call half done: the error says so, an audit finds
+  what is missing, and `repair` does it.
 """
 
 from __future__ import annotations
 
 import fcntl
+import functools
 import importlib.util
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, ParamSpec, TypeVar
+
+from pyroute2.netlink.exceptions import NetlinkError
 
 import dataplane
 from dataplane.backend import (
-    ENDPOINTS_MAX,
+    DEFAULT_CAPACITY,
     AuditReport,
+    Capacity,
     DataplaneError,
     Json,
     TableFull,
@@ -50,7 +57,7 @@ from dataplane.fib.rows import (
 )
 from dataplane.xdp import headers, kernel, links, pack, pins, report
 from dataplane.xdp.maps import TABLES, Maps
-from dataplane.xdp.state import Resolved
+from dataplane.xdp.state import Resolved, Rows
 from dataplane.xdp.totals import Totals
 
 LOADER_TIMEOUT_S = 120
@@ -59,6 +66,23 @@ LOADER_TIMEOUT_S = 120
 ADJACENCY_WAIT_S = 0.25
 """How long one look-up of new gateways' link addresses may keep the caller."""
 _ADJACENCY_POLL_S = 0.01
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _told(call: Callable[P, T]) -> Callable[P, T]:
+    """Have what the kernel refuses raised as a DataplaneError that says what was being done."""
+
+    @functools.wraps(call)
+    def telling(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return call(*args, **kwargs)
+        except (OSError, NetlinkError) as error:
+            raise DataplaneError(f"{call.__name__}: the kernel refuses: {error}") from error
+
+    return telling
 
 
 class XdpBackend:
@@ -73,7 +97,7 @@ class XdpBackend:
         instance: str,
         underlay: str,
         wan_ifname: str | None = None,
-        endpoints_max: int = ENDPOINTS_MAX,
+        capacity: Capacity = DEFAULT_CAPACITY,
     ) -> XdpBackend:
         """Adopt or create the instance's maps and load its programs.
 
@@ -92,7 +116,7 @@ class XdpBackend:
         directory.make()
         lock = _lock(directory.path)
         try:
-            maps = Maps(directory, endpoints_max)
+            maps = Maps(directory, capacity)
             try:
                 _load_programs(directory.path)
                 return cls(directory, maps, lock, wan_ifname, address)
@@ -121,6 +145,9 @@ class XdpBackend:
         self._groups: dict[int, GroupRow] = {}
         self._state = Resolved(underlay)
         self._totals = Totals(maps)
+        self._refused: dict[str, dict[bytes, bytes]] = {name: {} for name in TABLES}
+        self._freed: set[str] = set()
+        """Tables with refused rows that something was removed from since they were tried."""
 
     def describe(self) -> str:
         """What runs where, in words."""
@@ -128,6 +155,7 @@ class XdpBackend:
 
     # ---- rows -----------------------------------------------------------------------------------
 
+    @_told
     def replace(self, tables: Tables) -> None:
         self._generation = (self._generation + 1) % (1 << 32)
         self._groups = dict(tables.groups)
@@ -135,11 +163,11 @@ class XdpBackend:
         state = self._state = Resolved.of(self._underlay, tables, former.ways)
         _look_up_ways(state, tables.gateways.values())
         self._stop_counting(former)
-        refused = self._write(
-            tables.gateways, tables.groups, tables.ports, tables.endpoints, tables.subnets
-        )
+        self._refused = {name: {} for name in TABLES}
+        self._write(tables.gateways, tables.groups, tables.ports, tables.endpoints, tables.subnets)
         for name in reversed(TABLES):
             self._maps.delete_stale(name, self._generation)
+        self._freed.update(TABLES)
         self._maps.stop_counting("gateway_traffic", [pack.u32(id) for id in tables.gateways])
         ifindexes = [pack.u32(interface.ifindex) for interface in state.interfaces.values()]
         self._maps.stop_counting("port_traffic", ifindexes)
@@ -148,8 +176,9 @@ class XdpBackend:
         self._maps.configure(self._underlay, self._generation)
         state.peers = state.peer_owners()
         self._switch()
-        self._retry(refused)
+        self._settle()
 
+    @_told
     def apply(self, delta: FibDelta) -> None:
         state = self._state
         self._groups.update(delta.groups.put)
@@ -161,22 +190,22 @@ class XdpBackend:
         state.detach_endpoints(delta.endpoints.remove)
         state.look_up_interfaces(delta.ports.put)
         _look_up_ways(state, delta.gateways.put.values())
-        refused = self._write(
+        self._write(
             delta.gateways.put,
             delta.groups.put,
             delta.ports.put,
             delta.endpoints.put,
             delta.subnets.put,
         )
-        self._maps.delete("subnets", [pack.subnet_key(key) for key in delta.subnets.remove])
-        self._maps.delete("endpoints", delta.endpoints.remove)
+        self._delete("subnets", [pack.subnet_key(key) for key in delta.subnets.remove])
+        self._delete("endpoints", delta.endpoints.remove)
         self._remove_ports(delta.ports.remove)
-        self._maps.delete("groups", [pack.u32(id) for id in delta.groups.remove])
+        self._delete("groups", [pack.u32(id) for id in delta.groups.remove])
         for group in delta.groups.remove:
             self._groups.pop(group, None)
         self._remove_gateways(delta.gateways.remove)
         self._switch()
-        self._retry(refused)
+        self._settle()
 
     def _write(
         self,
@@ -185,41 +214,56 @@ class XdpBackend:
         ports: Mapping[str, PortRow],
         endpoints: Mapping[PackedKey, PackedRow],
         subnets: Mapping[SubnetKey, SubnetRow],
-    ) -> dict[str, list[tuple[bytes, bytes]]]:
-        """Write rows in order; returns those without room, by table."""
-        state, generation, put = self._state, self._generation, self._maps.put
-        refused = {}
-        refused["gateways"] = put("gateways", state.gateway_rows(gateways, generation))
+    ) -> None:
+        """Write rows in order."""
+        state, generation, put = self._state, self._generation, self._put
+        put("gateways", state.gateway_rows(gateways, generation))
         for id in gateways:
             self._maps.start_counting("gateway_traffic", pack.u32(id))
         if gateways:
-            refused["peers"] = put("peers", state.peer_rows(generation))
+            put("peers", state.peer_rows(generation))
         group_rows = [
             (pack.u32(id), pack.group_value(row, generation)) for id, row in groups.items()
         ]
-        refused["groups"] = put("groups", group_rows)
-        refused["ports"] = put("ports", state.port_rows(ports, generation))
+        put("groups", group_rows)
+        put("ports", state.port_rows(ports, generation))
         for ifname in ports:
             if (interface := state.interfaces.get(ifname)) is not None:
                 self._maps.start_counting("port_traffic", pack.u32(interface.ifindex))
         for vni in sorted({row.vni for row in ports.values()} | {key.vni for key in subnets}):
             self._maps.start_counting("vpc_drops", pack.u32(vni))
-        refused["endpoints"] = put("endpoints", state.endpoint_rows(endpoints, generation))
+        put("endpoints", state.endpoint_rows(endpoints, generation))
         subnet_rows = [
             (pack.subnet_key(key), pack.subnet_value(row, generation))
             for key, row in subnets.items()
         ]
-        refused["subnets"] = put("subnets", subnet_rows)
-        return refused
+        put("subnets", subnet_rows)
 
-    def _retry(self, refused: dict[str, list[tuple[bytes, bytes]]]) -> None:
-        """Write again what had no room before rows were removed; TableFull if it still has none."""
-        failures: list[TableFull] = []
-        for name, rows in refused.items():
-            if rows and (left := self._maps.put(name, rows)):
-                failures.append(self._maps.full(name, len(left)))
-        if failures:
-            raise failures[0]
+    def _put(self, name: str, rows: Rows) -> None:
+        """Write rows; those without room are kept for later."""
+        out = self._refused[name]
+        if out:
+            for key, _ in rows:
+                out.pop(key, None)
+        out.update(self._maps.put(name, rows))
+
+    def _delete(self, name: str, keys: Sequence[bytes]) -> None:
+        self._maps.delete(name, keys)
+        if keys:
+            self._freed.add(name)
+            for key in self._refused[name].keys() & set(keys):
+                del self._refused[name][key]
+
+    def _settle(self) -> None:
+        """Write what had no room where there may be some now; TableFull if rows are left out."""
+        for name in sorted(self._freed):
+            self._refused[name] = dict(self._maps.put(name, list(self._refused[name].items())))
+        self._freed.clear()
+        out = {name: len(rows) for name, rows in self._refused.items() if rows}
+        if out:
+            name = max(out, key=out.__getitem__)
+            room = self._maps.capacity(name)
+            raise TableFull(name, out[name], Usage(room, room), sum(out.values()))
 
     def _remove_ports(self, ifnames: Iterable[str]) -> None:
         for ifname in ifnames:
@@ -230,7 +274,7 @@ class XdpBackend:
 
     def _forget_port(self, vni: int, ifindex: int) -> None:
         """Take out an interface's row, counters and program."""
-        self._maps.delete("ports", [pack.u32(ifindex)])
+        self._delete("ports", [pack.u32(ifindex)])
         self._totals.stop_port(vni, ifindex)
         self._directory.link_path(ifindex).unlink(missing_ok=True)
 
@@ -244,11 +288,11 @@ class XdpBackend:
         # A peer's address may have changed, or pass to another gateway that claims it.
         owners = state.peer_owners()
         if owners != state.peers:
-            self._maps.put("peers", state.peer_rows(self._generation))
+            self._put("peers", state.peer_rows(self._generation))
             left = [pack.ip(address) for address in state.peers if address not in owners]
-            self._maps.delete("peers", left)
+            self._delete("peers", left)
             state.peers = owners
-        self._maps.delete("gateways", [pack.u32(id) for id in gone])
+        self._delete("gateways", [pack.u32(id) for id in gone])
 
     # ---- counters -------------------------------------------------------------------------------
 
@@ -270,6 +314,7 @@ class XdpBackend:
 
     # ---- interfaces and ways --------------------------------------------------------------------
 
+    @_told
     def refresh_adjacency(self) -> int:
         state = self._state
         before = dict(state.interfaces)
@@ -288,11 +333,14 @@ class XdpBackend:
             for id, row in state.gateways.items()
             if ways.get(row.underlay) != state.ways.get(row.underlay)
         }
-        refused = self._write(gateways, {}, ports, endpoints, {})
+        self._write(gateways, {}, ports, endpoints, {})
         if self._switched:
             self._attach_all(thorough=True)
-        self._retry(refused)
         return state.unresolved()
+
+    def missing_interfaces(self) -> tuple[str, ...]:
+        state = self._state
+        return tuple(sorted(name for name in state.ports if name not in state.interfaces))
 
     # ---- programs -------------------------------------------------------------------------------
 
@@ -328,6 +376,7 @@ class XdpBackend:
 
     # ---- reports --------------------------------------------------------------------------------
 
+    @_told
     def audit(self, tables: Tables) -> AuditReport:
         state = Resolved.of(self._underlay, tables, self._state.ways)
         _look_up_ways(state, tables.gateways.values())
@@ -335,12 +384,14 @@ class XdpBackend:
             tables, self._maps, state, self._directory, self._wan_ifname, self._programs
         )
 
+    @_told
     def repair(self, tables: Tables) -> AuditReport:
         before = self.audit(tables)
         self.replace(tables)
         self._attach_all(thorough=True)
         return before
 
+    @_told
     def counters(self) -> Json:
         return {
             **report.counters(self._maps, self._state),
@@ -348,18 +399,26 @@ class XdpBackend:
             "sites": self._totals.sites(self._state),
         }
 
+    @_told
     def take_drops(self) -> list[DropEvent]:
         return report.drop_events(self._maps)
 
+    @_told
     def usage(self) -> Usage:
         return self._maps.usage("endpoints")
 
+    @_told
     def usages(self) -> dict[str, Usage]:
         return {name: self._maps.usage(name) for name in TABLES}
 
+    def capacities(self) -> dict[str, int]:
+        return {name: self._maps.capacity(name) for name in TABLES}
+
+    @_told
     def show(self) -> Json:
         return report.show(self._maps, self._state, self._groups)
 
+    @_told
     def explain(self, vni: int, ip: str) -> Json:
         return report.explain(self._maps, self._state, vni, ip)
 

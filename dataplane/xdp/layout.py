@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from dataplane.backend import ENDPOINTS_MAX
+from dataplane.backend import DEFAULT_CAPACITY, Capacity
 from dataplane.fib.rows import GROUP_GATEWAYS_MAX
 from dataplane.reasons import REASONS_MAX, DropReason
 from dataplane.xdp.kernel import MAP_NO_PREALLOC, MapType
@@ -148,10 +148,6 @@ LAYOUTS = (
 )
 
 U32 = struct.Struct("=I")
-PORTS_MAX = 4096  # directly attached workloads of one machine
-GATEWAYS_MAX = 4096
-GROUPS_MAX = 8192  # a group per gateway, and one per site
-SUBNETS_MAX = 1 << 16
 VPCS_MAX = 4096  # with subnets or ports on one machine, counted apart; others are only not counted
 DROP_EVENTS_BYTES = 1 << 16
 """The ring of drop events: 819 between two looks. A power of two, and whole pages of any size."""
@@ -159,20 +155,20 @@ DROP_EVENTS_WINDOW_NS = 100_000_000
 DROP_EVENTS_IN_WINDOW = 8
 
 
-def maps(endpoints_max: int = ENDPOINTS_MAX) -> dict[str, MapSpec]:
+def maps(capacity: Capacity = DEFAULT_CAPACITY) -> dict[str, MapSpec]:
     """Every map by name. Endpoints and subnets take memory as they grow, the others up front."""
     specs = (
         MapSpec("config", MapType.ARRAY, 4, CONFIG_VALUE.packer.size, 1),
-        MapSpec("gateways", MapType.HASH, 4, GATEWAY_VALUE.packer.size, GATEWAYS_MAX),
-        MapSpec("peers", MapType.HASH, 4, PEER_VALUE.packer.size, GATEWAYS_MAX),
-        MapSpec("groups", MapType.HASH, 4, GROUP_VALUE.packer.size, GROUPS_MAX),
-        MapSpec("ports", MapType.HASH, 4, PORT_VALUE.packer.size, PORTS_MAX),
+        MapSpec("gateways", MapType.HASH, 4, GATEWAY_VALUE.packer.size, capacity.gateways),
+        MapSpec("peers", MapType.HASH, 4, PEER_VALUE.packer.size, capacity.gateways),
+        MapSpec("groups", MapType.HASH, 4, GROUP_VALUE.packer.size, capacity.groups),
+        MapSpec("ports", MapType.HASH, 4, PORT_VALUE.packer.size, capacity.ports),
         MapSpec(
             "endpoints",
             MapType.HASH,
             ENDPOINT_KEY.packer.size,
             ENDPOINT_VALUE.packer.size,
-            endpoints_max,
+            capacity.endpoints,
             MAP_NO_PREALLOC,
         ),
         MapSpec(
@@ -180,14 +176,14 @@ def maps(endpoints_max: int = ENDPOINTS_MAX) -> dict[str, MapSpec]:
             MapType.LPM_TRIE,
             SUBNET_KEY.packer.size,
             SUBNET_VALUE.packer.size,
-            SUBNETS_MAX,
+            capacity.subnets,
             MAP_NO_PREALLOC,
         ),
         MapSpec("drops", MapType.PERCPU_ARRAY, 4, DROP_COUNT.packer.size, REASONS_MAX),
         MapSpec("drop_events", MapType.RINGBUF, 0, 0, DROP_EVENTS_BYTES),
         MapSpec("vpc_drops", MapType.PERCPU_HASH, 4, 8, VPCS_MAX),
-        MapSpec("port_traffic", MapType.PERCPU_HASH, 4, TRAFFIC.packer.size, PORTS_MAX),
-        MapSpec("gateway_traffic", MapType.PERCPU_HASH, 4, TRAFFIC.packer.size, GATEWAYS_MAX),
+        MapSpec("port_traffic", MapType.PERCPU_HASH, 4, TRAFFIC.packer.size, capacity.ports),
+        MapSpec("gateway_traffic", MapType.PERCPU_HASH, 4, TRAFFIC.packer.size, capacity.gateways),
     )
     return {spec.name: spec for spec in specs}
 

@@ -7,7 +7,7 @@ import os
 import struct
 from collections.abc import Iterator, Sequence
 
-from dataplane.backend import TableFull, Usage
+from dataplane.backend import Capacity, Usage
 from dataplane.xdp import kernel, layout, pack
 from dataplane.xdp.pins import PinDir
 from dataplane.xdp.ring import Ring
@@ -27,8 +27,8 @@ TABLES = tuple(_VALUES)
 class Maps:
     """Opens, creates or adopts the maps of a pin directory; `close` leaves them pinned."""
 
-    def __init__(self, pins: PinDir, endpoints_max: int) -> None:
-        self.specs = layout.maps(endpoints_max)
+    def __init__(self, pins: PinDir, capacity: Capacity) -> None:
+        self.specs = layout.maps(capacity)
         self._fds: dict[str, int] = {}
         try:
             for name, spec in self.specs.items():
@@ -67,9 +67,6 @@ class Maps:
                     rest = [row for row in rest if row[0] in present]
         return refused
 
-    def full(self, name: str, refused: int) -> TableFull:
-        return TableFull(name, refused, self.usage(name))
-
     def delete(self, name: str, keys: Sequence[bytes]) -> None:
         kernel.delete_rows(self._fds[name], keys)
 
@@ -91,6 +88,9 @@ class Maps:
         """All rows of a table with their generations zeroed."""
         value = _VALUES[name]
         return {key: pack.without_generation(value, raw) for key, raw in self.rows(name)}
+
+    def capacity(self, name: str) -> int:
+        return self._capacity[name]
 
     def usage(self, name: str) -> Usage:
         spec = self.specs[name]

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from dataplane.backend import ENDPOINTS_MAX
+from dataplane.backend import DEFAULT_CAPACITY, Capacity
 from mesh.core.errors import BadInput, Mistakes
 from mesh.node.config_fields import BY_NAME, FIELDS, TABLES, Field
 from mesh.node.toml_lines import FieldPath, lines_of
@@ -56,10 +56,18 @@ class Config:
     dataplane_mode: str
     wan_if: str | None
     socket_path: Path
-    endpoints_max: int = ENDPOINTS_MAX
+    endpoints_max: int = DEFAULT_CAPACITY.endpoints
+    subnets_max: int = DEFAULT_CAPACITY.subnets
+    gateways_max: int = DEFAULT_CAPACITY.gateways
+    ports_max: int = DEFAULT_CAPACITY.ports
     metrics_listen: str | None = None
     log_level: str = "info"
     bootstrap: tuple[str, ...] = ()
+
+    @property
+    def capacity(self) -> Capacity:
+        """Of the data plane's tables."""
+        return Capacity(self.endpoints_max, self.subnets_max, self.gateways_max, self.ports_max)
 
     @property
     def directory(self) -> Path:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
-from dataplane.backend import ENDPOINTS_MAX
+from dataplane.backend import DEFAULT_CAPACITY
 from mesh.core import validate
 from mesh.core.errors import BadInput
 from mesh.core.validate import bad
@@ -29,6 +29,20 @@ LISTEN_MAX: Final = 8  # addresses of one machine worth binding apart; 0.0.0.0 b
 BOOTSTRAP_MAX: Final = 8  # ways into a mesh: the rest is learned from whoever answers
 ENDPOINTS_LOW: Final = 1024  # fewer save no memory worth having: rows take it as they come
 ENDPOINTS_HIGH: Final = 1 << 24  # 1.4 GB of rows; the kernel counts a map's entries in 32 bits
+SUBNETS_HIGH: Final = 1 << 20  # a walk through so deep a tree is what a packet still pays for
+GATEWAYS_HIGH: Final = 1 << 16  # with groups and counters 20 MB on two processors, up front
+PORTS_HIGH: Final = 1 << 16  # interfaces of one machine
+ROOM_LOW: Final = 64  # fewer save nothing
+
+CAPACITY_FIELDS: Final = {
+    "endpoints": "endpoints_max",
+    "subnets": "subnets_max",
+    "gateways": "gateways_max",
+    "groups": "gateways_max",
+    "peers": "gateways_max",
+    "ports": "ports_max",
+}
+"""Table of the data plane -> field of [dataplane] that says how much room it has."""
 
 _IFNAME = re.compile(rf"[^\s/:]{{1,{IFNAME_CHARS_MAX}}}")
 _HOST_PORT = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+)):([0-9]{1,5})")
@@ -252,6 +266,7 @@ def _kind(value: object) -> str:
 
 _IDENTITY: Final = "it is what the node was admitted as: join again with a new directory"
 _FOUNDED: Final = "it is the mesh that the keys and the store belong to"
+_SIZED: Final = "a map in the kernel has the size that it was made with"
 _OPENED: Final = "the data plane is opened once"
 
 FIELDS: Final = (
@@ -305,8 +320,27 @@ FIELDS: Final = (
         "dataplane", "endpoints_max", "endpoints_max", Number(ENDPOINTS_LOW, ENDPOINTS_HIGH),
         "Capacity of the kernel's endpoint table. A table in place grows at a restart, and never"
         " shrinks.",
-        "restart", lambda _: ENDPOINTS_MAX, str(ENDPOINTS_MAX), unit="rows, 84 B each once used",
-        why="a map in the kernel has the size that it was made with",
+        "restart", lambda _: DEFAULT_CAPACITY.endpoints, str(DEFAULT_CAPACITY.endpoints),
+        unit="rows, 84 B each once used", why=_SIZED,
+    ),
+    Field(
+        "dataplane", "subnets_max", "subnets_max", Number(ROOM_LOW, SUBNETS_HIGH),
+        "Capacity of the kernel's table of subnets; as that of endpoints.",
+        "restart", lambda _: DEFAULT_CAPACITY.subnets, str(DEFAULT_CAPACITY.subnets),
+        unit="rows", why=_SIZED,
+    ),
+    Field(
+        "dataplane", "gateways_max", "gateways_max", Number(ROOM_LOW, GATEWAYS_HIGH),
+        "Capacity of the kernel's tables of gateways, of their addresses and, twice that, of"
+        " next-hop groups; their memory is taken up front.",
+        "restart", lambda _: DEFAULT_CAPACITY.gateways, str(DEFAULT_CAPACITY.gateways),
+        unit="rows", why=_SIZED,
+    ),
+    Field(
+        "dataplane", "ports_max", "ports_max", Number(ROOM_LOW, PORTS_HIGH),
+        "Capacity of the kernel's table of attached interfaces; its memory is taken up front.",
+        "restart", lambda _: DEFAULT_CAPACITY.ports, str(DEFAULT_CAPACITY.ports),
+        unit="rows", why=_SIZED,
     ),
     Field(
         "api", "socket", "socket", Text(socket_path),

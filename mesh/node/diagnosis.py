@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from dataplane.backend import Usage
+from dataplane.backend import NEARLY_FULL, Usage
 from mesh.core.errors import BadInput
 from mesh.node.config import Config, ConfigError, read_config
+from mesh.node.config_fields import CAPACITY_FIELDS
 from mesh.node.keys import read_seed
 
 Json: TypeAlias = dict[str, Any]
@@ -38,12 +39,11 @@ CLOCK_AHEAD_MAX_S: Final = 5.0
 SYNC_AGE_MAX_S: Final = 30.0  # three rounds of anti-entropy: one may meet another neighbour
 LINK_YOUNG_S: Final = 10.0  # until its first comparison is due
 MTU_MIN_BYTES: Final = 1280  # what any IPv6 path carries (RFC 8200, section 5)
-MAP_USED_MAX: Final = 0.9
 FREE_BYTES_MIN: Final = 64 * 1024 * 1024  # a WAL at its usual largest, twice, and some logs
 FSYNC_MAX_S: Final = 0.1  # an acknowledged write costs one: ten a second is no disk for this
 _FSYNC_TRIES: Final = 5
 _FSYNC_BYTES: Final = 4096  # a page of the WAL
-_NAMED_MAX: Final = 5
+NAMED_MAX: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +219,7 @@ def judge_clock(peers: Sequence[Peer]) -> Check:
         return Check("clock", None, "no linked peer has told its time")
     far = {name: ahead for name, ahead in known.items() if abs(ahead) > CLOCK_AHEAD_MAX_S}
     if far:
-        shown = _some([f"{name} is {ahead:+.1f} s ahead" for name, ahead in sorted(far.items())])
+        shown = some([f"{name} is {ahead:+.1f} s ahead" for name, ahead in sorted(far.items())])
         fix = "set the clocks by NTP (timedatectl set-ntp true), here or there"
         return Check("clock", False, shown, fix)
     widest_s = max(map(abs, known.values()))
@@ -232,7 +232,7 @@ def judge_ports(listening: Sequence[str], inbound_from: Sequence[str]) -> Check:
         return Check("ports", False, "nothing is listened on", "see the node's log")
     where = ", ".join(listening)
     if inbound_from:
-        return Check("ports", True, f"{where}: reached by {_some(sorted(inbound_from))}")
+        return Check("ports", True, f"{where}: reached by {some(sorted(inbound_from))}")
     return Check("ports", True, f"{where}: no linked peer has had to connect to it yet")
 
 
@@ -244,7 +244,7 @@ def judge_peers(linked: Sequence[str], known: Sequence[str]) -> Check:
         fix = (
             "look whether those nodes run, and whether TCP to their listen addresses is let through"
         )
-        return Check("peers", False, f"{what}; not: {_some(away)}", fix)
+        return Check("peers", False, f"{what}; not: {some(away)}", fix)
     return Check("peers", True, what)
 
 
@@ -258,7 +258,7 @@ def judge_digests(peers: Sequence[Peer]) -> Check:
         if (p.sync_age_s is None or p.sync_age_s > SYNC_AGE_MAX_S) and p.link_age_s > LINK_YOUNG_S
     ]
     if old:
-        what = f"not equal for {SYNC_AGE_MAX_S:.0f} s: {_some(old)}"
+        what = f"not equal for {SYNC_AGE_MAX_S:.0f} s: {some(old)}"
         return Check("digests", False, what, "weft state diff PEER shows which chains differ")
     ages_s = [p.sync_age_s for p in peers if p.sync_age_s is not None]
     worst = f"the last {max(ages_s):.0f} s ago" if ages_s else "none yet: the links are young"
@@ -269,16 +269,19 @@ def judge_maps(usages: Mapping[str, Usage], problem: str | None) -> Check:
     """`problem`: what keeps rows from being installed."""
     if problem is not None:
         return Check("maps", False, problem, "mend that, then run weft dataplane audit --repair")
-    full = sorted(
-        f"{name} ({u.used} of {u.max})"
-        for name, u in usages.items()
-        if u.used > MAP_USED_MAX * u.max
-    )
+    full = {name: u for name, u in sorted(usages.items()) if u.used > NEARLY_FULL * u.max}
     if full:
-        fix = "set a larger [dataplane] endpoints_max in weft.toml and restart, or remove some"
-        return Check("maps", False, f"nearly full: {', '.join(full)}", fix)
+        return Check("maps", False, *nearly_full(full))
     used = usages["endpoints"]
     return Check("maps", True, f"{used.used} of {used.max} endpoints, the others have room, too")
+
+
+def nearly_full(usages: Mapping[str, Usage]) -> tuple[str, str]:
+    """What is wrong with these tables, and the fix."""
+    what = ", ".join(f"{name} ({u.used} of {u.max})" for name, u in usages.items())
+    fields = ", ".join(dict.fromkeys(CAPACITY_FIELDS[name] for name in usages))
+    fix = f"set a larger [dataplane] {fields} in weft.toml and restart, or remove some"
+    return f"nearly full: {what}", fix
 
 
 def judge_mtu(ways: Mapping[str, int | None], outer_bytes: int) -> Check:
@@ -286,11 +289,11 @@ def judge_mtu(ways: Mapping[str, int | None], outer_bytes: int) -> Check:
     lost = sorted(name for name, mtu in ways.items() if mtu is None)
     if lost:
         fix = "add a route to their underlay addresses, or start those machines"
-        return Check("mtu", False, f"no way to {_some(lost)}", fix)
+        return Check("mtu", False, f"no way to {some(lost)}", fix)
     room = {name: mtu - outer_bytes for name, mtu in ways.items() if mtu is not None}
     small = {name: left for name, left in room.items() if left < MTU_MIN_BYTES}
     if small:
-        what = _some([f"{left} B to {name}" for name, left in sorted(small.items())])
+        what = some([f"{left} B to {name}" for name, left in sorted(small.items())])
         fix = f"raise the underlay's MTU to {MTU_MIN_BYTES + outer_bytes} or more"
         return Check("mtu", False, f"packets of at most {what}", fix)
     if not room:
@@ -314,6 +317,7 @@ def _mb(size_bytes: int) -> str:
     return f"{size_bytes / 1e6:,.0f} MB"
 
 
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _NAMED_MAX
-    return ", ".join(names[:_NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
+def some(names: Sequence[str]) -> str:
+    """The first few of many names."""
+    more = len(names) - NAMED_MAX
+    return ", ".join(names[:NAMED_MAX]) + (f" and {more} more" if more > 0 else "")

@@ -13,7 +13,17 @@ from typing import TypeVar
 
 import trio
 
-from dataplane.backend import AuditReport, Backend, DataplaneError, Json, Unavailable, open_backend
+from dataplane.backend import (
+    NEARLY_FULL,
+    AuditReport,
+    Backend,
+    DataplaneError,
+    Json,
+    TableFull,
+    Unavailable,
+    Usage,
+    open_backend,
+)
 from mesh.core.errors import NotReady
 from mesh.core.forwarding import Forwarding
 from mesh.node.config import Config
@@ -22,6 +32,10 @@ from mesh.node.log import LimitedLog, event
 
 AUDIT_PERIOD_S = 60.0
 """A full comparison with the kernel's maps; it costs a dump of the maps."""
+AUDIT_SHARE_MAX = 0.05
+"""Of the time that may go into audits: very large tables are compared less often."""
+MEND_FIRST_S = 1.0
+"""Until the first repair after a failure."""
 ADJACENCY_PERIOD_S = 2.0
 """How soon a changed interface or link address of a peer is taken up."""
 
@@ -46,10 +60,30 @@ class Forwarder:
         self.drops = DropLog()
         self.reason = "not started"
         """the mode and why it was taken, in words"""
-        self.problem: str | None = None
-        """what keeps rows from being installed, in words"""
+        self._full: TableFull | None = None
+        """rows that wait for room: the backend writes them when there is some"""
+        self._failed: str | None = None
+        """what was not carried out, in words: to be mended by a repair"""
+        self._mending = trio.Event()
+        self.missing_interfaces: tuple[str, ...] = ()
+        """attached interfaces that are not there"""
         self.synced = False
         """whether every compiled row has been handed to the backend"""
+
+    @property
+    def problem(self) -> str | None:
+        """What keeps rows from being installed, in words."""
+        return self._failed or (None if self._full is None else str(self._full))
+
+    def nearly_full(self) -> dict[str, Usage]:
+        """The tables that have less than a fifth of their room left for what is compiled."""
+        tables = self._forwarding.tables()
+        used = {
+            name: Usage(len(getattr(tables, name)), room)
+            for name, room in self.backend.capacities().items()
+            if name != "peers"  # they follow from the gateways
+        }
+        return {name: u for name, u in used.items() if u.used > NEARLY_FULL * u.max}
 
     @property
     def backend(self) -> Backend:
@@ -66,7 +100,7 @@ class Forwarder:
                 "memory",
                 instance=self._instance(),
                 underlay="",
-                endpoints_max=config.endpoints_max,
+                capacity=config.capacity,
             )
         else:
             opener = partial(
@@ -75,7 +109,7 @@ class Forwarder:
                 instance=self._instance(),
                 underlay=config.underlay,
                 wan_ifname=config.wan_if,
-                endpoints_max=config.endpoints_max,
+                capacity=config.capacity,
             )
         try:
             backend, self.reason = await self._in_thread(opener)
@@ -106,6 +140,7 @@ class Forwarder:
             nursery.start_soon(self._refresh)
             nursery.start_soon(self._take_drops)
             nursery.start_soon(self._audit_regularly)
+            nursery.start_soon(self._mend)
 
     async def close(self) -> None:
         """Let go; what is installed goes on forwarding."""
@@ -121,9 +156,11 @@ class Forwarder:
             try:
                 report = await self._in_thread(partial(call, tables))
             except DataplaneError as error:
+                if repair:
+                    self._note(error)
                 raise NotReady(f"data plane: {error}") from None
             if repair:
-                self.problem = None
+                self._note(None)
             return report
 
     async def read(self, call: Callable[[Backend], T]) -> T:
@@ -150,26 +187,46 @@ class Forwarder:
         delta = self._forwarding.take_delta()
         if delta:
             await self._attempt(self.backend.apply, delta)
-        elif self.problem is None:
-            self.synced = not self._forwarding.behind
+        else:
+            self._note_synced()
 
     async def _attempt(self, call: Callable[[T], None], rows: T) -> None:
         try:
             await self._in_thread(partial(call, rows))
         except DataplaneError as error:
-            self.problem = str(error)
-            self._log.event("dataplane.refused", level=logging.ERROR, reason=error)
+            if self._failed is None:
+                self._note(error)
         else:
-            waiting = self._changed.is_set() or self._forwarding.behind
-            self.synced = self.problem is None and not waiting
+            self._full = None
+            self._note_synced()
+
+    def _note(self, error: DataplaneError | None) -> None:
+        """How a call that writes whole tables has ended, or one that failed."""
+        self._full = error if isinstance(error, TableFull) else None
+        self._failed = None if error is None or self._full is not None else str(error)
+        if error is not None:
+            self._log.event("dataplane.refused", level=logging.ERROR, reason=error)
+        if self._failed is not None:
+            self._mending.set()
+        self._note_synced()
+
+    def _note_synced(self) -> None:
+        waiting = self._changed.is_set() or self._forwarding.behind
+        self.synced = self.problem is None and not waiting
 
     async def _refresh(self) -> None:
         while True:
             await trio.sleep(ADJACENCY_PERIOD_S)
             try:
-                await self.read(lambda backend: backend.refresh_adjacency())
+                gone = await self.read(_look_again)
             except NotReady as error:
                 self._log.event("dataplane.adjacency_failed", reason=error)
+                continue
+            if gone != self.missing_interfaces:
+                self.missing_interfaces = gone
+                self._log.event(
+                    "dataplane.interfaces_gone", count=len(gone), interfaces=",".join(gone[:5])
+                )
 
     async def _take_drops(self) -> None:
         while True:
@@ -180,11 +237,14 @@ class Forwarder:
                 self._log.event("dataplane.drops_unread", reason=error)
 
     async def _audit_regularly(self) -> None:
+        pause_s = AUDIT_PERIOD_S
         while True:
-            await trio.sleep(AUDIT_PERIOD_S)
+            await trio.sleep(pause_s)
+            begun_s = trio.current_time()
             try:
                 report = await self.audit()
-                if not report.clean:
+                pause_s = max(AUDIT_PERIOD_S, (trio.current_time() - begun_s) / AUDIT_SHARE_MAX)
+                if not (report.clean or self._only_full(report)):
                     self._log.event(
                         "dataplane.drifted",
                         missing=report.missing_count,
@@ -195,5 +255,29 @@ class Forwarder:
             except NotReady as error:
                 self._log.event("dataplane.audit_failed", reason=error)
 
+    def _only_full(self, report: AuditReport) -> bool:
+        """Whether nothing is missing but what has no room, which no repair gives it."""
+        refused = 0 if self._full is None else self._full.refused_all
+        return not (report.stale_count or report.wrong_count) and report.missing_count == refused
+
+    async def _mend(self) -> None:
+        """Repair after a failure, at once and then more and more seldom, until it succeeds."""
+        while True:
+            await self._mending.wait()
+            pause_s = MEND_FIRST_S
+            while self._failed is not None:
+                await trio.sleep(pause_s)
+                pause_s = min(2 * pause_s, AUDIT_PERIOD_S)
+                try:
+                    await self.audit(repair=True)
+                except NotReady as error:
+                    self._log.event("dataplane.repair_failed", reason=error)
+            self._mending = trio.Event()
+
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(call, limiter=self._limiter)
+
+
+def _look_again(backend: Backend) -> tuple[str, ...]:
+    backend.refresh_adjacency()
+    return backend.missing_interfaces()

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import pytest
 from pyroute2 import IPRoute, netns
 
-from dataplane.backend import Unavailable
+from dataplane.backend import Capacity, Unavailable
 from dataplane.fib.compile import Compiler
 from dataplane.fib.facts import (
     AttachmentFact,
@@ -139,7 +139,9 @@ class Gateway:
     def open(self, **options: Any) -> xdp_backend.XdpBackend:
         def start() -> xdp_backend.XdpBackend:
             return xdp_backend.XdpBackend.open(
-                instance=self.instance, underlay=self.underlay, **{"endpoints_max": 64, **options}
+                instance=self.instance,
+                underlay=self.underlay,
+                **{"capacity": Capacity(endpoints=64), **options},
             )
 
         self.backend = self.run(start)

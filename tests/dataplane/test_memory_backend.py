@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dataplane.backend import AUDIT_NAMES_MAX, Backend, TableFull, open_backend
+from dataplane.backend import AUDIT_NAMES_MAX, Backend, Capacity, TableFull, open_backend
 from dataplane.fib.compile import Compiler
 from dataplane.fib.facts import (
     AttachmentFact,
@@ -188,7 +188,7 @@ def test_an_audit_names_a_bounded_number_of_rows() -> None:
 
 
 def test_a_full_table_refuses_newcomers_only() -> None:
-    site = Site(1, endpoints_max=3)
+    site = Site(1, capacity=Capacity(endpoints=3))
     site.compiler.set_vpc(RED, VpcFact(RED, 100))
     for number in range(20, 25):
         ip = f"10.0.2.{number}"
@@ -197,10 +197,11 @@ def test_a_full_table_refuses_newcomers_only() -> None:
         site.push()
     assert site.backend.usage() == (3, 3)
     assert site.backend.audit(site.compiler.tables()).missing_count == 2
+    with pytest.raises(TableFull, match="2 rows"):
+        site.push()  # each call says that rows are out
     for number in (20, 21):
         site.compiler.set_endpoint(RED, f"10.0.2.{number}", None)
     site.push()
-    site.backend.repair(site.compiler.tables())
     assert site.backend.audit(site.compiler.tables()).clean
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 import re
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from pyroute2 import IPRoute
 
-from dataplane.backend import DataplaneError, TableFull, Unavailable, open_backend
+from dataplane.backend import Capacity, DataplaneError, TableFull, Unavailable, open_backend
 from dataplane.fib.facts import EndpointFact, GatewayFact
 from dataplane.xdp import backend, headers, kernel, layout, links, loader, pins
 from dataplane.xdp.backend import XdpBackend
@@ -84,10 +85,11 @@ def test_a_restart_adopts_and_loses_no_packet(pair: Any) -> None:
 
 VICTIM = """
 import sys
+from dataplane.backend import Capacity
 from dataplane.xdp import links
 from dataplane.xdp.backend import XdpBackend
 def hold():
-    backend = XdpBackend.open(instance=sys.argv[2], underlay=sys.argv[3], endpoints_max=64)
+    backend = XdpBackend.open(instance=sys.argv[2], underlay=sys.argv[3], capacity=Capacity(64))
     print("open", flush=True)
     sys.stdin.read()
 links.in_netns(sys.argv[1], hold)
@@ -156,12 +158,60 @@ def test_a_full_table_is_said_and_filled_when_there_is_room(pair: Any) -> None:
     assert gateway.run(gateway.backend.usages)["endpoints"] == (64, 64)
     assert audit(gateway).missing_count == 18
     assert pair.pods["one"].ping("10.0.2.10") == 1
-    # A delta that makes as much room as it takes fits, though it writes before it removes.
+    # It is said again by what has nothing to do with it; a row that is out may go or change.
+    pair.vpc(VPC, VNI, {"10.0.3.0/24": ("b",)})
+    gateway.compiler.set_endpoint(VPC, claim(99).ip, None)
+    gateway.compiler.set_endpoint(
+        VPC, claim(98).ip, dataclasses.replace(claim(98), mac="02:00:00:00:09:02")
+    )
+    with pytest.raises(TableFull, match="17 rows"):
+        gateway.push()
+    # What makes room lets them in, though a delta writes before it removes.
     for number in range(20, 50):
         gateway.compiler.set_endpoint(VPC, claim(number).ip, None)
     gateway.push()
-    report = gateway.run(lambda: gateway.backend.repair(gateway.compiler.tables()))
-    assert report.stale_count == 0
+    assert audit(gateway).clean
+
+
+def test_more_ports_than_there_is_room_for(site_pair: Any) -> None:
+    gateway = site_pair.a
+    site_pair.vpc(VPC, VNI, SUBNETS)
+    pods = [site_pair.pod(gateway, f"n{n}", VPC, f"10.0.1.{10 + n}") for n in range(3)]
+    two = site_pair.pod(site_pair.b, "two", VPC, "10.0.2.10")
+    gateway.open(capacity=Capacity(ports=2))
+    site_pair.b.open()
+    site_pair.b.sync()
+    with pytest.raises(TableFull, match=r"ports is full \(2 of 2\): 1 rows") as failure:
+        gateway.sync()
+    assert failure.value.refused_all == 1
+    gateway.compiler.take_delta()
+    carried = [pod.ping(two.ip, timeout_s=0.3) for pod in pods]
+    assert sorted(carried) == [0, 1, 1]
+    assert gateway.drops("no-port") > 0
+    assert audit(gateway).missing_count == 1
+    gateway.compiler.set_attachment(pods[carried.index(1)].ifname, None)
+    gateway.push()
+    assert audit(gateway).clean
+    assert pods[carried.index(0)].ping(two.ip) == 1
+
+
+def test_what_the_kernel_refuses_is_said_seen_and_mended(pair: Any) -> None:
+    gateway = pair.a
+    fd = gateway.backend._maps._fds["subnets"]
+    kept = os.dup(fd)
+    null = os.open("/dev/null", os.O_RDONLY)
+    try:
+        os.dup2(null, fd)
+        pair.vpc(VPC, VNI, {"10.0.3.0/24": ("b",)})
+        gateway.compiler.set_endpoint(VPC, claim(20).ip, claim(20))
+        with pytest.raises(DataplaneError, match=r"apply: the kernel refuses: .*MAP_UPDATE_BATCH"):
+            gateway.push()
+        os.dup2(kept, fd)
+    finally:
+        os.close(kept)
+        os.close(null)
+    assert audit(gateway).missing == ("subnets 77/10.0.3.0/24",)
+    gateway.run(lambda: gateway.backend.repair(gateway.compiler.tables()))
     assert audit(gateway).clean
 
 
@@ -172,14 +222,14 @@ def test_a_table_grows_at_a_restart_and_loses_no_packet(pair: Any) -> None:
     with pytest.raises(TableFull):
         gateway.push()
     gateway.run(gateway.backend.close)
-    gateway.open(endpoints_max=128)
+    gateway.open(capacity=Capacity(endpoints=128))
     assert one.ping("10.0.2.10") == 1, "the programs at work keep the former table"
     gateway.sync()
     assert audit(gateway).clean
     assert gateway.run(gateway.backend.usages)["endpoints"] == (82, 128)
     assert one.ping("10.0.2.10") == 1
     gateway.run(gateway.backend.close)
-    gateway.open(endpoints_max=64)
+    gateway.open(capacity=Capacity(endpoints=64))
     assert gateway.run(gateway.backend.usages)["endpoints"] == (82, 128), "it never shrinks"
 
 
@@ -236,10 +286,12 @@ def test_an_interface_made_anew_is_found_again(pair: Any, noticed: bool) -> None
     gateway.run(remove)
     if noticed:
         assert gateway.run(gateway.backend.refresh_adjacency) == 1
+        assert gateway.backend.missing_interfaces() == (one.ifname,)
         assert f"ports {one.ifname}" in audit(gateway).missing
     pair.namespaces.veth((gateway.netns, one.ifname), (one.netns, "eth0"), 1450)
     pair.furnish(one)
     assert gateway.run(gateway.backend.refresh_adjacency) == 0
+    assert gateway.backend.missing_interfaces() == ()
     assert audit(gateway).clean
     assert one.ping("10.0.2.10") == 1
 
@@ -343,7 +395,10 @@ def test_auto_takes_xdp_where_it_can(site_pair: Any) -> None:
 
     def choose() -> tuple[Any, str]:
         return open_backend(
-            "auto", instance=gateway.instance, underlay=gateway.underlay, endpoints_max=64
+            "auto",
+            instance=gateway.instance,
+            underlay=gateway.underlay,
+            capacity=Capacity(endpoints=64),
         )
 
     chosen, reason = gateway.run(choose)
@@ -394,7 +449,7 @@ def test_structs_that_differ_from_the_packing_do_not_compile(
     assert source.count("_Static_assert") > 50
     directory = pins.PinDir(site_pair.a.instance)
     directory.make()
-    for spec in layout.maps(64).values():
+    for spec in layout.maps(Capacity(endpoints=64)).values():
         os.close(directory.require_map(spec))
     for old, new in (
         ("u16 mtu;   /* of the inner IP packet */\n", "u32 mtu;\n"),

@@ -16,6 +16,7 @@ from mesh.core.members import Member
 from mesh.core.ops import MESH_SHARD, NodeId
 from mesh.core.token import Token
 from mesh.node.context import NodeContext
+from mesh.node.diagnosis import nearly_full, some
 from mesh.node.p2p.events import PeerInfo
 from mesh.node.service.objects import time_text
 from mesh.version import VERSION
@@ -143,6 +144,19 @@ class MembershipService:
                 {
                     "what": f"data plane: {node.forwarder.problem}",
                     "fix": "mend that, then run weft dataplane audit --repair",
+                }
+            )
+        full = node.forwarder.nearly_full()
+        if full:
+            what, fix = nearly_full(full)
+            found.append({"what": f"data plane: tables are {what}", "fix": fix})
+        gone = node.forwarder.missing_interfaces
+        if gone:
+            found.append(
+                {
+                    "what": f"{len(gone)} attached interfaces are gone, nothing of their endpoints"
+                    f" is carried: {some(gone)}",
+                    "fix": "make them again, or run weft endpoint rm for what is gone for good",
                 }
             )
         if self._fell_back_to_memory():

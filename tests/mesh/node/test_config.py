@@ -282,6 +282,9 @@ CONFIGS = st.builds(
         [(), ("/dns4/gw.example/tcp/7400", "/ip6/2001:db8::1/tcp/9/p2p/12D3KooWx")]
     ),
     endpoints_max=st.integers(1024, 1 << 24),
+    subnets_max=st.integers(64, 1 << 20),
+    gateways_max=st.integers(64, 1 << 16),
+    ports_max=st.integers(64, 1 << 16),
     log_level=st.sampled_from(["debug", "error"]),
 )
 

@@ -82,10 +82,10 @@ def test_ports() -> None:
 
 
 def test_maps() -> None:
-    room = {"endpoints": Usage(90, 100), "subnets": Usage(0, 10)}
+    room = {"endpoints": Usage(80, 100), "subnets": Usage(0, 10)}
     assert diagnosis.judge_maps(room, None).ok
     wrong(
-        diagnosis.judge_maps({**room, "ports": Usage(91, 100)}, None), "maps", "ports (91 of 100)"
+        diagnosis.judge_maps({**room, "ports": Usage(81, 100)}, None), "maps", "ports (81 of 100)"
     )
     wrong(diagnosis.judge_maps(room, "table endpoints is full"), "maps", "is full")
 
@@ -213,11 +213,11 @@ def test_a_running_node_answers_for_all(diagnose: Command, first: Running, secon
     assert "equal with 1 of 1" in checks["digests"]["what"]
     assert "reached by b1" in checks["ports"]["what"]
     assert all(check["fix"] == "" for check in answer["checks"])
-    first.node.forwarder.problem = "table endpoints is full"
+    first.node.forwarder._failed = "table endpoints is full"
     try:
         code, answer = diagnose("--socket", str(first.socket))
     finally:
-        first.node.forwarder.problem = None
+        first.node.forwarder._failed = None
     assert (code, answer["ok"]) == (1, False)
     assert [c["name"] for c in answer["checks"] if c["ok"] is False] == ["maps"]
 

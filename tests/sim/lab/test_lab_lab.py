@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from dataplane.backend import Unavailable
+from dataplane.backend import Capacity, Unavailable
 from dataplane.xdp import layout, pins
 from mesh.core.errors import BadInput, NotFound, NotReady, Refused
 from sim.lab import lab as lab_module
@@ -59,7 +59,7 @@ def test_pins_of_the_nodes_go_with_the_lab(root: None, bpffs: None, lab_name: st
     mine, other = pins.PinDir(f"wl-{lab_name}-a1"), pins.PinDir(f"wl-{lab_name}-x-a1")
     for directory in (mine, other):
         directory.make()
-        os.close(directory.require_map(layout.maps(16)["endpoints"]))
+        os.close(directory.require_map(layout.maps(Capacity(endpoints=16))["endpoints"]))
     try:
         assert leftovers(lab_name) == [f"pins {mine.path}"]
         assert Lab.take_down(lab_name)
