@@ -49,6 +49,8 @@ class RestChecks:
                     self._violations.add("digests are equal", machine.identity.name)
                 continue
             self._entries(first, process)
+            if process.view.members != process.replica.roster.members():
+                self._violations.add("the view knows the roster", machine.identity.name)
             if process.view is not first.view and shown(process.view) != seen:
                 self._violations.add("views are equal", machine.identity.name)
             self._disk(machine, process)
@@ -95,7 +97,8 @@ class RestChecks:
     def reference(self, process: Process) -> None:
         """The view of a node, at rest or not, against what the design makes of its records."""
         held = reference.held_by(process.replica)
-        expected = reference.read(held, process.replica.roster.members())
+        # The roster as the view was told of it: a store that is busy keeps news from it.
+        expected = reference.read(held, process.view.members)
         for words in reference.differences(expected, reference.rows_of(process.view)):
             self._violations.add("the view is the reference's", words)
 
