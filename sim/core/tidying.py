@@ -23,6 +23,8 @@ from sim.core.clock import SECOND_NS
 from sim.core.node import Process
 
 WITHDRAW_AFTER_NS = 30 * SECOND_NS
+LOOK_NS = 2 * SECOND_NS
+"""A node looks after its claims once a second, and does not see what passes in between."""
 DAY_NS = 24 * 3600 * SECOND_NS
 DELETION_KEPT_NS = 90 * DAY_NS
 
@@ -36,6 +38,8 @@ class TidyChecks:
         self._outranked: dict[tuple[NodeId, str, bytes], int] = {}
         """(node, VPC, address) of a claim -> since when, at the latest, its node sees it outranked,
         in virtual time"""
+        self._lifted: dict[tuple[NodeId, str, bytes], tuple[int, int]] = {}
+        """of claims that are not outranked any more: since when they were, and until when"""
 
     def drained(self, process: Process, effects: Sequence[Effect], now_ns: int) -> None:
         """The node's view has what `effects` are about to store."""
@@ -48,14 +52,18 @@ class TidyChecks:
     def _note(self, process: Process, vpc: str, addr: bytes, now_ns: int) -> None:
         node = process.identity.node
         place = (node, vpc, addr)
-        if process.replica.record(vpc, keys.ENDPOINT + addr) is None:
-            self._outranked.pop(place, None)
-            return
-        claims = process.view.claims(vpc, keys.ip_of(addr))
-        if any(c.node == node and c.state == "shadowed" for c in claims):
-            self._outranked.setdefault(place, now_ns)
-        else:
-            self._outranked.pop(place, None)
+        outranked = process.replica.record(vpc, keys.ENDPOINT + addr) is not None and any(
+            claim.node == node and claim.state == "shadowed"
+            for claim in process.view.claims(vpc, keys.ip_of(addr))
+        )
+        since_ns = self._outranked.pop(place, None)
+        if outranked:
+            lifted = self._lifted.pop(place, None)
+            if since_ns is None and lifted is not None and now_ns - lifted[1] < LOOK_NS:
+                since_ns = lifted[0]
+            self._outranked[place] = now_ns if since_ns is None else since_ns
+        elif since_ns is not None:
+            self._lifted[place] = since_ns, now_ns
 
     def deleting(self, process: Process, op: Delete) -> None:
         """The node's housekeeping is about to write `op`."""
