@@ -132,10 +132,10 @@ def _large(sizes: Sizes = FULL) -> list[Metric]:
     vpcs = -(-sizes.endpoints // CHAIN_RECORDS)
     with homes() as home:
         with mesh(home, 3, vpcs) as filled:
-            writer = filled.nodes[0]
             progress(f"filling {size}")
             for number, vpc in enumerate(filled.vpcs):
                 count = min(CHAIN_RECORDS, sizes.endpoints - number * CHAIN_RECORDS)
+                writer = filled.nodes[number % 2]  # half are of either: the third one is emptied
                 writer.ask("fill", vpc=vpc, first=FIRST, count=count)
             for node in filled.nodes:
                 node.ask("until_records", count=sizes.endpoints)
@@ -145,8 +145,10 @@ def _large(sizes: Sizes = FULL) -> list[Metric]:
         runs.add(f"{name}: {size}", "B", None, stored_bytes / sizes.endpoints)
         for run in range(sizes.large_runs):
             progress(f"{size}: {run + 1} of {sizes.large_runs}")
-            answer_s = node_mesh.answers_after_s(configs[0])
-            runs.add(f"start with {size} stored, until the API answers", "s", "<= 6", answer_s)
+            answer_s, cpu_s = node_mesh.answers_after_s(configs[0])
+            name = f"start with {size} stored, until the API answers"
+            runs.add(name, "s", "<= 6", answer_s)
+            runs.add(f"{name}: CPU", "s", None, cpu_s)
             with started(configs[:2]) as nodes:
                 two = Mesh(nodes, ids)
                 until("linked", lambda two=two: min(two.all("peers")) == 1)  # type: ignore[misc]
@@ -315,13 +317,12 @@ def _spread(sizes: Sizes = FULL) -> list[Metric]:
 
 def _writes(sizes: Sizes = FULL) -> list[Metric]:
     runs = _Runs()
-    with homes() as home, mesh(home, 1) as alone:
-        node, vpc = alone.nodes[0], alone.vpcs[0]
-        for run in range(sizes.runs):
+    with homes() as home, mesh(home, 1, sizes.runs) as alone:
+        node = alone.nodes[0]
+        api = node.api
+        for run, vpc in enumerate(alone.vpcs):
             progress(f"writes: {run + 1} of {sizes.runs}")
-            base = run * (sizes.writes + sizes.imports)
-            ips = [_ip(FIRST + base + i) for i in range(sizes.writes + sizes.imports)]
-            api = node.api
+            ips = [_ip(FIRST + i) for i in range(sizes.writes + sizes.imports)]
             for name, step, count, target in (
                 ("one by one", _one_by_one, sizes.writes, ">= 300"),
                 ("imported, 1,000 a call", _imported, sizes.imports, ">= 50000"),

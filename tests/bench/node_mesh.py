@@ -165,8 +165,8 @@ def mesh(home: Path, count: int, vpcs: int = 1) -> Iterator[Mesh]:
         yield found
 
 
-def answers_after_s(config: Path) -> float:
-    """Seconds from the start of `weft run` to the first answer of its API."""
+def answers_after_s(config: Path) -> tuple[float, float]:
+    """Seconds from the start of `weft run` to the first answer of its API, and its CPU by then."""
     client = Client(read_config(config).socket_path)
     command = [sys.executable, "-m", "mesh.cli", "run", "--config", str(config)]
     start_s = time.monotonic()
@@ -176,7 +176,11 @@ def answers_after_s(config: Path) -> float:
         while True:
             try:
                 client.get("/v1/status")
-                return time.monotonic() - start_s
+                spent = (
+                    Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+                )
+                cpu_s = sum(map(int, spent)) / os.sysconf("SC_CLK_TCK")
+                return time.monotonic() - start_s, cpu_s
             except NotReady:
                 if child.poll() is not None or time.monotonic() - start_s > DEADLINE_S:
                     raise
