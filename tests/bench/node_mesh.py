@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from mesh.cli.client import Client
-from mesh.core.errors import NotReady
+from mesh.core.errors import NotReady, Refused
 from mesh.node.config import read_config
 from tests.bench.harness import progress
-from tests.mesh.api_nodes import founded, joined, running
+from tests.mesh.api_nodes import Running, founded, joined, running
 
 DEADLINE_S = 300.0
 POLL_S = 0.02
+JOIN_RETRY_S = 1.0
 
 
 class Process:
@@ -132,8 +133,20 @@ def members(home: Path, count: int) -> list[Path]:
     configs = [founded(home, "n0", site_of(0))]
     with running(configs[0]) as first:
         for i in range(1, count):
-            configs.append(joined(home, first, f"n{i}", site_of(i), f"127.0.1.{i}"))
+            configs.append(_joined(home, first, i))
     return configs
+
+
+def _joined(home: Path, inviter: Running, number: int) -> Path:
+    """An inviter takes few joins a second: a crowd waits for its turn."""
+    deadline_s = time.monotonic() + DEADLINE_S
+    while True:
+        try:
+            return joined(home, inviter, f"n{number}", site_of(number), f"127.0.1.{number}")
+        except (Refused, NotReady):
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(JOIN_RETRY_S)
 
 
 @contextmanager
