@@ -43,6 +43,16 @@ BOOTSTRAP_MAX = 8
 Connect = Callable[[], Awaitable[Conduit]]
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to connect to a member."""
+
+    name: str
+    connect: Connect
+    delay_s: float = STAGGER_S
+    """How long after the way before it is tried, unless that one fails sooner."""
+
+
 @dataclass(eq=False, slots=True)
 class Attempt:
     """One dial under way, to `node`, or to whoever is there (None)."""
@@ -66,7 +76,7 @@ Converse = Callable[[Conduit, Attempt], Awaitable[None]]
 
 @asynccontextmanager
 async def race(
-    ways: Sequence[tuple[str, Connect]], failures: list[str], scope: trio.CancelScope
+    ways: Sequence[Way], failures: list[str], scope: trio.CancelScope
 ) -> AsyncIterator[trio.MemoryReceiveChannel[Conduit]]:
     """Connect in several ways; yields a channel with what connects, which ends after the last.
 
@@ -77,18 +87,18 @@ async def race(
     over = [trio.Event() for _ in ways]
 
     async def one(number: int) -> None:
-        name, connect = ways[number]
-        if number:
-            with trio.move_on_after(STAGGER_S):
-                await over[number - 1].wait()
+        way = ways[number]
+        for before in range(number):
+            with trio.move_on_after(ways[before + 1].delay_s):
+                await over[before].wait()
         conduit: Conduit | None = None
         try:
             with trio.move_on_after(CONNECT_S):
-                conduit = await connect()
+                conduit = await way.connect()
             if conduit is None:
-                failures.append(f"{name}: no answer within {CONNECT_S:g} s")
+                failures.append(f"{way.name}: no answer within {CONNECT_S:g} s")
         except (OSError, PeerError) as error:
-            failures.append(f"{name}: {error}")
+            failures.append(f"{way.name}: {error}")
         over[number].set()
         if conduit is not None:
             try:
@@ -138,6 +148,8 @@ class Dialler:
         self._bootstrap: dict[str, Address] = {}
         self._redial: Redial[str] = Redial(rng)
         self._found: dict[str, NodeId] = {}
+        self.detours: Callable[[NodeId], list[Way]] = lambda _: []
+        """Ways to a member through others."""
         self._linked: Callable[[NodeId], bool] = lambda _: False
         self._last_good: dict[NodeId, str] = {}
         self._wake = trio.Event()
@@ -243,13 +255,15 @@ class Dialler:
         if node is not None:
             good = self._last_good.get(node)
             addresses = tuple(sorted(addresses, key=lambda address: str(address) != good))
-        nursery.start_soon(self._guard, self._dial, attempt, addresses)
+        ways = [self._way(address) for address in addresses]
+        if node is not None:
+            ways += self.detours(node)
+        nursery.start_soon(self._guard, self._dial, attempt, ways)
 
-    async def _dial(self, attempt: Attempt, addresses: tuple[Address, ...]) -> None:
+    async def _dial(self, attempt: Attempt, ways: Sequence[Way]) -> None:
         failures: list[str] = []
         try:
             with attempt.scope:
-                ways = [(str(address), self._way(address)) for address in addresses]
                 async with race(ways, failures, attempt.others) as conduits:
                     async for conduit in conduits:
                         if await self._try(attempt, conduit, failures):
@@ -267,8 +281,18 @@ class Dialler:
                 self.overlay.failed(attempt.node, now_ns())
                 self.wake()
 
-    def _way(self, address: Address) -> Connect:
-        return lambda: self._net.connect(address)
+    def _way(self, address: Address) -> Way:
+        return Way(str(address), lambda: self._net.connect(address))
+
+    async def dial_direct(self, node: NodeId) -> bool:
+        """Try the addresses of a member that is reached through a relay until it is done.
+
+        Returns whether there was a link.
+        """
+        attempt = Attempt(node)
+        ways = [self._way(address) for address in self.targets.get(node, ())]
+        await self._dial(attempt, ways)
+        return attempt.linked
 
     async def _try(self, attempt: Attempt, conduit: Conduit, failures: list[str]) -> bool:
         """Whether it was who we wanted, so that other addresses need not be tried."""

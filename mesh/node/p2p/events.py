@@ -22,6 +22,7 @@ class PeerUp:
     node: NodeId
     addr: str
     inbound: bool
+    path: Path = "direct"
 
 
 @dataclass(frozen=True, slots=True)

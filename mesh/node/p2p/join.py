@@ -14,7 +14,7 @@ from functools import partial
 import trio
 
 from mesh.core.errors import BadInput, NotReady, PeerError, Refused, RequestError
-from mesh.node.p2p.dialler import race
+from mesh.node.p2p.dialler import Way, race
 from mesh.node.p2p.framing import READ_BYTES, FrameReader, pack
 from mesh.node.p2p.session import Identity, Session, Stream, open_session
 from mesh.node.p2p.tcp import Address, Conduit, Net, TcpNet
@@ -90,7 +90,7 @@ async def request_join(
     identity = Identity(seed)
     failures: list[str] = []
     reach = net or TcpNet()
-    ways = [(str(address), partial(reach.connect, address)) for address in addresses]
+    ways = [Way(str(address), partial(reach.connect, address)) for address in addresses]
     answer: bytes | Refused | NotReady | None = None
     with trio.move_on_after(timeout_s):
         async with race(ways, failures, trio.CancelScope()) as conduits:

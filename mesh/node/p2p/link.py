@@ -3,7 +3,8 @@
 `/weft/link/1` carries what the two ends have to say about the link itself; `/weft/push/1` and
 `/weft/sync/1` carry the frames. Whoever dialled opens all three.
 
-    both     HELLO                at once when the three streams are there
+    both     HELLO observed       at once when the three streams are there; what the other end's
+                                  address is from here
     decider  ACTIVE or BYE        the end with the lower node id decides which connection counts
     both     BEAT ...             every 0.8 s, and in answer to PROBE: clocks, soft state
     either   BYE                  the link ends, and why
@@ -25,12 +26,12 @@ from typing import Final
 import msgpack
 import trio
 
-from mesh.core.errors import PeerError
+from mesh.core.errors import BadInput, PeerError
 from mesh.core.ops import NodeId
 from mesh.node.p2p.events import Channel
 from mesh.node.p2p.framing import FRAME_BYTES_MAX, FrameReader, SendQueue, pack
 from mesh.node.p2p.session import Session, Stream
-from mesh.node.p2p.tcp import Conduit
+from mesh.node.p2p.tcp import Address, Conduit
 
 LINK_PROTOCOL = "/weft/link/1"
 CHANNEL_PROTOCOLS: Mapping[Channel, str] = MappingProxyType(
@@ -98,6 +99,8 @@ class Link:
         """Set by the owner when the node knows of the link."""
         self.gone = trio.Event()
         """Set by the owner when the link has ended and everybody has been told."""
+        self.observed: Address | None = None
+        """Our end of the connection as the other end sees it: behind a NAT, the NAT's."""
         self.soft_state = b""
         self.rtt_ns: int | None = None
         self._clocks: deque[tuple[int, int]] = deque(maxlen=_CLOCK_SAMPLES)
@@ -143,10 +146,13 @@ class Link:
         """Exchange HELLO: both ends have all three streams. Raises ByeError, PeerError."""
         control = self._streams[LINK_PROTOCOL]
         self._control = FrameReader(control.read, _CONTROL_BYTES_MAX)
-        await self._say([_HELLO, _VERSION])
+        await self._say([_HELLO, _VERSION, self.conduit.remote])
         kind, fields = await self._hear()
         if kind != _HELLO or not fields or not isinstance(fields[0], int) or fields[0] < _VERSION:
             raise PeerError("no hello")
+        if len(fields) > 1 and isinstance(fields[1], str):
+            with contextlib.suppress(BadInput):  # as of a circuit, or whatever it made of it
+                self.observed = Address.parse(fields[1])
 
     async def activate(self) -> None:
         """Tell the other end that this connection counts."""
@@ -197,10 +203,14 @@ class Link:
         deliver: Callable[[Channel, bytes], Awaitable[None]],
         soft_state: Callable[[], bytes],
         wall_ns: Callable[[], int],
+        serve: Mapping[str, Callable[[Stream], None]],
     ) -> None:
-        """Carry frames until the session ends, which cancels this. `wall_ns` is the wall clock."""
+        """Carry frames until the session ends, which cancels this.
+
+        `wall_ns` is the wall clock; `serve` takes streams of further protocols that the peer opens.
+        """
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._guard, self.session.refuse_streams)
+            nursery.start_soon(self._guard, self.session.serve_streams, serve)
             nursery.start_soon(self._guard, self._read_control, wall_ns)
             nursery.start_soon(self._guard, self._write_control, soft_state, wall_ns)
             for channel in sorted(CHANNEL_PROTOCOLS):

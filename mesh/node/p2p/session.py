@@ -13,9 +13,10 @@ Rules of this file
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -52,8 +53,19 @@ RECEIVE_BYTES_MAX = 4 << 20
 """Unread bytes of a connection: three windows, what one read adds to each, and some. Nobody who
 keeps to the windows gets there."""
 
+CIRCUIT_BYTES_MAX = 256 << 10
+"""Receive window of a stream that carries a circuit, which does not grow; unread bytes of a
+connection may be so many more for each, and READ_BYTES."""
+
+CIRCUITS_PER_SESSION_MAX = 16
+"""Circuits for which there is room at once, whatever a session has carried in its time."""
+
 STREAMS_MAX = 16
-"""Streams a peer may have waiting to be looked at; a link has three."""
+"""Streams that a peer may open in vain; a link has three."""
+
+STREAMS_PER_S = 4.0
+STREAMS_BURST = 32
+"""Streams that a peer may open besides those of the link: circuits and hole punching."""
 
 NEGOTIATE_S = 5
 """Time for choosing a protocol, on a connection or a stream."""
@@ -116,8 +128,33 @@ class Stream:
         except Exception as error:
             raise PeerError(f"stream {self.protocol}: {error!r}") from error
 
-    async def write(self, data: bytes, stall_s: float) -> None:
+    def keep_window(self) -> None:
+        """Do not let the receive window grow beyond what it is at the start."""
+        self._muxed._apply_autotune_epoch = lambda buffered: 0
+
+    async def readable(self) -> None:
+        """Wait until `read` returns at once. For one reader at a time; never writes."""
+        muxed, conn = self._muxed, self._muxed.conn
+        while True:
+            event = conn.stream_events.get(muxed.stream_id)
+            if (
+                event is None
+                or conn.stream_buffers.get(muxed.stream_id)
+                or muxed.recv_closed
+                or muxed.reset_received
+                or muxed.closed
+                or conn.event_shutting_down.is_set()
+            ):
+                return
+            if event.is_set():  # for what has been read since
+                event = conn.stream_events[muxed.stream_id] = trio.Event()
+            await event.wait()
+
+    async def write(self, data: bytes, stall_s: float, *, whole: bool = False) -> None:
         """Write all of `data`, waiting at most `stall_s` whenever the peer's window is closed.
+
+        `whole`: a caller that is cancelled waits for the piece that is being written, so that the
+        connection survives (B3). Only for a caller whom the end of the session does not wait for.
 
         Raises PeerError when the peer did not read for that long. py-libp2p would give up after
         5 s (B9); never more is handed to it than the window takes, so that the wait is ours.
@@ -126,7 +163,8 @@ class Stream:
         try:
             while view:
                 size = min(await self._window(stall_s), _YAMUX_BYTES_MAX - HEADER_SIZE, len(view))
-                await self._muxed.write(bytes(view[:size]))
+                with trio.CancelScope(shield=whole):
+                    await self._muxed.write(bytes(view[:size]))
                 view = view[size:]
         except PeerError:
             raise
@@ -138,12 +176,19 @@ class Stream:
         deadline_s = trio.current_time() + stall_s
         while self._muxed.send_window <= 0:
             if self._muxed.send_closed or self._muxed.closed:
-                raise PeerError(f"stream {self.protocol} was closed by the peer")
+                raise PeerError(f"stream {self.protocol} was closed")
             if trio.current_time() >= deadline_s:
                 raise PeerError(f"stream {self.protocol} was not read for {stall_s:g} s")
             await trio.sleep(poll_s)
             poll_s = min(2 * poll_s, poll_max_s)
         return int(self._muxed.send_window)
+
+    async def reset(self) -> None:
+        """End both directions at once. Raises PeerError."""
+        try:
+            await self._muxed.reset()
+        except Exception as error:
+            raise PeerError(f"stream {self.protocol}: {error!r}") from error
 
     async def finish(self) -> None:
         """Say that nothing more will be written; reading goes on."""
@@ -174,6 +219,11 @@ class Session:
         self.ended = self.ended or reason
         self._raw.conduit.abort()
 
+    def carry_circuit(self, stream: Stream) -> None:
+        """Let the peer have a circuit's window unread besides, for as long as the session lasts."""
+        stream.keep_window()
+        self._raw.circuits += 1
+
     async def open_stream(self, protocol: str) -> Stream:
         """Open a stream of `protocol`. Raises PeerError if the peer does not take it."""
         try:
@@ -203,19 +253,43 @@ class Session:
                 await self._reset(muxed)
         raise PeerError("too many streams for protocols that are not spoken here")
 
-    async def refuse_streams(self) -> None:
-        """Reset every further stream the peer opens; raises PeerError when it will not stop.
+    async def serve_streams(self, serve: Mapping[str, Callable[[Stream], None]]) -> None:
+        """Give each further stream that the peer opens to who serves its protocol; reset the rest.
 
-        Must run as long as the session is used without `accept_stream`: py-libp2p stops reading
-        from the connection when ten streams wait.
+        Raises PeerError when the peer opens too many in vain, or too many at all. Must run as long
+        as the session is used without `accept_stream`: py-libp2p stops reading from the connection
+        when ten streams wait.
         """
-        for _ in range(STREAMS_MAX):
+        refused, tokens, at_s = 0, float(STREAMS_BURST), trio.current_time()
+        failures: list[PeerError] = []  # raised behind the nursery, which would wrap them
+
+        async def negotiate(muxed: Any) -> None:
+            nonlocal refused
             try:
-                muxed = await self._muxer.accept_stream()
-            except Exception as error:
-                raise PeerError(f"connection closed: {error!r}") from error
-            await self._reset(muxed)
-        raise PeerError("too many streams")
+                protocol = await _select(_Bounded(muxed), frozenset(serve))
+            except Exception:
+                refused += 1
+                with contextlib.suppress(PeerError):
+                    await self._reset(muxed)
+            else:
+                serve[protocol](Stream(muxed, protocol))
+
+        async with trio.open_nursery() as nursery:
+            while not failures:
+                try:
+                    muxed = await self._muxer.accept_stream()
+                except Exception as error:
+                    failures.append(PeerError(f"connection closed: {error!r}"))
+                    break
+                now_s = trio.current_time()
+                tokens = min(float(STREAMS_BURST), tokens + (now_s - at_s) * STREAMS_PER_S) - 1
+                at_s = now_s
+                if refused >= STREAMS_MAX or tokens < 0:
+                    failures.append(PeerError("too many streams"))
+                else:
+                    nursery.start_soon(negotiate, muxed)
+            nursery.cancel_scope.cancel()
+        raise failures[0]
 
     async def _reset(self, muxed: Any) -> None:
         try:
@@ -299,7 +373,7 @@ async def _upgrade(
         secured = await pattern.handshake_outbound(raw, expected)
     else:
         secured = await pattern.handshake_inbound(raw)
-    key = _key_of(secured.get_remote_peer().to_bytes())
+    key = key_of(secured.get_remote_peer().to_bytes())
     if not admit(key):
         raise NotAdmittedError(key)
     await _select(secured, _YAMUX, initiator=raw.is_initiator)
@@ -320,7 +394,7 @@ async def _select(conn: Any, protocols: str | frozenset[str], *, initiator: bool
     return str(chosen)
 
 
-def _key_of(peer_id: bytes) -> bytes:
+def key_of(peer_id: bytes) -> bytes:
     """The Ed25519 key inside a peer id (libp2p specs, peer-ids: identity multihash of the key)."""
     if len(peer_id) != len(_ED25519_PEER_ID) + 32 or not peer_id.startswith(_ED25519_PEER_ID):
         raise PeerError("the peer's identity is not an Ed25519 key")
@@ -338,6 +412,7 @@ class _RawConnection:
         self.conduit = conduit
         self.is_initiator = is_initiator
         self.budget_bytes: int | None = HANDSHAKE_BYTES_MAX
+        self.circuits = 0
         self.ended = ""
         self._buffer = bytearray()
 
@@ -411,7 +486,9 @@ class _BoundedYamux(yamux.Yamux):  # type: ignore[misc]  # the base class is unt
 
     async def _read_data_body(self, length: int) -> bytes:
         unread_bytes = sum(map(len, self.stream_buffers.values()))
-        if unread_bytes + length > RECEIVE_BYTES_MAX:
+        circuits = min(self._raw.circuits, CIRCUITS_PER_SESSION_MAX)
+        circuit_bytes = circuits * (CIRCUIT_BYTES_MAX + READ_BYTES)
+        if unread_bytes + length > RECEIVE_BYTES_MAX + circuit_bytes:
             self._raw.ended = self._raw.ended or "receive window exceeded"
             self.event_shutting_down.set()  # makes the caller stop, whatever it does with errors
             self._raw.conduit.abort()

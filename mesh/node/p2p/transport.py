@@ -47,6 +47,7 @@ from mesh.node.p2p.overlay import LINKS_MAX
 from mesh.node.p2p.pulse import Pulse
 from mesh.node.p2p.session import Identity, NotAdmittedError, Session, Stream, open_session
 from mesh.node.p2p.tcp import Address, Conduit, Listener, Net, NoFamily, TcpNet
+from mesh.node.p2p.traversal import Traversal
 
 SETUP_S = 15
 """Bound on a handshake: ten round trips of a bad satellite link. Silence ends it much earlier."""
@@ -90,6 +91,7 @@ class Transport:
         join_handler: JoinHandler | None = None,
         *,
         rng: Random,
+        key_of: Callable[[NodeId], bytes | None] = lambda _: None,
         net: Net | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -100,6 +102,7 @@ class Transport:
             listen: multiaddrs to listen on; port 0 takes any free one.
             identify: which member a public key belongs to; None is refused, both ways.
             join_handler: answers those who are not members yet, see `open_joining`.
+            key_of: a member's public key; who has none is not reached through others.
             clock_ns: the wall clock, told to peers and compared with theirs, for `PeerInfo` only.
         """
         self._node = node
@@ -113,6 +116,19 @@ class Transport:
         self._dialler = Dialler(node, self._net, rng, self._log, self._converse, self._guard)
         self._overlay = self._dialler.overlay
         self._links: dict[NodeId, Link] = {}
+        self.traversal = Traversal(
+            node,
+            self._links,
+            self._identify,
+            key_of,
+            self._dialler,
+            self._spawn,
+            self._converse,
+            self._receive,
+            rng,
+            self._log,
+        )
+        self._dialler.detours = self.traversal.detours
         self._up_since_ns: dict[NodeId, int] = {}
         self._claims: dict[NodeId, trio.Lock] = {}
         self._pulse = Pulse()
@@ -173,6 +189,7 @@ class Transport:
     def set_targets(self, targets: Mapping[NodeId, Sequence[str]]) -> None:
         """Say which members there are to dial, and where. Ends links with who is no member now."""
         self._dialler.set_targets(targets)
+        self.traversal.forget(self._dialler.targets)
         for node, lock in list(self._claims.items()):
             if node not in self._dialler.targets and not lock.locked():
                 del self._claims[node]
@@ -263,9 +280,16 @@ class Transport:
             except BaseException:
                 conduit.close()
                 raise
-            scope = trio.CancelScope()
-            self._pending[conduit] = scope, trio.current_time()
-            self._nursery.start_soon(self._guard, self._inbound, conduit, scope)
+            self._receive(conduit)
+
+    def _receive(self, conduit: Conduit, sender: NodeId | None = None) -> None:
+        """Go on with a connection that came to us, if `sender` is given from that member only."""
+        if self._nursery is None or len(self._pending) >= 2 * PENDING_MAX:
+            conduit.abort()
+            return
+        scope = trio.CancelScope()
+        self._pending[conduit] = scope, trio.current_time()
+        self._nursery.start_soon(self._guard, self._inbound, conduit, scope, sender)
 
     async def _make_room(self) -> None:
         """Wait until there is room for one more that is no link yet."""
@@ -284,18 +308,23 @@ class Transport:
         self._pending_fewer.set()
         self._pending_fewer = trio.Event()
 
-    async def _inbound(self, conduit: Conduit, scope: trio.CancelScope) -> None:
+    async def _inbound(
+        self, conduit: Conduit, scope: trio.CancelScope, sender: NodeId | None
+    ) -> None:
         try:
             with scope:
-                await self._converse(conduit, None)
+                await self._converse(conduit, None, sender)
         finally:
             self._not_pending(conduit)
             conduit.close()
 
     # -- one connection, from the handshake to its end ------------------------------------------
 
-    async def _converse(self, conduit: Conduit, attempt: Attempt | None) -> None:
-        """Everything that happens on `conduit`. `attempt`: what dialled it; None: it came to us.
+    async def _converse(
+        self, conduit: Conduit, attempt: Attempt | None, sender: NodeId | None = None
+    ) -> None:
+        """Everything that happens on `conduit`. `attempt`: what dialled it; None: it came to us,
+        from whoever it is unless it must be `sender`.
 
         Raises PeerError when it does not become a link; returns when the link has ended.
         """
@@ -308,6 +337,8 @@ class Transport:
         def admit(key: bytes) -> bool:
             nonlocal stranger
             node = self._identify(key)
+            if sender is not None and node != sender:
+                return False
             if node is None:
                 stranger = attempt is None and self._admit_stranger()
                 return stranger
@@ -336,7 +367,8 @@ class Transport:
                 await self._agree(link, first)
                 if attempt is not None:
                     attempt.linked = True
-                    self._dialler.good(node, conduit.remote)
+                    if conduit.path == "direct":
+                        self._dialler.good(node, conduit.remote)
                     self._dialler.done(attempt)
                 await self._carry(link)
         finally:
@@ -381,7 +413,8 @@ class Transport:
         """Enter `link` among the links; returns why not, empty if it was."""
         async with self._claims.setdefault(link.node, trio.Lock()):
             if (present := self._links.get(link.node)) is not None:
-                if await present.probe():
+                better = present.conduit.path == "relayed" and link.conduit.path == "direct"
+                if not better and await present.probe():
                     return DUPLICATE
                 present.session.kill("replaced")
                 await present.gone.wait()
@@ -406,8 +439,17 @@ class Transport:
         try:
             async with trio.open_nursery() as nursery:
                 # Running before it is announced: a probe is answered even while nobody reads.
-                nursery.start_soon(link.run, deliver, lambda: self._soft_state, self._clock_ns)
-                await self._emit(PeerUp(link.node, link.conduit.remote, link.inbound))
+                nursery.start_soon(
+                    link.run,
+                    deliver,
+                    lambda: self._soft_state,
+                    self._clock_ns,
+                    self.traversal.serves(link),
+                )
+                self.traversal.linked(link)
+                await self._emit(
+                    PeerUp(link.node, link.conduit.remote, link.inbound, link.conduit.path)
+                )
                 link.announced.set()
                 if link.overflowed:  # whoever read PeerUp was faster than we are
                     self._wake_reporter.set()
@@ -495,6 +537,11 @@ class Transport:
                     link.overflowed = False
                     self._event("p2p.overflow", link)
                     await self._emit(Overflow(node))
+
+    def _spawn(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Run a task that ends with the transport, and with nothing else."""
+        if self._nursery is not None:
+            self._nursery.start_soon(self._guard, task, *args)
 
     async def _guard(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
         """Run what serves one peer; whatever it raises ends there (B1)."""

@@ -54,6 +54,9 @@ class Members:
     def identify(self, key: bytes) -> NodeId | None:
         return self.by_key.get(key)
 
+    def key_of(self, node: NodeId) -> bytes | None:
+        return next((key for key, known in self.by_key.items() if known == node), None)
+
 
 class Peer:
     """One transport, and everything it has said."""
@@ -79,6 +82,7 @@ class Peer:
             members.identify,
             join_handler,
             rng=Random(number),
+            key_of=members.key_of,
             net=net,
             clock_ns=lambda: EPOCH_NS + self.ahead_ns + int(trio.current_time() * 1e9),
         )
@@ -142,6 +146,10 @@ class Peer:
 
     def linked(self, node: Peer) -> bool:
         return any(info.node == node.id for info in self.transport.peers())
+
+    def path_to(self, node: Peer) -> str | None:
+        """`direct` or `relayed`; None without a link."""
+        return next((i.path for i in self.transport.peers() if i.node == node.id), None)
 
     def idle(self) -> bool:
         """No connection but those of the links."""

@@ -1,0 +1,221 @@
+"""Links inside other members' links: over a network in memory and a virtual clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from mesh.node.p2p import traversal
+from mesh.node.p2p.events import PeerUp
+from mesh.node.p2p.framing import FRAME_BYTES_MAX
+from mesh.node.p2p.relay import RATE_BYTES_PER_S
+from tests.mesh.node.p2p_peers import Members, MemoryNet, Peer, eventually, running
+
+pytestmark = pytest.mark.trio
+
+
+def three(net: MemoryNet) -> list[Peer]:
+    """A, B and R: A and B do not reach each other, both reach R."""
+    net.cut = {frozenset((1, 2))}
+    members = Members([1, 2, 3])
+    return [Peer(n, members, net=net.view(n)) for n in (1, 2, 3)]
+
+
+async def all_meet(peers: Sequence[Peer], within_s: float = 10) -> None:
+    for peer in peers:
+        peer.target(*peers)
+    for peer in peers:
+        for other in peers:
+            if peer is not other:
+                await peer.until_linked(other, within_s)
+
+
+async def test_two_that_do_not_reach_each_other_are_linked_through_a_third(
+    autojump_clock: MockClock,
+) -> None:
+    a, b, r = peers = three(MemoryNet())
+    async with running(*peers):
+        began_s = trio.current_time()
+        await all_meet(peers)
+        assert trio.current_time() - began_s < 3
+        assert (a.path_to(b), b.path_to(a)) == ("relayed", "relayed")
+        assert (a.path_to(r), r.path_to(b)) == ("direct", "direct")
+        frames = [bytes([n]) * 50_000 for n in range(40)]
+        for frame in frames:
+            a.transport.send(b.id, frame)
+            b.transport.send(a.id, frame, "sync")
+        await b.until_frames(a, 40)
+        await a.until_frames(b, 40, "sync")
+        assert b.frames(a) == a.frames(b, "sync") == frames
+        # The relay has carried it and seen none of it.
+        relay = r.transport.traversal.relay
+        assert relay.circuits == 1 and relay.carried_bytes > 4_000_000
+        assert not r.frames(a) and not r.frames(b)
+        ups = [up for up in a.said(PeerUp) if up.node == b.id]
+        assert [up.path for up in ups] == ["relayed"]
+        assert ups[0].addr.endswith("/p2p-circuit")
+
+
+async def test_nobody_takes_a_detour_while_the_direct_way_works(autojump_clock: MockClock) -> None:
+    net = MemoryNet(latency_s=0.05)
+    _, _, r = peers = three(net)
+    net.cut = set()
+    async with running(*peers):
+        await all_meet(peers)
+        await trio.sleep(60)
+        assert all(info.path == "direct" for p in peers for info in p.transport.peers())
+        assert r.transport.traversal.relay.carried_bytes == 0
+
+
+async def test_a_direct_way_that_opens_takes_the_place_of_the_detour(
+    autojump_clock: MockClock,
+) -> None:
+    net = MemoryNet()
+    a, b, r = peers = three(net)
+    async with running(*peers):
+        await all_meet(peers)
+        await trio.sleep(20)
+        net.heal()
+        healed_s = trio.current_time()
+        await a.until(lambda: a.path_to(b) == "direct", 400)
+        await b.until(lambda: b.path_to(a) == "direct", 400)
+        # Tried less and less often: after 1, 3, 9, 27, 81 s and so on.
+        assert trio.current_time() - healed_s < 60
+        assert a.downs(b) in (["replaced"], ["peer: replaced"], ["closed by the peer"])
+        a.transport.send(b.id, b"direct now")
+        await b.until_frames(a, 1)
+        await eventually(lambda: r.transport.traversal.relay.circuits == 0)
+        await trio.sleep(600)
+        assert a.path_to(b) == "direct" and len(a.downs(b)) == 1
+
+
+async def test_a_relay_that_dies_is_seen_at_once_and_another_one_is_found(
+    autojump_clock: MockClock,
+) -> None:
+    net = MemoryNet()
+    net.cut = {frozenset((1, 2))}
+    members = Members([1, 2, 3, 4])
+    a, b, *relays = peers = [Peer(n, members, net=net.view(n)) for n in (1, 2, 3, 4)]
+    async with running(*peers):
+        await all_meet(peers)
+        await eventually(lambda: sum(r.transport.traversal.relay.circuits for r in relays) == 1)
+        used = next(r for r in relays if r.transport.traversal.relay.circuits)
+        died_s = trio.current_time()
+        await used.stop()
+        assert await a.until_downs(b) - died_s < 1
+        assert await b.until_downs(a) - died_s < 1
+        for peer, other in ((a, b), (b, a)):
+            assert await peer.until_ups(other, 2) - died_s < 3
+        assert a.path_to(b) == "relayed"
+
+
+@pytest.mark.parametrize("cut_s", [5, 40, 200])
+async def test_a_silent_cut_is_seen_in_three_seconds_and_undone_in_two_relayed_too(
+    autojump_clock: MockClock, cut_s: float
+) -> None:
+    """The one end loses everybody: the relay, and through it the other end."""
+    net = MemoryNet()
+    a, b, r = peers = three(net)
+    async with running(*peers):
+        await all_meet(peers)
+        net.partition([1], [2, 3])
+        began_s = trio.current_time()
+        for peer, other in ((a, b), (b, a), (a, r), (r, a)):
+            assert await peer.until_downs(other) - began_s < 3
+        await trio.sleep(cut_s - (trio.current_time() - began_s))
+        net.cut = {frozenset((1, 2))}
+        healed_s = trio.current_time()
+        await a.until_linked(r)
+        assert trio.current_time() - healed_s < 2
+        await a.until_linked(b)
+        await b.until_linked(a)
+        assert trio.current_time() - healed_s < 4
+        assert a.path_to(b) == "relayed"
+
+
+async def test_a_node_that_stops_says_so_through_the_relay(autojump_clock: MockClock) -> None:
+    a, b, r = peers = three(MemoryNet())
+    async with running(*peers):
+        await all_meet(peers)
+        stopped_s = trio.current_time()
+        await b.stop()
+        assert await a.until_downs(b) - stopped_s < 1
+        await eventually(lambda: r.transport.traversal.relay.circuits == 0)
+
+
+async def test_what_one_member_sends_through_a_relay_has_a_rate(autojump_clock: MockClock) -> None:
+    a, b, r = peers = three(MemoryNet(latency_s=0.001))
+    async with running(*peers):
+        await all_meet(peers)
+        began_s = trio.current_time()
+        for _ in range(6):
+            a.transport.send(b.id, b"x" * FRAME_BYTES_MAX, "sync")
+        a.transport.send(b.id, b"push")
+        await b.until_frames(a, 1)
+        await b.until_frames(a, 6, "sync")
+        took_s = trio.current_time() - began_s
+        assert 4 <= took_s <= 30
+        assert 6 * FRAME_BYTES_MAX / took_s <= 1.3 * RATE_BYTES_PER_S
+        assert not a.downs(b) and not a.downs(r) and not b.downs(r)
+
+
+async def test_a_circuit_that_is_not_read_ends_nothing_else(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(traversal, "IMPROVE_FIRST_S", 10_000)
+    a, b, r = peers = three(MemoryNet())
+    async with running(*peers):
+        await all_meet(peers)
+        b.pause_reading()
+        for _ in range(60):
+            a.transport.send(b.id, b"x" * (1 << 19))
+        await trio.sleep(14)
+        assert a.linked(b) and not a.downs(r) and not r.downs(b)
+        for frames in range(5):
+            r.transport.send(a.id, b"r")
+            await a.until_frames(r, frames + 1)
+        b.resume_reading()
+        b.transport.send(a.id, b"well")
+        await a.until_frames(b, 1)
+
+
+async def test_a_node_that_does_not_relay_is_nobodys_detour(autojump_clock: MockClock) -> None:
+    a, b, r = peers = three(MemoryNet())
+    r.transport.traversal.relay.willing = False
+    async with running(*peers):
+        for peer in peers:
+            peer.target(*peers)
+        await a.until_linked(r)
+        await b.until_linked(r)
+        await trio.sleep(300)
+        assert not a.linked(b) and not b.linked(a)
+        assert a.linked(r) and not a.downs(r)
+
+
+async def test_half_a_mesh_that_is_gone_does_not_wear_the_other_half_out(
+    autojump_clock: MockClock,
+) -> None:
+    """Every lost member is dialled every second, and through every neighbour that is left."""
+    net = MemoryNet()
+    members = Members(range(1, 9))
+    peers = [Peer(n, members, net=net.view(n)) for n in range(1, 9)]
+    async with running(*peers):
+        await all_meet(peers)
+        net.partition(range(1, 5), range(5, 9))
+        await trio.sleep(120)
+        for side in (peers[:4], peers[4:]):
+            for peer in side:
+                assert all(peer.linked(other) for other in side if other is not peer)
+                assert all(not peer.downs(other) for other in side)
+        net.heal()
+        healed_s = trio.current_time()
+        for peer in peers:
+            for other in peers:
+                if peer is not other:
+                    await peer.until_linked(other)
+        assert trio.current_time() - healed_s < 12
+        await trio.sleep(60)
+        assert all(info.path == "direct" for p in peers for info in p.transport.peers())
