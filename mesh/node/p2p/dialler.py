@@ -141,7 +141,7 @@ class Dialler:
         """How often each was dialled."""
         self.targets: dict[NodeId, tuple[Address, ...]] = {}
         self._node = node
-        self._net = net
+        self.net = net
         self._log = log
         self._converse = converse
         self._guard = guard
@@ -282,7 +282,7 @@ class Dialler:
                 self.wake()
 
     def _way(self, address: Address) -> Way:
-        return Way(str(address), lambda: self._net.connect(address))
+        return Way(str(address), lambda: self.net.connect(address))
 
     async def dial_direct(self, node: NodeId) -> bool:
         """Try the addresses of a member that is reached through a relay until it is done.

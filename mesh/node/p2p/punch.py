@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -32,7 +31,7 @@ from multiaddr import Multiaddr
 from mesh.core.errors import PeerError
 from mesh.node.p2p.circuit import Messages
 from mesh.node.p2p.session import Stream
-from mesh.node.p2p.tcp import Address, Conduit, TcpConduit
+from mesh.node.p2p.tcp import Address, Conduit, Net, TcpConduit
 
 PUNCH_PROTOCOL = "/libp2p/dcutr"
 
@@ -73,16 +72,16 @@ def outer_host(seen: Iterable[Seen]) -> tuple[str, str] | None:
 class Door:
     """A local port kept for punching, nothing listens on it."""
 
-    def __init__(self, protocol: str) -> None:
+    def __init__(self, net: Net, protocol: str) -> None:
         """Raises OSError."""
-        self.family = socket.AF_INET6 if protocol == "ip6" else socket.AF_INET
-        self._holder = _bound(self.family, 0)
+        self._net, self._protocol = net, protocol
+        self._holder = net.bound(protocol, 0)
         self.port: int = self._holder.getsockname()[1]
 
     async def knock(self, address: Address) -> Conduit:
         """Connect to `address` again and again until it answers; the caller sets the deadline."""
         while True:
-            sock = trio.socket.from_stdlib_socket(_bound(self.family, self.port))
+            sock = trio.socket.from_stdlib_socket(self._net.bound(self._protocol, self.port))
             try:
                 await sock.connect((address.host, address.port))
                 return TcpConduit(trio.SocketStream(sock))
@@ -97,24 +96,12 @@ class Door:
         self._holder.close()
 
 
-def _bound(family: int, port: int) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        # Several sockets on one port, none of which listens: that much SO_REUSEADDR allows.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(("", port))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-async def ask(stream: Stream, outer: tuple[str, str]) -> Conduit:
+async def ask(net: Net, stream: Stream, outer: tuple[str, str]) -> Conduit:
     """Punch as the end that asks. Raises PeerError, or OSError when there is no port to be had."""
     protocol, host = outer
     messages = Messages(stream)
     address: Address | None = None
-    with contextlib.closing(Door(protocol)) as door:
+    with contextlib.closing(Door(net, protocol)) as door:
         with trio.move_on_after(ANSWER_S):
             asked_s = trio.current_time()
             await messages.write(_connect([Address(protocol, host, door.port)]))
@@ -127,7 +114,7 @@ async def ask(stream: Stream, outer: tuple[str, str]) -> Conduit:
         return await _knock(door, address)
 
 
-async def answer(stream: Stream, outer: tuple[str, str] | None) -> Conduit:
+async def answer(net: Net, stream: Stream, outer: tuple[str, str] | None) -> Conduit:
     """Punch as the end that is asked. `outer`: None when our ports are translated.
 
     Raises PeerError, or OSError when there is no port to be had.
@@ -142,7 +129,7 @@ async def answer(stream: Stream, outer: tuple[str, str] | None) -> Conduit:
                 raise PeerError("the ports of this end are translated")
             protocol, host = outer
             address = _address(asked, protocol)
-            door = stack.enter_context(contextlib.closing(Door(protocol)))
+            door = stack.enter_context(contextlib.closing(Door(net, protocol)))
             await messages.write(_connect([Address(protocol, host, door.port)]))
             sync = await messages.read(HolePunch)
         if sync is None or sync.type != HolePunch.SYNC:

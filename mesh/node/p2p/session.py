@@ -260,11 +260,13 @@ class Session:
         as the session is used without `accept_stream`: py-libp2p stops reading from the connection
         when ten streams wait.
         """
-        refused, tokens, at_s = 0, float(STREAMS_BURST), trio.current_time()
+        refused, undecided = 0, 0
+        tokens, at_s = float(STREAMS_BURST), trio.current_time()
         failures: list[PeerError] = []  # raised behind the nursery, which would wrap them
 
         async def negotiate(muxed: Any) -> None:
-            nonlocal refused
+            nonlocal refused, undecided
+            undecided += 1
             try:
                 protocol = await _select(_Bounded(muxed), frozenset(serve))
             except Exception:
@@ -273,6 +275,8 @@ class Session:
                     await self._reset(muxed)
             else:
                 serve[protocol](Stream(muxed, protocol))
+            finally:
+                undecided -= 1
 
         async with trio.open_nursery() as nursery:
             while not failures:
@@ -284,7 +288,7 @@ class Session:
                 now_s = trio.current_time()
                 tokens = min(float(STREAMS_BURST), tokens + (now_s - at_s) * STREAMS_PER_S) - 1
                 at_s = now_s
-                if refused >= STREAMS_MAX or tokens < 0:
+                if refused + undecided >= STREAMS_MAX or tokens < 0:
                     failures.append(PeerError("too many streams"))
                 else:
                     nursery.start_soon(negotiate, muxed)

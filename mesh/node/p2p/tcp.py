@@ -113,6 +113,12 @@ class Net(Protocol):
     async def listen(self, address: Address) -> Listener:
         """Raise BadInput or NotReady when the address cannot be had."""
 
+    def bound(self, protocol: str, port: int) -> socket.socket:
+        """A TCP socket bound to that port (0: a free one) of every address of the machine.
+
+        There can be several on one port, if nothing listens on it. Raise OSError.
+        """
+
 
 class TcpConduit:
     """A TCP connection. trio's SocketStream sets TCP_NODELAY and a low TCP_NOTSENT_LOWAT, which
@@ -201,6 +207,22 @@ class TcpNet:
             sock.close()
             raise
         return TcpListener(sock)
+
+    def bound(self, protocol: str, port: int) -> socket.socket:
+        return bound(protocol, port)
+
+
+def bound(protocol: str, port: int) -> socket.socket:
+    """See `Net`. Raises OSError."""
+    family = socket.AF_INET6 if protocol == "ip6" else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("", port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _listen_error(address: Address, error: OSError) -> BadInput | NotReady:

@@ -197,7 +197,7 @@ class Traversal:
         try:
             stream = await link.session.open_stream(PUNCH_PROTOCOL)
             try:
-                conduit = await punch.ask(stream, outer)
+                conduit = await punch.ask(self._dialler.net, stream, outer)
             finally:
                 self._spawn(stream.reset)
         except (OSError, PeerError) as error:
@@ -213,7 +213,9 @@ class Traversal:
             if self._punching < PUNCHES_MAX:
                 self._punching += 1
                 try:
-                    conduit = await punch.answer(stream, punch.outer_host(self._seen()))
+                    conduit = await punch.answer(
+                        self._dialler.net, stream, punch.outer_host(self._seen())
+                    )
                 finally:
                     self._punching -= 1
         except (OSError, PeerError) as error:

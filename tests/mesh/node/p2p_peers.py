@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path as FilePath
@@ -321,6 +322,9 @@ class _MemoryView:
         listener = _MemoryListener(self._net, self._number, f"/ip4/127.0.0.1/tcp/{port}")
         self._net._listeners[port] = listener
         return listener
+
+    def bound(self, protocol: str, port: int) -> socket.socket:
+        raise OSError("there are no ports in memory")
 
     async def connect(self, address: Address) -> Conduit:
         await trio.sleep(self._net.latency_s)
