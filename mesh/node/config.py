@@ -63,6 +63,7 @@ class Config:
     metrics_listen: str | None = None
     log_level: str = "info"
     bootstrap: tuple[str, ...] = ()
+    relay: bool = True
 
     @property
     def capacity(self) -> Capacity:

@@ -282,7 +282,13 @@ FIELDS: Final = (
         "mesh", "bootstrap", "bootstrap", Texts(dial_addr, BOOTSTRAP_MAX, count_min=0),
         "TCP multiaddrs, with an IP address or a DNS name, that are dialled whichever member is"
         f" there, at most {BOOTSTRAP_MAX}; members met before are dialled anyway.",
-        "restart", lambda _: (), "none", why="they are dialled from the start",
+        "live", lambda _: (), "none",
+    ),
+    Field(
+        "mesh", "relay", "relay", Flag(),
+        "Whether this node carries links between members that do not reach each other: at most 64,"
+        " and 4 MiB/s of each member; what it carries is encrypted between their ends.",
+        "live", lambda _: True, "true",
     ),
     Field(
         "node", "name", "node_name", Text(validate.name),

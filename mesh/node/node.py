@@ -83,7 +83,7 @@ class Node:
     def __init__(self, config: Config) -> None:
         """Read key and store. Raises BadInput or NotReady; nothing is started yet."""
         self.public = PublicPort()
-        self.reloading = Reloading(config, self.public)
+        self.reloading = Reloading(config, self.public, self._use_links)
         booted = boot(config)
         self.store = booted.store
         self.id: NodeId = booted.member.node
@@ -117,6 +117,7 @@ class Node:
             self._identify,
             self.joining.handle,
             rng=random.Random(secrets.randbits(64)),  # noqa: S311  # spreads load, hides nothing
+            key_of=self._key_of,
         )
         self.inquiries = Inquiries(
             self.replica, lambda node, frame: self.transport.send(node, frame, "sync")
@@ -205,7 +206,7 @@ class Node:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.forwarder.run)
                 await nursery.start(self.transport.run)
-                self.transport.set_bootstrap(self.config.bootstrap)
+                self._use_links(self.config)
                 self._members_changed()
                 nursery.start_soon(self._take_events)
                 nursery.start_soon(self._carry_out)
@@ -221,6 +222,10 @@ class Node:
                 await self.forwarder.close()
                 self.store.close()
             event(_logger, "node.stopped", node=self.id)
+
+    def _use_links(self, config: Config) -> None:
+        self.transport.set_bootstrap(config.bootstrap)
+        self.transport.carry_others(config.relay)
 
     async def _load_view(self) -> None:
         """Read everything stored, so that forwarding starts before any peer is met."""
@@ -449,6 +454,10 @@ class Node:
             return None
         known = self.replica.roster.active(node) is not None or self.replica.parting(node)
         return node if known else None
+
+    def _key_of(self, node: NodeId) -> bytes | None:
+        member = self.replica.roster.members().get(node)
+        return member.key if member else None
 
     def _members_changed(self) -> None:
         members = self.replica.roster.members()

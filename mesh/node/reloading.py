@@ -39,9 +39,13 @@ def set_log_level(level: str) -> None:
 class Reloading:
     """One per node; holds the configuration in use."""
 
-    def __init__(self, config: Config, public: PublicPort) -> None:
+    def __init__(
+        self, config: Config, public: PublicPort, use_links: Callable[[Config], None]
+    ) -> None:
+        """`use_links(config)` takes up what `[mesh]` says about links."""
         self.config = config
         self._public = public
+        self._use_links = use_links
         self._lock = trio.Lock()
 
     async def reload(self) -> Reloaded:
@@ -70,6 +74,8 @@ class Reloading:
             ready.append(lambda: self._public.use(listener))
         if "log_level" in changes:
             ready.append(lambda: set_log_level(config.log_level))
+        if changes.keys() & {"bootstrap", "relay"}:
+            ready.append(lambda: self._use_links(config))
         for step in ready:
             step()
         self.config = config

@@ -201,6 +201,10 @@ class Transport:
         """Also dial these multiaddrs, whichever member is there. Raises BadInput."""
         self._dialler.set_bootstrap(addrs, lambda node: node in self._links)
 
+    def carry_others(self, willing: bool) -> None:
+        """Whether links between members that do not reach each other may go through here."""
+        self.traversal.relay.willing = willing
+
     def set_holders(self, holders: Mapping[str, Set[NodeId]]) -> None:
         """Say for each shard that this node holds which other members do, so that each has links.
 

@@ -281,6 +281,7 @@ CONFIGS = st.builds(
     bootstrap=st.sampled_from(
         [(), ("/dns4/gw.example/tcp/7400", "/ip6/2001:db8::1/tcp/9/p2p/12D3KooWx")]
     ),
+    relay=st.booleans(),
     endpoints_max=st.integers(1024, 1 << 24),
     subnets_max=st.integers(64, 1 << 20),
     gateways_max=st.integers(64, 1 << 16),

@@ -86,6 +86,17 @@ def test_live_fields_are_taken_up(
         fetch(moved, "/metrics")
 
 
+def test_links_are_taken_up(
+    first: Running, change: Change, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(bootstrap=("/dns4/gw.example.invalid/tcp/7400",), relay=False)
+    code, said = reload(first, capsys)
+    assert code == 0 and said.count("applied") == 2
+    transport = first.node.transport
+    assert list(transport._dialler._bootstrap) == ["/dns4/gw.example.invalid/tcp/7400"]
+    assert not transport.traversal.relay.willing
+
+
 def test_what_needs_a_restart_is_named_and_the_rest_taken_up(
     first: Running, change: Change, capsys: pytest.CaptureFixture[str]
 ) -> None:
