@@ -20,7 +20,8 @@ Of py-libp2p 0.8.1 the parts that speak the wire protocols are used: multistream
 and Yamux, so any libp2p implementation can talk to a node. Its `BasicHost` and `Swarm` are not:
 they are where most of what follows goes wrong, and a node needs none of what they add (peer store,
 identify, pruning, auto-connect). Its relay and its hole punching live on that host, so their
-protocols are spoken here over our own sessions, with the package's messages. What is known to go wrong, and what stands against it:
+protocols are spoken here over our own sessions, with the package's messages. What is known to go
+wrong, and what stands against it:
 
     B1  an exception in a stream handler, or text that is not UTF-8 in a negotiation, ends the
         process: every task that runs on a peer's behalf is guarded in `transport.py`
@@ -36,6 +37,6 @@ protocols are spoken here over our own sessions, with the package's messages. Wh
     B9  receive windows are not enforced, a slow reader resets the stream after 5 s: both are
         bounded here (`session.py`, `link.py`)
 
-Importing py-libp2p takes more than a second. This module and `events.py` do not; The
-others do, so import them where a node runs and not where a command starts.
+Importing py-libp2p takes more than a second. This module, `events.py` and the pure ones do
+not; the others do, so import them where a node runs and not where a command starts.
 """
