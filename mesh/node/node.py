@@ -150,7 +150,8 @@ class Node:
 
     def advertised_addrs(self) -> list[str]:
         """Multiaddrs at which other nodes can dial this one."""
-        return addresses.advertised(self.transport.listen_addrs(), self._host_addrs)
+        own = addresses.advertised(self.transport.listen_addrs(), self._host_addrs)
+        return [*own, *self.transport.circuit_addrs()]
 
     async def submit(self, make_ops: Callable[[], Sequence[Op]]) -> bool:
         """Run `make_ops` against the view as it is, write what it returns, wait until it is stored.

@@ -18,6 +18,7 @@ Rules of this file
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import trio
@@ -25,10 +26,11 @@ from libp2p.crypto.ed25519 import Ed25519PublicKey
 from libp2p.peer.id import ID
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, PeerId, Status, StopMessage
 
-from mesh.core.errors import PeerError
+from mesh.core.errors import BadInput, PeerError
 from mesh.node.p2p.events import Path
 from mesh.node.p2p.framing import READ_BYTES
 from mesh.node.p2p.session import Session, Stream, key_of
+from mesh.node.p2p.tcp import Address
 
 HOP_PROTOCOL = "/libp2p/circuit/relay/0.2.0/hop"
 STOP_PROTOCOL = "/libp2p/circuit/relay/0.2.0/stop"
@@ -53,6 +55,7 @@ CIRCUIT_STALL_S = 15.0
 """How long the far end of a circuit may leave it unread; as for a channel of a link."""
 
 _LINGER_S = 1.0
+_SUFFIX = "/p2p-circuit"
 
 Spawn = Callable[..., None]
 """`spawn(task, *args)`: run a task that no peer's doing cancels; what it raises ends there."""
@@ -243,6 +246,32 @@ async def hear_stop(stream: Stream) -> tuple[Messages, bytes]:
 async def answer_stop(messages: Messages, status: Status.ValueType) -> None:
     """Raises PeerError."""
     await messages.write(StopMessage(type=StopMessage.STATUS, status=status))
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitAddress:
+    """How to reach a member through another one: `/ip4/…/tcp/…/p2p/<relay's id>/p2p-circuit`."""
+
+    relay: Address
+    """where whoever wrote it reaches the relay"""
+    relay_key: bytes
+
+    def __str__(self) -> str:
+        peer = ID.from_pubkey(Ed25519PublicKey.from_bytes(self.relay_key)).to_base58()
+        return f"{self.relay}/p2p/{peer}{_SUFFIX}"
+
+    @classmethod
+    def parse(cls, text: str) -> CircuitAddress | None:
+        """None for an address of any other form. Raises BadInput for one of this that is none."""
+        if not text.endswith(_SUFFIX):
+            return None
+        relay, _, peer = text.removesuffix(_SUFFIX).rpartition("/p2p/")
+        try:
+            return cls(Address.parse(relay), key_of(ID.from_base58(peer).to_bytes()))
+        except BadInput:
+            raise
+        except Exception as error:  # what base58 and key_of make of what is none
+            raise BadInput(f"no peer id in {text!r}") from error
 
 
 def peer_of(key: bytes) -> Any:

@@ -23,6 +23,7 @@ import trio
 from mesh.core.errors import BadInput, PeerError
 from mesh.core.ops import NodeId
 from mesh.node.log import LimitedLog
+from mesh.node.p2p.circuit import CircuitAddress
 from mesh.node.p2p.link import DuplicateError, now_ns
 from mesh.node.p2p.overlay import Overlay
 from mesh.node.p2p.pulse import Watch
@@ -37,7 +38,7 @@ ATTEMPTS_PER_PEER_MAX = 4
 may take longer: after a cut the link is back without waiting for the kernel's retransmission."""
 
 ATTEMPTS_MAX = 64
-ADDRESSES_PER_PEER_MAX = 8
+ADDRESSES_PER_PEER_MAX = 16
 BOOTSTRAP_MAX = 8
 
 Connect = Callable[[], Awaitable[Conduit]]
@@ -140,6 +141,8 @@ class Dialler:
         self.dialled: dict[NodeId | Address, int] = {}
         """How often each was dialled."""
         self.targets: dict[NodeId, tuple[Address, ...]] = {}
+        self.circuits: dict[NodeId, tuple[CircuitAddress, ...]] = {}
+        """Through whom members say that they are reached."""
         self._node = node
         self.net = net
         self._log = log
@@ -158,11 +161,13 @@ class Dialler:
         self._wake.set()
 
     def set_targets(self, targets: Mapping[NodeId, Sequence[str]]) -> None:
-        self.targets = {
-            node: self._parse(node, addrs) for node, addrs in targets.items() if node != self._node
-        }
+        self.targets, self.circuits = {}, {}
+        for node, addrs in targets.items():
+            if node != self._node:
+                self._parse(node, addrs)
         # Only who can be dialled is a choice: a joiner knows one address, of many members.
-        self.overlay.set_targets((n for n, a in self.targets.items() if a), now_ns())
+        reachable = (n for n, a in self.targets.items() if a or self.circuits[n])
+        self.overlay.set_targets(reachable, now_ns())
         for known in (self.dialled, self._last_good):
             for key in [k for k in known if isinstance(k, bytes) and k not in self.targets]:
                 del known[key]
@@ -243,8 +248,7 @@ class Dialler:
     ) -> None:
         under_way = self.attempts.get(key, [])
         if (
-            not addresses
-            or len(under_way) >= ATTEMPTS_PER_PEER_MAX
+            len(under_way) >= ATTEMPTS_PER_PEER_MAX
             or sum(map(len, self.attempts.values())) >= ATTEMPTS_MAX
             or any(attempt.moving for attempt in under_way)
         ):
@@ -312,12 +316,16 @@ class Dialler:
         """A dial to `addr` has become a link to `node`."""
         self._last_good[node] = addr
 
-    def _parse(self, node: NodeId, addrs: Sequence[str]) -> tuple[Address, ...]:
-        """What can be dialled of what a member says of itself."""
-        addresses = []
+    def _parse(self, node: NodeId, addrs: Sequence[str]) -> None:
+        """Take what can be dialled of what a member says of itself."""
+        direct: list[Address] = []
+        circuits: list[CircuitAddress] = []
         for text in addrs[:ADDRESSES_PER_PEER_MAX]:
             try:
-                addresses.append(Address.parse(text))
+                if (circuit := CircuitAddress.parse(text)) is not None:
+                    circuits.append(circuit)
+                else:
+                    direct.append(Address.parse(text))
             except BadInput as error:
                 self._log.event("p2p.bad_address", peer=node, error=error)
-        return tuple(addresses)
+        self.targets[node], self.circuits[node] = tuple(direct), tuple(circuits)

@@ -124,6 +124,11 @@ class Overlay:
                 self._redial.calm(node, now_ns)
             self._settled = False
 
+    def want(self, node: NodeId, now_ns: int) -> None:
+        """Dial `node` besides all others, once with the eager ones."""
+        if node in self._targets and node not in self._linked and node not in self._redial:
+            self._redial.want(node, now_ns)
+
     def measured(self, node: NodeId, rtt_ns: int) -> None:
         """The round trip to `node`, remembered also when the link is gone."""
         if node in self._targets:
@@ -167,8 +172,8 @@ class Overlay:
             later_ns = [until for until in self._blocked_until_ns.values() if until > now_ns]
         return min((at for at in (deadline_ns, *later_ns) if at is not None), default=None)
 
-    def surplus(self, now_ns: int) -> NodeId | None:
-        """Somebody to whom the link is not needed, if there is one."""
+    def surplus(self, now_ns: int, used: Set[NodeId] = frozenset()) -> NodeId | None:
+        """Somebody to whom the link is not needed, if there is one; none of `used`."""
         if len(self._targets) <= FULL_MESH_MAX:
             return None
         linked = self._linked.keys()
@@ -179,6 +184,7 @@ class Overlay:
             node
             for node, since_ns in sorted(self._linked.items())
             if since_ns is not None
+            and node not in used
             and now_ns - since_ns >= SURPLUS_AGE_NS
             and all(plenty[s] for s, (nodes, _) in self._shards.items() if node in nodes)
         ]

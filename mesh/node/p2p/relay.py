@@ -77,6 +77,10 @@ class Relay:
         self.circuits = 0
         self.carried_bytes = 0
 
+    def members(self) -> set[NodeId]:
+        """Who is at an end of a circuit."""
+        return set(self._counts)
+
     async def serve(self, link: Link, stream: Stream) -> None:
         """Answer what the peer of `link` asks on a hop stream. Raises PeerError."""
         messages = Messages(stream)

@@ -55,10 +55,10 @@ SETUP_S = 15
 PENDING_MAX = 32
 """Inbound connections that have not become a link yet; the oldest makes room for a new one."""
 
-PENDING_GRACE_S = 1.0
-"""For so long nobody has to make room. A crowd that comes at once (everybody's neighbour has been
-restarted) waits in the kernel's queue and is let in one after the other; without it each would push
-another out before it has had its turn, and all would come again."""
+PENDING_GRACE_S = 3.0
+"""For so long nobody who is heard of has to make room. A crowd that comes at once (everybody's
+neighbour has been restarted) waits in the kernel's queue and is let in one after the other; without
+it each would push another out before it has had its turn, and all would come again."""
 
 EVENTS_MAX = 32
 
@@ -248,6 +248,10 @@ class Transport:
         """The multiaddrs really listened on, in the order asked for."""
         return self._addrs
 
+    def circuit_addrs(self) -> list[str]:
+        """Multiaddrs through relays, when this node is behind a NAT."""
+        return self.traversal.circuit_addrs()
+
     def open_joining(self, allowed: bool) -> None:
         """Let unknown keys in, to `/weft/join/1` and nothing else, or stop doing so."""
         self._joining = allowed and self._join_handler is not None
@@ -298,14 +302,17 @@ class Transport:
     async def _make_room(self) -> None:
         """Wait until there is room for one more that is no link yet."""
         while len(self._pending) >= PENDING_MAX:
-            oldest, (scope, since_s) = next(iter(self._pending.items()))
-            fewer = self._pending_fewer
-            with trio.move_on_at(since_s + PENDING_GRACE_S):
-                await fewer.wait()
-                continue
-            if self._pending.pop(oldest, None) is not None:
-                scope.cancel()
-                self._log.event("p2p.pending_evicted", addr=oldest.remote)
+            late_s = trio.current_time() - PENDING_GRACE_S
+            for conduit, (scope, since_s) in self._pending.items():
+                watch = self._pulse.watches.get(conduit)
+                if since_s < late_s or (watch is not None and not watch.moving):
+                    del self._pending[conduit]
+                    scope.cancel()
+                    self._log.event("p2p.pending_evicted", addr=conduit.remote)
+                    break
+            else:
+                with trio.move_on_after(_ACCEPT_PAUSE_S):
+                    await self._pending_fewer.wait()
 
     def _not_pending(self, conduit: Conduit) -> None:
         self._pending.pop(conduit, None)
@@ -521,7 +528,7 @@ class Transport:
         """End links that are more than any shard needs, one at a time."""
         while True:
             await trio.sleep(LET_GO_S)
-            node = self._overlay.surplus(now_ns())
+            node = self._overlay.surplus(now_ns(), self.traversal.in_use())
             if node is not None and (link := self._links.get(node)) is not None:
                 await self._let_go_of(link)
 

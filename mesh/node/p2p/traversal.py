@@ -4,6 +4,8 @@ Rules of this file
 - A member whose addresses do not answer is tried through members that both ends may have links to:
   its detours, which start RELAY_DELAY_S after the addresses, or at once where there was no other
   way the last time. Who relays is chosen at random, the nearest of a few first.
+- A node whose address others see translated says in its registration through whom it is reached:
+  RELAYS_MAX members that it has dialled itself. They are asked first, and linked with for that.
 - A relayed link is a link: the same handshake, checks, heartbeat and bounds, inside a circuit.
 - As long as a link is relayed both ends try for a direct one, first after a second, then less and
   less often; who accepted the relayed link also asks for hole punching. A direct connection takes
@@ -24,9 +26,14 @@ from mesh.core.errors import PeerError
 from mesh.core.ops import NodeId
 from mesh.node.log import LimitedLog
 from mesh.node.p2p import circuit, punch
-from mesh.node.p2p.circuit import HOP_PROTOCOL, STOP_PROTOCOL, StreamConduit
+from mesh.node.p2p.circuit import (
+    HOP_PROTOCOL,
+    STOP_PROTOCOL,
+    CircuitAddress,
+    StreamConduit,
+)
 from mesh.node.p2p.dialler import Attempt, Dialler, Way
-from mesh.node.p2p.link import Link
+from mesh.node.p2p.link import Link, now_ns
 from mesh.node.p2p.punch import PUNCH_PROTOCOL, Seen
 from mesh.node.p2p.relay import Relay
 from mesh.node.p2p.session import Stream
@@ -40,6 +47,13 @@ ASKS_BURST = 8
 """How often one relay is asked. Half of what it would take (STREAMS_PER_S in session.py), and what
 the two seconds in which a lost link should be back need: when half of a mesh is gone, every member
 of it is dialled once a second, and each dial would ask every relay."""
+
+RELAYS_MAX = 2
+"""Relays that a node behind a NAT names; when one is gone the other is there."""
+
+RELAY_KEEP_S = 30.0
+"""How long a relay that is named may be without a link before another one is: it stands in the
+registration, and a record for each flap of a link would be too many."""
 
 RELAY_DELAY_S = 1.0
 _DETOUR_DELAY_S = 0.3
@@ -82,6 +96,9 @@ class Traversal:
         self._log = log
         self._punching = 0
         self._relayed_last: set[NodeId] = set()
+        self._named: dict[NodeId, float] = {}
+        """relays in the registration -> when there was last a link"""
+        self._named_addrs: dict[NodeId, str] = {}
         self._asks: dict[NodeId, tuple[float, float]] = {}
         """relay -> how often it may be asked still, and as of when"""
 
@@ -105,6 +122,11 @@ class Traversal:
     def detours(self, node: NodeId) -> list[Way]:
         """Ways to `node` through relays."""
         key = self._key_of(node)
+        if key is None:
+            return []
+        named = {relay for c in self._dialler.circuits.get(node, ()) if (relay := self._node_of(c))}
+        for relay in sorted(named - self._links.keys()):
+            self._dialler.overlay.want(relay, now_ns())  # for the next dial
         relays = [
             link
             for other, link in sorted(self._links.items())
@@ -113,21 +135,57 @@ class Traversal:
             and not link.session.ended
             and self._asks_left(other) >= 1
         ]
-        if key is None or not relays:
-            return []
         self._rng.shuffle(relays)
-        relays = sorted(relays[:DETOURS_MAX], key=lambda link: link.rtt_ns or 0)
-        for link in relays:
+        relays.sort(key=lambda link: link.node not in named)
+        known = [link for link in relays if link.node in named]
+        others = sorted(relays[len(known) : DETOURS_MAX], key=lambda link: link.rtt_ns or 0)
+        chosen = [*known, *others][:DETOURS_MAX]
+        for link in chosen:
             self._asks[link.node] = self._asks_left(link.node) - 1, trio.current_time()
-        first_s = 0.0 if node in self._relayed_last else RELAY_DELAY_S
+        at_once = node in self._relayed_last or not self._dialler.targets.get(node)
         return [
             Way(
                 _remote(link),
                 partial(circuit.connect, link.session, key, _remote(link), self._spawn),
-                _DETOUR_DELAY_S if number else first_s,
+                _DETOUR_DELAY_S if number else 0.0 if at_once else RELAY_DELAY_S,
             )
-            for number, link in enumerate(relays)
+            for number, link in enumerate(chosen)
         ]
+
+    def circuit_addrs(self) -> list[str]:
+        """Through whom this node is reached, if its address is translated on the way to others."""
+        if not any(one.local.host != one.observed.host for one in self._seen()):
+            return []
+        now_s = trio.current_time()
+        usable = {
+            link.node: link
+            for link in self._links.values()
+            if link.conduit.path == "direct" and not link.inbound and not link.session.ended
+        }
+        for node, since_s in list(self._named.items()):
+            if node in usable:
+                self._named[node] = now_s
+            elif now_s - since_s > RELAY_KEEP_S:
+                del self._named[node]
+        for link in sorted(usable.values(), key=lambda link: (link.rtt_ns or 0, link.node)):
+            if len(self._named) < RELAYS_MAX:
+                self._named.setdefault(link.node, now_s)
+        self._named_addrs = {
+            node: addr
+            for node in self._named
+            if (addr := _address(usable.get(node)) or self._named_addrs.get(node))
+        }
+        return sorted(self._named_addrs.values())
+
+    def in_use(self) -> set[NodeId]:
+        """Members whose links carry others' links, at either end."""
+        relayed = {link.conduit.remote for link in self._links.values()}
+        ours = {link.node for link in self._links.values() if _remote(link) in relayed}
+        return ours | self.relay.members()
+
+    def _node_of(self, address: CircuitAddress) -> NodeId | None:
+        node = self._identify(address.relay_key)
+        return None if node == self._node else node
 
     def _asks_left(self, relay: NodeId) -> float:
         asks, at_s = self._asks.get(relay, (float(ASKS_BURST), 0.0))
@@ -227,6 +285,13 @@ class Traversal:
                 await self._converse(conduit, Attempt(link.node))
             finally:
                 conduit.close()
+
+
+def _address(link: Link | None) -> str | None:
+    """What others can dial to come through the peer of `link`."""
+    if link is None:
+        return None
+    return str(CircuitAddress(Address.parse(link.conduit.remote), link.session.key))
 
 
 def _remote(link: Link) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 import trio
 
+from mesh.node.p2p.circuit import CircuitAddress
 from mesh.node.p2p.overlay import FULL_MESH_MAX
 from mesh.node.p2p.tcp import Address
 from tests.mesh.node import nat_world
@@ -21,7 +22,14 @@ from tests.mesh.node.nat_world import (
     NamespaceNet,
     NatWorld,
 )
-from tests.mesh.node.p2p_peers import Members, Peer, eventually, link_up, running
+from tests.mesh.node.p2p_peers import (
+    Members,
+    Peer,
+    eventually,
+    key_of,
+    link_up,
+    running,
+)
 
 pytestmark = pytest.mark.trio
 
@@ -88,6 +96,9 @@ async def test_nats_that_change_ports_stay_relayed(
     async with running(a, b, r):
         await all_meet(a, b, r)
         assert (a.path_to(b), b.path_to(a)) == ("relayed", "relayed")
+        through_r = CircuitAddress(Address("ip4", PUBLIC, 7400), key_of(3))
+        assert a.transport.circuit_addrs() == b.transport.circuit_addrs() == [str(through_r)]
+        assert r.transport.circuit_addrs() == []
         with trio.move_on_after(12):  # past the second try
             await a.until(lambda: a.path_to(b) != "relayed")
         assert (a.path_to(b), b.path_to(a)) == ("relayed", "relayed")

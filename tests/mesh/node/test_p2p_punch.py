@@ -12,9 +12,9 @@ from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, Status, StopMessa
 from libp2p.relay.circuit_v2.pb.dcutr_pb2 import HolePunch
 from multiaddr import Multiaddr
 
-from mesh.core.errors import PeerError
+from mesh.core.errors import BadInput, PeerError
 from mesh.node.p2p import punch
-from mesh.node.p2p.circuit import MESSAGE_BYTES_MAX, Messages, peer_of
+from mesh.node.p2p.circuit import MESSAGE_BYTES_MAX, CircuitAddress, Messages, peer_of
 from mesh.node.p2p.punch import Seen, outer_host
 from mesh.node.p2p.tcp import Address
 from tests.mesh.node.p2p_peers import key_of
@@ -61,6 +61,26 @@ def test_a_member_cannot_have_this_node_knock_just_anywhere(text: str) -> None:
     raw = Multiaddr(text).to_bytes()
     with pytest.raises(PeerError):
         punch._address(HolePunch(type=HolePunch.CONNECT, ObsAddrs=[raw]), "ip4")
+
+
+def test_an_address_through_a_relay_is_written_as_the_standard_writes_it() -> None:
+    address = CircuitAddress(Address("ip4", "192.0.2.1", 7400), key_of(1))
+    text = str(address)
+    assert text == (
+        "/ip4/192.0.2.1/tcp/7400/p2p/12D3KooWFVSEUV5XeLyGTMsB6H2qpZAab44wqHrxhC6B4Mj627Hz"
+        "/p2p-circuit"
+    )
+    assert CircuitAddress.parse(text) == address
+    assert CircuitAddress.parse("/ip4/192.0.2.1/tcp/7400") is None
+
+
+@given(st.text(max_size=80))
+def test_any_text_is_an_address_through_a_relay_or_bad_input(text: str) -> None:
+    with contextlib.suppress(BadInput):
+        assert CircuitAddress.parse(text) is None
+    for before in (text, f"/ip4/192.0.2.1/tcp/7400/p2p/{text}"):
+        with pytest.raises(BadInput):
+            CircuitAddress.parse(f"{before}/p2p-circuit")
 
 
 class Fed:
