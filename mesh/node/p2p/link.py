@@ -6,7 +6,8 @@
     both     HELLO observed       at once when the three streams are there; what the other end's
                                   address is from here
     decider  ACTIVE or BYE        the end with the lower node id decides which connection counts
-    both     BEAT ...             every 0.8 s, and in answer to PROBE: clocks, soft state
+    both     BEAT ...             every 0.8 s, and in answer to PROBE: clocks, and soft
+                                  state when it is not what it was
     either   BYE                  the link ends, and why
 
 Rules of this file
@@ -29,7 +30,7 @@ import trio
 from mesh.core.errors import BadInput, PeerError
 from mesh.core.ops import NodeId
 from mesh.node.p2p.events import Channel
-from mesh.node.p2p.framing import FRAME_BYTES_MAX, FrameReader, SendQueue, pack
+from mesh.node.p2p.framing import FRAME_BYTES_MAX, READ_BYTES, FrameReader, SendQueue, pack
 from mesh.node.p2p.session import Session, Stream
 from mesh.node.p2p.tcp import Address, Conduit
 
@@ -102,6 +103,7 @@ class Link:
         self.observed: Address | None = None
         """Our end of the connection as the other end sees it: behind a NAT, the NAT's."""
         self.soft_state = b""
+        self._said = b""
         self.rtt_ns: int | None = None
         self._clocks: deque[tuple[int, int]] = deque(maxlen=_CLOCK_SAMPLES)
         """(round trip, offset) of the last heartbeats, ns"""
@@ -174,6 +176,20 @@ class Link:
             contextlib.suppress(PeerError),
         ):
             await self._say([_BYE, reason])
+
+    async def part(self, reason: str) -> None:
+        """Say why the link ends, and let the other end close when it has read it.
+
+        What is still on its way here is not read, and would otherwise end the connection with a
+        reset, which overtakes the reason.
+        """
+        await self.bye(reason)
+        with (
+            trio.CancelScope(deadline=trio.current_time() + _BYE_S, shield=True),
+            contextlib.suppress(Exception),
+        ):
+            while await self.conduit.receive_some(READ_BYTES):
+                pass
 
     def send(self, channel: Channel, frame: bytes) -> bool:
         """Queue a frame; False when that overflowed and everything queued has been dropped."""
@@ -262,10 +278,14 @@ class Link:
             sent_ns = now_ns()
             held_ns = sent_ns - self._peer_heard_ns if self._peer_heard_ns else 0
             echo = (self._peer_sent_ns, held_ns)
-            await self._say([_BEAT, sent_ns, *echo, soft_state(), wall_ns()])
+            said, now = self._said, soft_state()
+            self._said = now
+            await self._say([_BEAT, sent_ns, *echo, None if now == said else now, wall_ns()])
 
     def _heard_beat(self, fields: list[object], our_wall_ns: int) -> None:
         match fields:
+            case [int(sent_ns), int(echo_ns), int(held_ns), None, int(wall_ns), *_]:
+                soft_state = self.soft_state  # as before
             case [int(sent_ns), int(echo_ns), int(held_ns), bytes(soft_state), int(wall_ns), *_]:
                 pass
             case _:

@@ -53,6 +53,9 @@ RECEIVE_BYTES_MAX = 4 << 20
 """Unread bytes of a connection: three windows, what one read adds to each, and some. Nobody who
 keeps to the windows gets there."""
 
+RELEASE_BYTES = 32 << 10
+"""Bytes read before the peer is told of it: an eighth of the smallest window."""
+
 CIRCUIT_BYTES_MAX = 256 << 10
 """Receive window of a stream that carries a circuit, which does not grow; unread bytes of a
 connection may be so many more for each, and READ_BYTES."""
@@ -116,6 +119,7 @@ class Stream:
     """One bidirectional stream. Any failure of it is a PeerError; the stream is over then."""
 
     def __init__(self, muxed: Any, protocol: str) -> None:
+        _release_rarely(muxed)
         self._muxed = muxed
         self.protocol = protocol
 
@@ -196,6 +200,21 @@ class Stream:
             await self._muxed.close()
         except Exception as error:
             raise PeerError(f"stream {self.protocol}: {error!r}") from error
+
+
+def _release_rarely(muxed: Any) -> None:
+    """Have the peer's window opened again for every RELEASE_BYTES that were read, and not with each
+    read: for a heartbeat that would be half as many bytes again, and one more write."""
+    release, unreleased_bytes = muxed._auto_tune_and_send_window_update, 0
+
+    async def batched(*, bytes_read: int = 0) -> None:
+        nonlocal unreleased_bytes
+        unreleased_bytes += bytes_read
+        if unreleased_bytes >= RELEASE_BYTES:
+            size, unreleased_bytes = unreleased_bytes, 0
+            await release(bytes_read=size)
+
+    muxed._auto_tune_and_send_window_update = batched
 
 
 class Session:

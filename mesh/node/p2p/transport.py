@@ -468,7 +468,7 @@ class Transport:
                 link.beat()
         finally:
             if not link.session.ended:
-                await link.bye("shutting down")
+                await link.part("shutting down")
 
     async def _take_down(self, link: Link) -> None:
         reason = link.session.ended

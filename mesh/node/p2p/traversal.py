@@ -44,9 +44,12 @@ DETOURS_MAX = 4
 
 ASKS_PER_S = 2.0
 ASKS_BURST = 8
-"""How often one relay is asked. Half of what it would take (STREAMS_PER_S in session.py), and what
-the two seconds in which a lost link should be back need: when half of a mesh is gone, every member
-of it is dialled once a second, and each dial would ask every relay."""
+"""How often one relay is asked: half of what it would take (STREAMS_PER_S in session.py)."""
+
+DETOUR_EVERY_S = 10.0
+"""How often the relays are asked for one member that had a direct link. When half of a mesh is gone
+every member of it is dialled once a second, and each of those dials would ask every relay, which
+misses the same members. A link that was relayed is looked for with every dial."""
 
 RELAYS_MAX = 2
 """Relays that a node behind a NAT names; when one is gone the other is there."""
@@ -96,6 +99,8 @@ class Traversal:
         self._log = log
         self._punching = 0
         self._relayed_last: set[NodeId] = set()
+        self._detoured_s: dict[NodeId, float] = {}
+        """when relays were last asked for a member"""
         self._named: dict[NodeId, float] = {}
         """relays in the registration -> when there was last a link"""
         self._named_addrs: dict[NodeId, str] = {}
@@ -113,6 +118,7 @@ class Traversal:
 
     def linked(self, link: Link) -> None:
         """There is a new link."""
+        self._detoured_s.pop(link.node, None)
         if link.conduit.path == "direct":
             self._relayed_last.discard(link.node)
             return
@@ -124,6 +130,12 @@ class Traversal:
         key = self._key_of(node)
         if key is None:
             return []
+        now_s = trio.current_time()
+        at_once = node in self._relayed_last or not self._dialler.targets.get(node)
+        if not at_once:
+            if now_s - self._detoured_s.get(node, -DETOUR_EVERY_S) < DETOUR_EVERY_S:
+                return []
+            self._detoured_s[node] = now_s
         named = {relay for c in self._dialler.circuits.get(node, ()) if (relay := self._node_of(c))}
         for relay in sorted(named - self._links.keys()):
             self._dialler.overlay.want(relay, now_ns())  # for the next dial
@@ -141,8 +153,7 @@ class Traversal:
         others = sorted(relays[len(known) : DETOURS_MAX], key=lambda link: link.rtt_ns or 0)
         chosen = [*known, *others][:DETOURS_MAX]
         for link in chosen:
-            self._asks[link.node] = self._asks_left(link.node) - 1, trio.current_time()
-        at_once = node in self._relayed_last or not self._dialler.targets.get(node)
+            self._asks[link.node] = self._asks_left(link.node) - 1, now_s
         return [
             Way(
                 _remote(link),
@@ -194,6 +205,7 @@ class Traversal:
     def forget(self, targets: Mapping[NodeId, object]) -> None:
         """Only these members are left."""
         self._relayed_last &= targets.keys()
+        self._detoured_s = {n: at_s for n, at_s in self._detoured_s.items() if n in targets}
         self._asks = {node: left for node, left in self._asks.items() if node in targets}
 
     def _direct_link(self, key: bytes) -> Link | None:

@@ -16,7 +16,6 @@ from mesh.node.p2p.events import FrameIn, PeerDown, PeerUp
 from mesh.node.p2p.framing import FRAME_BYTES_MAX
 from mesh.node.p2p.link import SOFT_STATE_BYTES_MAX
 from mesh.node.p2p.tcp import Address, Conduit, Listener, TcpNet, _listen_error
-from mesh.node.p2p.transport import PENDING_MAX
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tests.mesh.node.p2p_peers import (
@@ -368,32 +367,13 @@ async def test_events_end_when_the_transport_does() -> None:
         await a.transport.events.receive()
 
 
-async def test_a_crowd_that_comes_at_once_is_let_in_one_after_the_other(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """As when a member with many links restarts: nobody is pushed out before its turn."""
-    hub, *crowd = (Peer(n, Members(range(1, 92))) for n in range(1, 92))
-    assert len(crowd) > 2 * PENDING_MAX
-    async with running(hub, *crowd):
-        for peer in crowd:
-            peer.target(hub)
-        for peer in crowd:
-            await peer.until_linked(hub, 60)
-            await hub.until_ups(peer, 1)
-        assert [hub.downs(peer) for peer in crowd] == [[]] * len(crowd)
-        assert "pending_evicted" not in caplog.text
-
-
 async def test_a_link_that_nobody_needs_ends_and_is_not_won_back() -> None:
     a, b = (Peer(n, Members([1, 2])) for n in (1, 2))
     async with running(a, b):
-        a.target(b)
-        b.target(a)
-        await a.until_linked(b)
-        await b.until_linked(a)
+        await link_up(a, b)
         link = a.transport._links[b.id]
         await a.transport._let_go_of(link)
-        await a.until_downs(b)
-        await b.until_downs(a)
-        assert (a.downs(b), b.downs(a)) == (["not needed"], ["peer: not needed"])
+        await a.until(lambda: bool(a.downs(b)))
+        await b.until(lambda: bool(b.downs(a)))
+        assert (a.downs(b)[0], b.downs(a)[0]) == ("not needed", "peer: not needed")
         assert b.id not in a.transport._overlay._lost and a.id not in b.transport._overlay._lost

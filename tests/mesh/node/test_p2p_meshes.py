@@ -14,6 +14,8 @@ from trio.testing import MockClock
 from mesh.node.p2p.events import Overflow, PeerDown, PeerUp
 from mesh.node.p2p.framing import QUEUE_FRAMES_MAX
 from mesh.node.p2p.overlay import LINKS_MIN
+from mesh.node.p2p.tcp import Address
+from mesh.node.p2p.transport import PENDING_GRACE_S, PENDING_MAX
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tests.mesh.node.p2p_peers import Members, MemoryNet, Peer, link_up, running
@@ -326,3 +328,41 @@ async def test_a_busy_moment_of_our_own_is_not_taken_for_the_silence_of_others(
             autojump_clock.jump(5)  # nobody ran for five seconds
         await trio.sleep(5)
         assert not a.said(PeerDown) and not b.said(PeerDown)
+
+
+async def test_a_crowd_that_comes_at_once_is_let_in_one_after_the_other(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when a member with many links restarts: nobody is pushed out before its turn."""
+    hub, *crowd = mesh_of(2 * PENDING_MAX + 2, MemoryNet(latency_s=0.05))
+    async with running(hub, *crowd):
+        for peer in crowd:
+            peer.target(hub)
+        for peer in crowd:
+            await peer.until_linked(hub)
+            await hub.until_ups(peer, 1)
+        assert [hub.downs(peer) for peer in crowd] == [[]] * len(crowd)
+        assert "pending_evicted" not in caplog.text
+
+
+async def test_who_dribbles_makes_room_in_the_end(autojump_clock: MockClock) -> None:
+    """Bytes that come slowly keep a place for PENDING_GRACE_S, and not for as long as they come."""
+    net = MemoryNet()
+    hub, other = mesh_of(2, net)
+    async with running(hub, other), trio.open_nursery() as nursery:
+        address = Address.parse(hub.transport.listen_addrs()[0])
+
+        async def dribble() -> None:
+            conduit = await net.view(9).connect(address)
+            for byte in b"\x13/multistream/1.0.0\n" * 50:
+                await trio.sleep(0.3)
+                await conduit.send_all(bytes([byte]))
+
+        for _ in range(PENDING_MAX):
+            nursery.start_soon(dribble)
+        await trio.sleep(1)
+        began_s = trio.current_time()
+        other.target(hub)
+        await other.until_linked(hub)
+        assert trio.current_time() - began_s < PENDING_GRACE_S
+        nursery.cancel_scope.cancel()
