@@ -123,9 +123,9 @@ async def test_a_relayed_link_is_seen_to_end_and_won_back_as_fast_as_any(nats: N
         assert await a.until_linked(r) - healed_s < 3
         await a.until_linked(b)
         assert await b.until_linked(a) - healed_s < 5
-        died_s = trio.current_time()
+        lost, stopped_s = len(a.downs(b)), trio.current_time()
         await b.stop()
-        assert await a.until_downs(b, len(a.downs(b)) + 1) - died_s < 1
+        assert await a.until_downs(b, lost + 1) - stopped_s < 1
 
 
 async def test_the_public_side_of_a_nat_is_dialled_from_within(nats: NatWorld) -> None:
