@@ -46,10 +46,12 @@ ASKS_PER_S = 2.0
 ASKS_BURST = 8
 """How often one relay is asked: half of what it would take (STREAMS_PER_S in session.py)."""
 
+_DETOUR_ROUNDS_MAX = 8
 DETOUR_EVERY_S = 10.0
-"""How often the relays are asked for one member that had a direct link. When half of a mesh is gone
-every member of it is dialled once a second, and each of those dials would ask every relay, which
-misses the same members. A link that was relayed is looked for with every dial."""
+"""How often the relays are asked for one member that had a direct link, in the end; at first 1, 2,
+4 and 8 s apart, since they may be about to have a link to it themselves. When half of a mesh is
+gone every member of it is dialled once a second, and each of those dials would ask every relay,
+which misses the same members. A link that was relayed is looked for with every dial."""
 
 RELAYS_MAX = 2
 """Relays that a node behind a NAT names; when one is gone the other is there."""
@@ -99,8 +101,8 @@ class Traversal:
         self._log = log
         self._punching = 0
         self._relayed_last: set[NodeId] = set()
-        self._detoured_s: dict[NodeId, float] = {}
-        """when relays were last asked for a member"""
+        self._detoured: dict[NodeId, tuple[int, float]] = {}
+        """how often relays were asked for a member, and when last"""
         self._named: dict[NodeId, float] = {}
         """relays in the registration -> when there was last a link"""
         self._named_addrs: dict[NodeId, str] = {}
@@ -118,7 +120,7 @@ class Traversal:
 
     def linked(self, link: Link) -> None:
         """There is a new link."""
-        self._detoured_s.pop(link.node, None)
+        self._detoured.pop(link.node, None)
         if link.conduit.path == "direct":
             self._relayed_last.discard(link.node)
             return
@@ -132,10 +134,11 @@ class Traversal:
             return []
         now_s = trio.current_time()
         at_once = node in self._relayed_last or not self._dialler.targets.get(node)
+        rounds, at_s = 0, 0.0
         if not at_once:
-            if now_s - self._detoured_s.get(node, -DETOUR_EVERY_S) < DETOUR_EVERY_S:
+            rounds, at_s = self._detoured.get(node, (0, 0.0))
+            if rounds and now_s - at_s < min(2.0 ** (rounds - 1), DETOUR_EVERY_S):
                 return []
-            self._detoured_s[node] = now_s
         named = {relay for c in self._dialler.circuits.get(node, ()) if (relay := self._node_of(c))}
         for relay in sorted(named - self._links.keys()):
             self._dialler.overlay.want(relay, now_ns())  # for the next dial
@@ -152,6 +155,8 @@ class Traversal:
         known = [link for link in relays if link.node in named]
         others = sorted(relays[len(known) : DETOURS_MAX], key=lambda link: link.rtt_ns or 0)
         chosen = [*known, *others][:DETOURS_MAX]
+        if chosen and not at_once:
+            self._detoured[node] = min(rounds + 1, _DETOUR_ROUNDS_MAX), now_s
         for link in chosen:
             self._asks[link.node] = self._asks_left(link.node) - 1, now_s
         return [
@@ -205,7 +210,7 @@ class Traversal:
     def forget(self, targets: Mapping[NodeId, object]) -> None:
         """Only these members are left."""
         self._relayed_last &= targets.keys()
-        self._detoured_s = {n: at_s for n, at_s in self._detoured_s.items() if n in targets}
+        self._detoured = {n: last for n, last in self._detoured.items() if n in targets}
         self._asks = {node: left for node, left in self._asks.items() if node in targets}
 
     def _direct_link(self, key: bytes) -> Link | None:
