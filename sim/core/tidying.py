@@ -38,13 +38,17 @@ class TidyChecks:
         self._outranked: dict[tuple[NodeId, str, bytes], int] = {}
         """(node, VPC, address) of a claim -> since when, at the latest, its node sees it outranked,
         in virtual time"""
+        self._standing: dict[NodeId, set[tuple[NodeId, str, bytes]]] = {}
+        """by node: of its claims those that stand, for sure"""
         self._lifted: dict[tuple[NodeId, str, bytes], tuple[int, int]] = {}
         """of claims that are not outranked any more: since when they were, and until when"""
 
     def drained(self, process: Process, effects: Sequence[Effect], now_ns: int) -> None:
         """The node's view has what `effects` are about to store."""
         for effect in effects:
-            if isinstance(effect, Persist) and effect.chain.shard != MESH_SHARD:
+            if isinstance(effect, Persist) and effect.chain.shard == MESH_SHARD:
+                self._standing.pop(process.identity.node, None)  # other claims may count now
+            elif isinstance(effect, Persist):
                 for key in (*effect.puts, *effect.deletes):
                     if key[:1] == keys.ENDPOINT:
                         self._note(process, effect.chain.shard, key[1:], now_ns)
@@ -61,9 +65,14 @@ class TidyChecks:
             lifted = self._lifted.pop(place, None)
             if since_ns is None and lifted is not None and now_ns - lifted[1] < LOOK_NS:
                 since_ns = lifted[0]
-            self._outranked[place] = now_ns if since_ns is None else since_ns
-        elif since_ns is not None:
-            self._lifted[place] = since_ns, now_ns
+            # Where it is not known to have stood until now, nothing is said about since when.
+            stood = place in self._standing.get(node, ())
+            self._outranked[place] = (now_ns if stood else 0) if since_ns is None else since_ns
+            self._standing.get(node, set()).discard(place)
+        else:
+            self._standing.setdefault(node, set()).add(place)
+            if since_ns is not None:
+                self._lifted[place] = since_ns, now_ns
 
     def deleting(self, process: Process, op: Delete) -> None:
         """The node's housekeeping is about to write `op`."""
