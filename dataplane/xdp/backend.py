@@ -66,6 +66,10 @@ LOADER_TIMEOUT_S = 120
 ADJACENCY_WAIT_S = 0.25
 """How long one look-up of new gateways' link addresses may keep the caller."""
 _ADJACENCY_POLL_S = 0.01
+PATH_PROBE_PERIOD_S = 30.0
+"""How often what a path carries is asked for: a packet a second for 30 gateways."""
+PATH_PROBES_AT_ONCE = 64
+"""With one call: 100 kB. Of more gateways each is asked more seldom."""
 
 
 P = ParamSpec("P")
@@ -145,6 +149,9 @@ class XdpBackend:
         self._groups: dict[int, GroupRow] = {}
         self._state = Resolved(underlay)
         self._totals = Totals(maps)
+        self._probe = links.PathProbe()
+        self._probed_at_s: dict[str, float] = {}
+        """By underlay address, the longest ago first."""
         self._refused: dict[str, dict[bytes, bytes]] = {name: {} for name in TABLES}
         self._freed: set[str] = set()
         """Tables with refused rows that something was removed from since they were tried."""
@@ -328,6 +335,7 @@ class XdpBackend:
         endpoints = {key: row for key, row in state.local.items() if ifname_of(row) in ports}
         ways = dict(state.ways)
         _look_up_ways(state, state.gateways.values())
+        self._probe_paths()
         gateways = {
             id: row
             for id, row in state.gateways.items()
@@ -337,6 +345,19 @@ class XdpBackend:
         if self._switched:
             self._attach_all(thorough=True)
         return state.unresolved()
+
+    def _probe_paths(self) -> None:
+        """Ask for what the paths carry whose turn it is."""
+        state, now_s = self._state, time.monotonic()
+        mtus = {ip_text(number): way.link_mtu for number, way in state.ways.items()}
+        never = dict.fromkeys(mtus.keys() - self._probed_at_s, -PATH_PROBE_PERIOD_S)
+        known = {a: at_s for a, at_s in self._probed_at_s.items() if a in mtus}
+        due = [a for a, at_s in (never | known).items() if now_s - at_s >= PATH_PROBE_PERIOD_S]
+        for address in due[:PATH_PROBES_AT_ONCE]:
+            self._probe.send(address, mtus[address])
+            known.pop(address, None)
+            known[address] = now_s
+        self._probed_at_s = known
 
     def missing_interfaces(self) -> tuple[str, ...]:
         state = self._state
@@ -435,6 +456,7 @@ class XdpBackend:
         for fd in self._programs.values():
             os.close(fd)
         self._programs = {}
+        self._probe.close()
         self._maps.close()
         if unlock:
             os.close(self._lock)

@@ -15,7 +15,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -32,6 +32,9 @@ _SIOCETHTOOL = 0x8946
 _ETHTOOL_STXCSUM = 0x17
 _ETHTOOL_SGRO = 0x2C
 _DISCARD_PORT = 9  # RFC 863
+_IP_MTU_DISCOVER = 10  # linux/in.h
+_IP_PMTUDISC_DO = 2
+_UDP_HEADERS_BYTES = 28  # IPv4 and UDP
 _NEIGHBOUR_USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
 """NUD_REACHABLE, STALE, DELAY, PROBE, NOARP, PERMANENT: the address is known."""
 _NATIVE_REFUSED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSPC, errno.ERANGE, errno.ENOMEM)
@@ -209,6 +212,35 @@ def interface_with_address(address: str) -> str | None:
     return None
 
 
+class _Hop(NamedTuple):
+    """Where a route leads next."""
+
+    ifindex: int
+    neighbour: str
+    mtu: int  # of the path, as routers have told the stack; 0: they have not
+
+
+class PathProbe:
+    """Lets the stack find out what paths carry: datagrams as large as the interface's MTU that may
+    not be fragmented (RFC 1191). A router with a smaller link says so to the stack, which keeps it
+    with the route for ten minutes; `Underlay.resolve` reads it there. The socket has to stay open:
+    what routers say about no socket is not believed.
+    """
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_DO)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def send(self, destination: str, mtu: int) -> None:
+        """One packet of `mtu` bytes; none if the path is known to carry less."""
+        payload = bytes(max(0, mtu - _UDP_HEADERS_BYTES))
+        with contextlib.suppress(OSError):
+            self._socket.sendto(payload, socket.MSG_DONTWAIT, (destination, _DISCARD_PORT))
+
+
 class Underlay:
     """Finds the way to gateways with one netlink session; a context manager."""
 
@@ -232,9 +264,11 @@ class Underlay:
         ways: dict[str, Adjacency] = {}
         for destination in destinations:
             hop = self._next_hop(destination)
-            if hop is not None and hop in neighbours:
-                src_mac, mtu = self._link(hop[0])
-                ways[destination] = Adjacency(hop[0], src_mac, neighbours[hop], mtu)
+            if hop is not None and hop[:2] in neighbours:
+                src_mac, link_mtu = self._link(hop.ifindex)
+                mtu = min(hop.mtu or link_mtu, link_mtu)
+                way = Adjacency(hop.ifindex, src_mac, neighbours[hop[:2]], mtu, link_mtu)
+                ways[destination] = way
         return ways
 
     def provoke(self, destination: str) -> None:
@@ -245,8 +279,8 @@ class Underlay:
         ):
             probe.sendto(b"", socket.MSG_DONTWAIT, (destination, _DISCARD_PORT))
 
-    def _next_hop(self, destination: str) -> tuple[int, str] | None:
-        """Interface and neighbour of the route; None without one, or if the address is our own."""
+    def _next_hop(self, destination: str) -> _Hop | None:
+        """The route's; None without one, or if the address is our own."""
         try:
             routes: Any = self._netlink.route("get", dst=destination)
         except NetlinkError:
@@ -254,7 +288,10 @@ class Underlay:
         for route in routes:
             out = route.get_attr("RTA_OIF")
             if out is not None and out != 1:
-                return int(out), str(route.get_attr("RTA_GATEWAY") or destination)
+                metrics = route.get_attr("RTA_METRICS")
+                mtu = metrics.get_attr("RTAX_MTU") if metrics is not None else None
+                neighbour = str(route.get_attr("RTA_GATEWAY") or destination)
+                return _Hop(int(out), neighbour, int(mtu or 0))
         return None
 
     def _link(self, ifindex: int) -> tuple[bytes, int]:

@@ -30,7 +30,8 @@ class Adjacency:
     ifindex: int
     src_mac: bytes
     dst_mac: bytes
-    mtu: int  # of the outer IP packet
+    mtu: int  # of the outer IP packet: what the whole path carries, as far as it is known
+    link_mtu: int  # of the interface
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ def group_value(row: GroupRow, generation: int) -> bytes:
 
 def gateway_value(row: GatewayRow, source: int, way: Adjacency | None, generation: int) -> bytes:
     """`source`: our own underlay address. Without a way the row is there, and says so."""
-    way = way or Adjacency(0, NO_MAC, NO_MAC, 0)
+    way = way or Adjacency(0, NO_MAC, NO_MAC, 0, 0)
     return _gateway_value.pack(
         ip(source),
         ip(row.underlay),

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 import struct
@@ -210,11 +211,15 @@ class SitePair:
         self.a = Gateway("a", "a", 1, spaces.make("gw-a"))
         self.b = Gateway("b", "b", 2, spaces.make("gw-b"))
         self.pods: dict[str, Pod] = {}
-        spaces.veth((self.a.netns, "wan0"), (self.b.netns, "wan0"))
-        for gateway in self.gateways:
-            configure(gateway.netns, "wan0", address=f"{gateway.underlay}/24")
+        self.wire()
         self.tell("gateway", self.a.fact)
         self.tell("gateway", self.b.fact)
+
+    def wire(self) -> None:
+        """Make the underlay."""
+        self.namespaces.veth((self.a.netns, "wan0"), (self.b.netns, "wan0"))
+        for gateway in self.gateways:
+            configure(gateway.netns, "wan0", address=f"{gateway.underlay}/24")
 
     @property
     def gateways(self) -> tuple[Gateway, Gateway]:
@@ -278,12 +283,30 @@ class SitePair:
             gateway.push()
 
 
+class RoutedPair(SitePair):
+    """Two gateways with a router between, whose link to the second carries `MTU` bytes only."""
+
+    MTU = 1400
+
+    def wire(self) -> None:
+        self.router = self.namespaces.make("router")
+        self.b.underlay = "198.51.100.2"
+        for gateway, mtu in ((self.a, 1500), (self.b, self.MTU)):
+            inner = f"to-{gateway.name}"
+            router_ip = gateway.underlay.rsplit(".", 1)[0] + ".254"
+            self.namespaces.veth((gateway.netns, "wan0"), (self.router, inner), mtu)
+            configure(self.router, inner, address=f"{router_ip}/24")
+            configure(gateway.netns, "wan0", address=f"{gateway.underlay}/24", route=router_ip)
+            links.in_netns(self.router, functools.partial(links.attach_pass, inner))
+        links.in_netns(self.router, lambda: Path("/proc/sys/net/ipv4/ip_forward").write_text("1"))
+
+
 @contextlib.contextmanager
-def _pair() -> Iterator[SitePair]:
+def _pair(kind: type[SitePair] = SitePair) -> Iterator[SitePair]:
     spaces = Namespaces()
     pair = None
     try:
-        pair = SitePair(spaces)
+        pair = kind(spaces)
         yield pair
     finally:
         for gateway in pair.gateways if pair else ():
@@ -294,6 +317,13 @@ def _pair() -> Iterator[SitePair]:
 @pytest.fixture
 def site_pair(xdp_machine: None) -> Iterator[SitePair]:
     with _pair() as pair:
+        yield pair
+
+
+@pytest.fixture
+def routed_pair(xdp_machine: None) -> Iterator[RoutedPair]:
+    with _pair(RoutedPair) as pair:
+        assert isinstance(pair, RoutedPair)
         yield pair
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dataplane.reasons import DropReason
-from tests.dataplane.conftest import configure
+from tests.dataplane.conftest import configure, wait_for
 
 SUBNETS = {"10.0.1.0/24": ("a",), "10.0.2.0/24": ("b",), "10.0.200.0/24": ("a", "b")}
 RED, BLUE = "red", "blue"
@@ -244,3 +244,28 @@ def test_a_sender_learns_the_path_s_size(site_pair: Any) -> None:
 
     assert sender.run(send) == 1450
     assert site_pair.a.drops("too-big") == 1
+
+
+def test_what_a_path_carries_is_measured_and_told_to_senders(routed_pair: Any) -> None:
+    """A router in the underlay has a smaller link than either gateway knows of by itself."""
+    pair = routed_pair
+    pair.vpc(RED, 100, SUBNETS)
+    one = pair.pod(pair.a, "red1", RED, "10.0.1.10")
+    two = pair.pod(pair.b, "red2", RED, "10.0.2.10")
+    pair.open()
+
+    def measured() -> bool:
+        pair.a.run(pair.a.backend.refresh_adjacency)
+        (row,) = pair.a.run(pair.a.backend.show)["gateways"]
+        return bool(row["mtu"] == pair.MTU)
+
+    wait_for(measured, "the gateway knows what the path carries")
+    assert audit(pair.a).clean
+    assert one.ping("10.0.2.10") == 1
+    payload = os.urandom(1 << 20)
+    assert transfer(one, two, payload) == payload
+    assert 0 < pair.a.drops("too-big") < 50, "the sender was told, and did not go on so"
+
+
+def audit(gateway: Any) -> Any:
+    return gateway.run(lambda: gateway.backend.audit(gateway.compiler.tables()))
