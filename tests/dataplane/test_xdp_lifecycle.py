@@ -19,12 +19,13 @@ from pyroute2 import IPRoute
 
 from dataplane.backend import Capacity, DataplaneError, TableFull, Unavailable, open_backend
 from dataplane.fib.facts import EndpointFact, GatewayFact
+from dataplane.fib.rows import EndpointKey, ip_number
 from dataplane.xdp import backend, headers, kernel, layout, links, loader, pins
 from dataplane.xdp.backend import XdpBackend
 
 VPC, VNI = "v", 77
 SUBNETS = {"10.0.1.0/24": ("a",), "10.0.2.0/24": ("b",)}
-MAC = "02:00:00:00:09:01"
+MAC, MAC_TWO = "02:00:00:00:09:01", "02:00:00:00:09:02"
 
 
 @pytest.fixture
@@ -161,10 +162,13 @@ def test_a_full_table_is_said_and_filled_when_there_is_room(pair: Any) -> None:
     # It is said again by what has nothing to do with it; a row that is out may go or change.
     pair.vpc(VPC, VNI, {"10.0.3.0/24": ("b",)})
     gateway.compiler.set_endpoint(VPC, claim(99).ip, None)
-    gateway.compiler.set_endpoint(
-        VPC, claim(98).ip, dataclasses.replace(claim(98), mac="02:00:00:00:09:02")
-    )
+    gateway.compiler.set_endpoint(VPC, claim(98).ip, dataclasses.replace(claim(98), mac=MAC_TWO))
     with pytest.raises(TableFull, match="17 rows"):
+        gateway.push()
+    # One that finds room, whoever made it, is out of the count, and stays as it was last said.
+    gateway.backend._maps.delete("endpoints", [EndpointKey(VNI, ip_number("10.0.2.20")).pack()])
+    gateway.compiler.set_endpoint(VPC, claim(97).ip, dataclasses.replace(claim(97), mac=MAC_TWO))
+    with pytest.raises(TableFull, match="16 rows"):
         gateway.push()
     # What makes room lets them in, though a delta writes before it removes.
     for number in range(20, 50):

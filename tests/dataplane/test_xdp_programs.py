@@ -453,11 +453,13 @@ def test_a_flood_of_drops_is_counted_whole_and_told_in_bounds(
     bench.window()
     frame = bench.sent(bench.datagram("10.9.0.1"))
     before = bench.drops()["no-subnet"]
+    begun_ns = time.monotonic_ns()
     for _ in range(5000):
         bench.from_pod(frame)
+    windows = (time.monotonic_ns() - begun_ns) // layout.DROP_EVENTS_WINDOW_NS + 2
     assert bench.drops()["no-subnet"] == before + 5000
     events = bench.told()
-    assert 1 <= len(events) < 1000
+    assert 1 <= len(events) <= windows * layout.DROP_EVENTS_IN_WINDOW
     bench.window()
     bench.from_pod(frame)
     events += bench.told()
