@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
+import trio
+
 from mesh.core.errors import NotReady
 
 if TYPE_CHECKING:
@@ -68,6 +70,8 @@ async def render(service: Service, latencies: Latencies) -> str:
     out.one("weft_conflicts", "gauge", "Conflicts in the view.", status["conflicts"])
     out.one("weft_peers_connected", "gauge", "Linked peers.", status["peers"]["connected"])
     out.one("weft_peers_known", "gauge", "Other active members.", status["peers"]["known"])
+    tasks = trio.lowlevel.current_statistics().tasks_living
+    out.one("weft_tasks", "gauge", "Tasks of the node's event loop.", tasks)
     peers = node.transport.peers()
     agreeing = sum(node.replica.in_sync_ns(peer.node) is not None for peer in peers)
     out.one(

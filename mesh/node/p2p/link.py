@@ -30,7 +30,16 @@ import trio
 from mesh.core.errors import BadInput, PeerError
 from mesh.core.ops import NodeId
 from mesh.node.p2p.events import Channel
-from mesh.node.p2p.framing import FRAME_BYTES_MAX, READ_BYTES, FrameReader, SendQueue, pack
+from mesh.node.p2p.framing import (
+    FRAME_BYTES_MAX,
+    READ_BYTES,
+    SENDING_BYTES_MAX,
+    FrameReader,
+    Receiving,
+    SendQueue,
+    Tally,
+    pack,
+)
 from mesh.node.p2p.session import Session, Stream
 from mesh.node.p2p.tcp import Address, Conduit
 
@@ -88,10 +97,37 @@ class DuplicateError(PeerError):
     """The connection is one too many; there is nothing wrong with the peer."""
 
 
+class Crowd:
+    """What all links of a node hold together, bounded."""
+
+    def __init__(self, links: Mapping[NodeId, Link]) -> None:
+        self._links = links
+        self.receiving = Receiving()
+        self.sending = Tally()
+
+    def overflows(self, link: Link, channel: Channel, frame: bytes) -> bool:
+        """Queue a frame; whether this link, or the one with most waiting, overflowed with it."""
+        full = [] if link.send(channel, frame) else [link]
+        if self.sending.bytes > SENDING_BYTES_MAX:
+            full.append(max(self._links.values(), key=lambda link: link.queued_bytes))
+        for each in full:
+            each.forget_queued()
+            each.overflowed = True
+        return bool(full)
+
+
 class Link:
     """The link to `node`. Made by `open` or `accept`, decided upon, then `run`."""
 
-    def __init__(self, node: NodeId, session: Session, conduit: Conduit, *, inbound: bool) -> None:
+    def __init__(
+        self,
+        node: NodeId,
+        session: Session,
+        conduit: Conduit,
+        crowd: Crowd,
+        *,
+        inbound: bool,
+    ) -> None:
         self.node = node
         self.session = session
         self.conduit = conduit
@@ -109,7 +145,8 @@ class Link:
         """(round trip, offset) of the last heartbeats, ns"""
         self.overflowed = False
         self._streams: dict[str, Stream] = {}
-        self._queues: dict[Channel, SendQueue] = {c: SendQueue() for c in CHANNEL_PROTOCOLS}
+        self._queues = {channel: SendQueue(crowd.sending) for channel in CHANNEL_PROTOCOLS}
+        self._receiving = crowd.receiving
         self._beat_due = trio.Event()
         self._beat_heard = trio.Event()
         self._probe_due = False
@@ -192,12 +229,23 @@ class Link:
                 pass
 
     def send(self, channel: Channel, frame: bytes) -> bool:
-        """Queue a frame; False when that overflowed and everything queued has been dropped."""
-        if self._queues[channel].put(frame):
-            return True
+        """Queue a frame; False, and nothing is queued, when there is no room for it."""
+        return self._queues[channel].put(frame)
+
+    @property
+    def queued_bytes(self) -> int:
+        """What waits to be sent."""
+        return sum(queue.bytes for queue in self._queues.values())
+
+    def close(self) -> None:
+        """Queue no more frames."""
+        for queue in self._queues.values():
+            queue.close()
+
+    def forget_queued(self) -> None:
+        """Send nothing of what waits."""
         for queue in self._queues.values():
             queue.clear()
-        return False
 
     def beat(self) -> None:
         """Send a heartbeat as soon as the stream takes it; one at a time."""
@@ -249,9 +297,17 @@ class Link:
     async def _read_frames(
         self, channel: Channel, deliver: Callable[[Channel, bytes], Awaitable[None]]
     ) -> None:
-        reader = FrameReader(self._streams[CHANNEL_PROTOCOLS[channel]].read, FRAME_BYTES_MAX)
-        while True:
-            await deliver(channel, await reader.frame())
+        reader = FrameReader(
+            self._streams[CHANNEL_PROTOCOLS[channel]].read,
+            FRAME_BYTES_MAX,
+            self._receiving,
+            lambda: self.session.kill("too long in the middle of a frame"),
+        )
+        try:
+            while True:
+                await deliver(channel, await reader.frame())
+        finally:
+            reader.close()
 
     async def _write_frames(self, channel: Channel) -> None:
         stream = self._streams[CHANNEL_PROTOCOLS[channel]]

@@ -39,6 +39,7 @@ from mesh.node.p2p.link import (
     NOT_NEEDED,
     PROTOCOLS,
     SOFT_STATE_BYTES_MAX,
+    Crowd,
     DuplicateError,
     Link,
     now_ns,
@@ -129,6 +130,7 @@ class Transport:
             self._log,
         )
         self._dialler.detours = self.traversal.detours
+        self._crowd = Crowd(self._links)
         self._up_since_ns: dict[NodeId, int] = {}
         self._claims: dict[NodeId, trio.Lock] = {}
         self._pulse = Pulse()
@@ -182,8 +184,7 @@ class Transport:
         if not 0 < len(frame) <= FRAME_BYTES_MAX:
             raise ValueError(f"frame of {len(frame)} bytes")
         link = self._links.get(node)
-        if link is not None and not link.send(channel, frame):
-            link.overflowed = True
+        if link is not None and self._crowd.overflows(link, channel, frame):
             self._wake_reporter.set()
 
     def set_targets(self, targets: Mapping[NodeId, Sequence[str]]) -> None:
@@ -374,7 +375,7 @@ class Transport:
                 node = self._identify(session.key)
                 if node is None:
                     raise PeerError("no longer a member")
-                link = Link(node, session, conduit, inbound=attempt is None)
+                link = Link(node, session, conduit, self._crowd, inbound=attempt is None)
                 await self._agree(link, first)
                 if attempt is not None:
                     attempt.linked = True
@@ -478,6 +479,7 @@ class Transport:
                 await self._emit(PeerDown(link.node, reason))
         finally:
             del self._links[link.node]
+            link.close()
             del self._up_since_ns[link.node]
             link.gone.set()
             if link.rtt_ns is not None:

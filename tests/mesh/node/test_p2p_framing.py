@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 from mesh.core.errors import BadInput, PeerError
-from mesh.node.p2p.framing import FRAME_BYTES_MAX, READ_BYTES, FrameReader, SendQueue, pack
+from mesh.node.p2p.framing import (
+    FRAME_BYTES_MAX,
+    READ_BYTES,
+    FrameReader,
+    Receiving,
+    SendQueue,
+    Tally,
+    pack,
+)
 from mesh.node.p2p.tcp import Address
 
 
@@ -66,7 +74,7 @@ def test_the_end_inside_a_frame_is_an_end() -> None:
 
 
 def test_the_queue_is_bounded_in_frames_and_bytes() -> None:
-    queue = SendQueue(frames_max=3, bytes_max=10)
+    queue = SendQueue(Tally(), frames_max=3, bytes_max=10)
     assert queue.put(b"12345") and queue.put(b"12345")
     assert not queue.put(b"1")
     queue.clear()
@@ -75,13 +83,55 @@ def test_the_queue_is_bounded_in_frames_and_bytes() -> None:
 
 
 def test_the_queue_takes_several_frames_of_the_largest_size() -> None:
-    queue = SendQueue()
+    queue = SendQueue(Tally())
     assert all(queue.put(bytes(FRAME_BYTES_MAX)) for _ in range(8))
+
+
+def test_queues_tell_what_waits_in_all_of_them() -> None:
+    async def main() -> None:
+        tally = Tally()
+        one, other = SendQueue(tally), SendQueue(tally)
+        assert one.put(b"12345") and other.put(b"123") and other.put(b"4")
+        assert tally.bytes == 9
+        await other.take()
+        assert (tally.bytes, other.bytes) == (5, 0)
+        one.close()
+        assert one.put(b"late") and tally.bytes == 0
+
+    trio.run(main)
+
+
+def test_who_holds_half_a_frame_makes_room_when_all_hold_too_much() -> None:
+    """Of readers above an even share the one that began first; who holds little is let alone."""
+    shut: list[int] = []
+    size = 4 * READ_BYTES
+    receiving = Receiving(3 * size)
+
+    def reader(number: int, held: int) -> FrameReader:
+        data = pack(bytes(size))[: held + 4]
+        return FrameReader(Pieces(data, []).read, size, receiving, lambda: shut.append(number))
+
+    async def main() -> None:
+        readers = [reader(0, 2 * READ_BYTES), *(reader(n, size - 1) for n in range(1, 3))]
+        for each in readers:
+            with pytest.raises(EOFError):
+                await each.frame()
+        assert not shut and receiving.bytes == 2 * READ_BYTES + 2 * (size - 1) + 3 * 4
+        honest = reader(3, size)
+        assert await honest.frame() == bytes(size)
+        assert shut == [1]
+        with pytest.raises(EOFError):  # it goes on with the next frame
+            await honest.frame()
+        for each in readers:
+            each.close()
+        assert receiving.bytes == 0
+
+    trio.run(main)
 
 
 def test_small_frames_are_taken_together_and_large_ones_alone() -> None:
     async def main() -> None:
-        queue = SendQueue()
+        queue = SendQueue(Tally())
         small, large = b"s" * 100, b"l" * (2 * READ_BYTES)
         for frame in (small, small, large, small):
             assert queue.put(frame)
@@ -94,7 +144,7 @@ def test_small_frames_are_taken_together_and_large_ones_alone() -> None:
 
 def test_taking_waits_for_something_to_take() -> None:
     async def main() -> None:
-        queue = SendQueue()
+        queue = SendQueue(Tally())
         async with trio.open_nursery() as nursery:
             taken: list[bytes] = []
 
