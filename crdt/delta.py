@@ -21,6 +21,7 @@ import msgpack
 from crdt import liveseq
 from crdt.entry import SEQ_BYTES, Entry, seq_bytes, seq_bytes_of
 from crdt.header import NONCE_BYTES, Epoch, Header
+from crdt.packed import unpack
 
 KEY_BYTES_MAX = 255
 RECORD_BYTES_MAX = 16_384
@@ -145,9 +146,7 @@ def _flat(entries: dict[bytes, Entry]) -> list[bytes]:
 
 def _unpack_payload(payload: bytes) -> tuple[Puts, Deletes]:
     try:
-        flat = msgpack.unpackb(payload)
-    except (TypeError, msgpack.exceptions.UnpackException) as error:
-        raise ValueError(f"payload: {type(error).__name__}") from None
+        flat = unpack(payload, 3)
     except ValueError as error:
         raise ValueError(f"payload: {error}") from None
     if not isinstance(flat, list) or len(flat) != 2:

@@ -507,7 +507,7 @@ class Replica:
         """In the roster's order: a frame never holds a signer after its use."""
         wanted = set(blobs)
         ordered = [blob for blob in self.roster.statements() if blob in wanted] if wanted else []
-        for group in wire.chunks((blob, len(blob)) for blob in ordered):
+        for group in wire.statement_groups(ordered):
             self._send(peer, wire.Statements(tuple(group)))
 
     def _take_statements(self, blobs: Iterable[bytes], sender: NodeId | None, now_ns: int) -> None:

@@ -25,6 +25,7 @@ change of a node's rights, what that node has written, and the VPCs that it crea
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 from operator import itemgetter
@@ -99,6 +100,7 @@ class View:
         self.names: Final = Names(self.catalog)
         self._records = records
         self._unread: dict[tuple[NodeId, str], dict[bytes, bool]] = {}
+        self._unknown_in: Counter[str] = Counter()
         """By chain: keys of records that cannot be read, and whether they are of a newer form."""
         self._invalid = self._unknown = 0
         self._readers: list[DeltaReader] = []
@@ -211,6 +213,7 @@ class View:
     def _note_unread(self, node: NodeId, shard: str, key: bytes, unknown: bool) -> None:
         if self._invalid + self._unknown < UNREAD_MAX:
             self._unread.setdefault((node, shard), {})[key] = unknown
+            self._unknown_in[shard] += unknown
             self._unknown += unknown
             self._invalid += not unknown
 
@@ -220,10 +223,13 @@ class View:
             return
         for key in noted.keys() & touched:
             unknown = noted.pop(key)
+            self._unknown_in[shard] -= unknown
             self._unknown -= unknown
             self._invalid -= not unknown
         if not noted:
             del self._unread[node, shard]
+        if not self._unknown_in[shard]:
+            del self._unknown_in[shard]
 
     # --- changes -----------------------------------------------------------------------------
 
@@ -267,8 +273,7 @@ class View:
 
     def unknown_in(self, shard: str) -> int:
         """Of `unknown`, those of one shard."""
-        noted = (keys for (_, held), keys in self._unread.items() if held == shard)
-        return sum(sum(keys.values()) for keys in noted)
+        return self._unknown_in[shard]
 
     @property
     def unknown(self) -> int:

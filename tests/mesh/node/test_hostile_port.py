@@ -192,7 +192,7 @@ async def test_a_member_that_asks_and_never_reads(victims: Victims) -> None:
     """Its answers wait for it within bounds, and cost nobody else anything."""
     with victims.unharmed(), trio.move_on_after(20):
         async with session_of(victims) as (session, streams):
-            everything = wire.encode(wire.Sync(victims.mesh_id, bytes(16), {}, True))
+            everything = wire.encode(wire.Sync(victims.mesh_id, bytes(16), {}, True, True, 1))
             with contextlib.suppress(PeerError):
                 while not session.ended:
                     await streams[SYNC].write(pack(everything), 30)
