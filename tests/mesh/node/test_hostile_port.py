@@ -159,7 +159,7 @@ async def test_streams_that_break_the_rules(
 
 async def test_many_members_each_with_half_a_frame(victims: Victims) -> None:
     """What each may have on the way is bounded, and what all have together is, too."""
-    crowd = 24
+    crowd = 40
     settled = 0
 
     async def hold() -> None:
@@ -167,8 +167,9 @@ async def test_many_members_each_with_half_a_frame(victims: Victims) -> None:
         with contextlib.suppress(PeerError):
             async with session_of(victims) as (_session, streams):
                 try:
-                    await streams[PUSH].write(struct.pack("!I", FRAME_BYTES_MAX), 5)
-                    await streams[PUSH].write(bytes(FRAME_BYTES_MAX - 1), 5)
+                    for channel in (PUSH, SYNC):
+                        await streams[channel].write(struct.pack("!I", FRAME_BYTES_MAX), 5)
+                        await streams[channel].write(bytes(FRAME_BYTES_MAX - 1), 5)
                 finally:
                     settled += 1
                 await trio.sleep_forever()
@@ -183,8 +184,8 @@ async def test_many_members_each_with_half_a_frame(victims: Victims) -> None:
                     await trio.sleep(0.05)
             await trio.to_thread.run_sync(victims.answers)
             grown = victims.a.usage().resident_bytes - before
-            # A frame is in one buffer while it comes, which Python makes a little larger.
-            assert grown < 2 * RECEIVING_BYTES_MAX, f"{grown // MIB} MiB of unfinished frames"
+            # Beside what is counted: buffers that grow are there twice, and Yamux reads ahead.
+            assert grown < 4 * RECEIVING_BYTES_MAX, f"{grown // MIB} MiB of unfinished frames"
             nursery.cancel_scope.cancel()
 
 
