@@ -24,9 +24,9 @@ state (the replica resynchronises) than from a queue; eight frames of the larges
 SENDING_BYTES_MAX = 128 << 20
 """What may wait for all peers together. Who has most waiting overflows when it would be more."""
 
-RECEIVING_BYTES_MAX = 32 << 20
+RECEIVING_BYTES_MAX = 16 << 20
 """What may have come of frames that are not whole yet, or not taken yet, of all peers together:
-a hundred of the size that honest nodes fill frames to, and eight of the largest."""
+sixty of the size that honest nodes fill frames to, and four of the largest."""
 
 _PREFIX = struct.Struct("!I")
 

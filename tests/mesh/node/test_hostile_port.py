@@ -185,7 +185,7 @@ async def test_many_members_each_with_half_a_frame(victims: Victims) -> None:
             await trio.to_thread.run_sync(victims.answers)
             grown = victims.a.usage().resident_bytes - before
             # Beside what is counted: buffers that grow are there twice, and Yamux reads ahead.
-            assert grown < 4 * RECEIVING_BYTES_MAX, f"{grown // MIB} MiB of unfinished frames"
+            assert grown < 6 * RECEIVING_BYTES_MAX, f"{grown // MIB} MiB of unfinished frames"
             nursery.cancel_scope.cancel()
 
 
