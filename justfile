@@ -31,3 +31,11 @@ check:
 fmt:
     {{ bin }}/ruff check --fix .
     {{ bin }}/ruff format .
+
+# Random inputs for every decoder, for so many seconds.
+fuzz SECONDS="60":
+    @{{ bin }}/python -m tests.fuzz.run "$1"
+
+# `node SECONDS`: real nodes under churn, fails on what grows. `kills COUNT`: kill -9 under writes.
+soak PART *ARGS:
+    @{{ bin }}/python -m tests.soak "$@"

@@ -1,0 +1,95 @@
+"""A few right inputs of every decoder, made by the encoders themselves."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import msgpack
+
+from crdt import liveseq
+from crdt.chain import Chain
+from crdt.header import ChainId, Epoch
+from mesh.core import ed25519, keys, model, wire
+from mesh.core.statements import found_mesh, make_fork
+from mesh.core.token import Token, join_answer, join_request
+from mesh.node.config import render_config
+from mesh.node.setup import NewNode
+from tests.fuzz.decoders import NODE, NONCE, PATH, RECORD_KEYS, VPC
+
+SEED = b"k" * 32
+MESH = b"m" * 16
+STAMP = 1_790_000_000_000 << 16
+
+
+def seeds() -> dict[str, list[bytes]]:
+    """decoder -> inputs that it takes."""
+    sign = partial(ed25519.sign, SEED)
+    chain = Chain(ChainId(NODE, "mesh"), Epoch(1, b"nonce..."))
+    chain.put(b"k", b"one")
+    first = chain.seal(MESH, sign, ())
+    flush = chain.since(chain.epoch, 0)
+    chain.put(b"l", b"two")
+    chain.delete(b"k")
+    chain.seal(MESH, sign, ())
+    other = Chain(chain_id := ChainId(NODE, "mesh"), Epoch(1, b"nonce..."))
+    other.put(b"k", b"another")
+    forked = other.seal(MESH, sign, ())
+    deltas = (flush, chain.since(chain.epoch, first.hi), chain.snapshot())
+    held = (wire.Held(chain.epoch, 3, b"r" * 8),)
+    short = chain_id.short()
+    vector = {short: held, b"12345678": (), b"abcdefgh": held * 2}
+    frames: list[wire.Frame] = [
+        wire.Sync(MESH, MESH, {"mesh": MESH, VPC: MESH}, True, True, 1),
+        wire.Same(1), wire.Told(1), wire.Probe(MESH), wire.More(1), wire.Done(1),
+        wire.Recent(MESH, MESH, {short: 5}, True), wire.Deltas(deltas),
+        wire.Heads("mesh", wire.FIRST, wire.LAST, vector), wire.Have((b"h" * 32,)),
+        wire.Want(1, vector, {short: wire.Cursor(chain.epoch, 2)}), wire.Ask((b"h" * 32,)),
+        wire.Part(1, flush, True, 0), wire.Statements((b"s",)),
+    ]  # fmt: skip
+    founding = found_mesh("edge", b"r" * 32, SEED, "a1", "a")
+    key = ed25519.public_key(SEED)
+    token = Token(MESH, "edge", key, ("/ip4/127.0.0.1/tcp/7400",), b"t" * 16, 1_800_000_000, "a")
+    config = NewNode(PATH.parent, "a", "a1", "127.0.0.1", "/ip4/127.0.0.1/tcp/7400").config(
+        PATH.parent, "edge", MESH
+    )
+    made = {
+        "frame": [
+            *map(wire.encode, frames),
+            wire.zipped(wire.encode(wire.Have((b"h" * 32,) * 99))),
+        ],
+        "header": [bytes(msgpack.packb(d.header.pack())) for d in deltas],
+        "delta": [bytes(msgpack.packb(d.pack())) for d in deltas],
+        "liveseq": [liveseq.encode(seqs) for seqs in ((), (1,), (1, 200, 40_000, 1 << 47))],
+        "stored": [bytes(msgpack.packb([1, first.pack()]))],
+        "statement": [*founding, make_fork(MESH, first, forked)],
+        "token": [token.encode().encode()],
+        "join_request": [join_request(token, key, "b1", "b")],
+        "join_answer": [join_answer(list(founding), ["/ip4/127.0.0.1/tcp/7400"])],
+        "config": [render_config(config).encode()],
+        "address": [b"/ip4/127.0.0.1/tcp/7400", b"/ip6/::1/tcp/1", b"/dns4/a.example/tcp/65535"],
+        "key_mesh": [keys.pack(k) for n, k in RECORD_KEYS.items() if n != "claim"],
+        "key_vpc": [keys.pack(RECORD_KEYS["claim"])],
+    }
+    return made | {f"record_{name}": packed for name, packed in _records().items()}
+
+
+def _records() -> dict[str, list[bytes]]:
+    vpc = model.VpcRecord(
+        1, STAMP, False, NODE, NONCE, "red", 7, ("10.0.0.0/16",), "t", ("a", "b"), STAMP
+    )
+    subnet = model.SubnetRecord(1, STAMP, False, NODE, NONCE, "s", "10.0.1.0/24", ("a",), True)
+    claim = model.Claim(3, STAMP, "02:00:00:00:00:01", "web", "192.0.2.1", (("app", "x"),))
+    made: dict[str, list[model.Record]] = {
+        "claim": [claim, model.Claim(0, STAMP, "02:00:00:00:00:01")],
+        "vpc": [vpc, model.VpcRecord(2, STAMP, True, NODE, NONCE)],
+        "subnet": [subnet, model.SubnetRecord(2, STAMP, True, NODE, NONCE)],
+        "peering": [model.PeeringRecord(1, STAMP, False), model.PeeringRecord(2, STAMP, True)],
+        "eviction": [model.Eviction(3, STAMP)],
+        "gateway": [model.Registration(STAMP, "192.0.2.1", ("/ip4/192.0.2.1/tcp/1",), "0.1")],
+        "binding": [model.Binding(STAMP, 7)],
+        "interest": [model.Interest(STAMP)],
+    }
+    packed = {name: [*map(model.encode, records)] for name, records in made.items()}
+    newer = msgpack.unpackb(packed["vpc"][0], strict_map_key=False) | {77: {"newer": [1]}}
+    packed["vpc"].append(bytes(msgpack.packb(newer)))
+    return packed

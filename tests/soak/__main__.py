@@ -1,0 +1,64 @@
+"""`python -m tests.soak PART SECONDS [SEED]`: a table, and build/soak/PART.json; exit 1 when
+something grows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from tests.soak.kills import kill_nodes
+from tests.soak.node import Report, soak
+
+OUT = Path(__file__).parents[2] / "build" / "soak"
+
+
+def table(report: Report) -> str:
+    lines = [f"{'NODE':6}{'WHAT':10}{'FIRST':>10}{'LAST':>10}{'PER HOUR':>12}  UNIT"]
+    for name, what, first, last, slope, unit, grows in report.rows:
+        mark = "  GROWS" if grows else ""
+        lines.append(f"{name:6}{what:10}{first:10.1f}{last:10.1f}{slope:12.2f}  {unit}{mark}")
+    lines.append(f"{report.rounds} rounds, {report.writes} writes, {report.kills} kills")
+    return "\n".join(lines) + "\n"
+
+
+def kills(arguments: list[str]) -> int:
+    """0 when nothing acknowledged was lost; AssertionError says what was."""
+    count = int(arguments[0]) if arguments else 50
+    seed = int(arguments[1]) if len(arguments) > 1 else random.SystemRandom().randrange(1 << 32)
+    with tempfile.TemporaryDirectory(prefix="weft-kills-") as home:
+        sys.stderr.write(f"kills: again with: ./just soak kills {count} {seed}\n")
+        back_s = kill_nodes(Path(home), count, seed)
+    sys.stdout.write(f"{count} kills, nothing lost; back in {median(back_s):.1f} s (median)\n")
+    return 0
+
+
+def main(arguments: list[str]) -> int:
+    """0: nothing grows; 1: something does; 2: wrong usage."""
+    if arguments[:1] == ["kills"]:
+        return kills(arguments[1:])
+    if not 1 <= len(arguments) <= 3 or arguments[0] != "node":
+        sys.stderr.write("soak: node [SECONDS [SEED]], or kills [COUNT [SEED]]\n")
+        return 2
+    seconds = float(arguments[1]) if len(arguments) > 1 else 1800.0
+    seed = int(arguments[2]) if len(arguments) > 2 else random.SystemRandom().randrange(1 << 32)
+    report = Report()
+    with tempfile.TemporaryDirectory(prefix="weft-soak-") as home:
+        sys.stderr.write(f"soak: again with: ./just soak node {seconds:g} {seed}\n")
+        for report in soak(Path(home), seconds, seed):
+            if sys.stderr.isatty():
+                sys.stderr.write(f"\rsoak: {report.rounds} rounds, {report.kills} kills")
+    OUT.mkdir(parents=True, exist_ok=True)
+    path = OUT / "node.json"
+    path.write_text(json.dumps({"seed": seed, "ok": report.ok, **dataclasses.asdict(report)}))
+    sys.stdout.write(table(report))
+    sys.stderr.write(f"soak: wrote {path}\n")
+    return 0 if report.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
