@@ -54,6 +54,12 @@ def add(api: Client, out: Output, **fields: Any) -> None:
 def ls(api: Client, out: Output, vpc: str | None, site: str | None) -> None:
     """List endpoints; claims that lost a conflict or are outranked, too."""
     out.rows(api.get("/v1/endpoints", {"vpc": vpc, "site": site}), COLUMNS)
+    elsewhere = api.get("/v1/held")["elsewhere"]
+    if vpc is not None:
+        elsewhere = {api.get(segments("vpcs", vpc))["name"], vpc} & set(elsewhere)
+    if elsewhere:
+        names = ", ".join(sorted(elsewhere))
+        click.echo(f"weft: VPCs not held at this node, and not listed: {names}", err=True)
 
 
 @endpoint.command("get")

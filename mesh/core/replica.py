@@ -162,6 +162,11 @@ class Replica:
         """Whether both this node and the linked peer keep the shard."""
         return self._sync.compares(peer, shard)
 
+    @property
+    def told(self) -> bool:
+        """Whether there are peers, and each has told and given what it has of what is kept here."""
+        return self._sync.all_told()
+
     def writes(self, shard: str) -> bool:
         """Whether this node has a chain of its own in the shard, unsealed writes included."""
         latest = self.lattice.latest(ChainId(self.node, shard))

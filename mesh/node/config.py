@@ -64,6 +64,7 @@ class Config:
     log_level: str = "info"
     bootstrap: tuple[str, ...] = ()
     relay: bool = True
+    interest: str = "hosted"
 
     @property
     def capacity(self) -> Capacity:

@@ -21,6 +21,7 @@ CONFIG_NAME: Final = "weft.toml"
 DEFAULT_SOCKET: Final = "/run/weft/weft.sock"
 DEFAULT_PORT: Final = 7400
 DATAPLANE_MODES: Final = ("auto", "xdp", "memory")
+INTERESTS: Final = ("hosted", "all")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 IFNAME_CHARS_MAX: Final = 15  # IFNAMSIZ - 1
@@ -289,6 +290,12 @@ FIELDS: Final = (
         "Whether this node carries links between members that do not reach each other: at most 64,"
         " and 4 MiB/s of each member; what it carries is encrypted between their ends.",
         "live", lambda _: True, "true",
+    ),
+    Field(
+        "mesh", "interest", "interest", Text(one_of(INTERESTS)),
+        "hosted: this node keeps the endpoints of VPCs that its site has something to do with, and"
+        " of those peered with them; all: of every VPC that its site may have.",
+        "live", lambda _: "hosted", '"hosted"',
     ),
     Field(
         "node", "name", "node_name", Text(validate.name),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from mesh.core.forwarding import Forwarding
@@ -55,6 +56,10 @@ class NodeContext(Protocol):
 
     async def durable(self) -> None:
         """Return when everything given to the replica until now is stored."""
+
+    def holding(self, vpc_id: str) -> AbstractAsyncContextManager[None]:
+        """Keep the VPC's shard meanwhile. Entered once peers have told what they have of it, or
+        have not within a moment."""
 
     def attach(self, ifname: str, vpc_id: str, ip: str, mac: str) -> None:
         """Install the local port of an endpoint."""

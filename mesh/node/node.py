@@ -19,7 +19,8 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import msgpack
@@ -36,6 +37,8 @@ from mesh.core.effects import (
 )
 from mesh.core.errors import RequestError
 from mesh.core.forwarding import ENDPOINTS_AT_ONCE, Forwarding
+from mesh.core.interest import Interests, Policy
+from mesh.core.keeping import follow
 from mesh.core.ops import NodeId, Op
 from mesh.core.pacing import Pace
 from mesh.core.replica import Replica
@@ -68,6 +71,8 @@ HOUSE_ENDPOINTS = 256
 MISBEHAVED_BACKOFF_S = 30.0
 """A peer that broke the protocol is not dialled or accepted for so long."""
 SOFT_STATE_S = 1.0
+HOLD_S = 0.7
+"""How long a command about a VPC that is not kept here waits for peers; it answers within 1 s."""
 HOST_ADDRS_S = 30.0
 """How old our own addresses may be; a look costs some 15 ms of CPU."""
 STORE_FAILED, STORE_REBUILT = "store.failed", "store.rebuilt"
@@ -83,7 +88,7 @@ class Node:
     def __init__(self, config: Config) -> None:
         """Read key and store. Raises BadInput or NotReady; nothing is started yet."""
         self.public = PublicPort()
-        self.reloading = Reloading(config, self.public, self._use_links)
+        self.reloading = Reloading(config, self.public, self._use_mesh)
         booted = boot(config)
         self.store = booted.store
         self.id: NodeId = booted.member.node
@@ -102,6 +107,11 @@ class Node:
         )
         self.view = View(self.replica.holdings)
         self.writer = Writer(self.id, self.member.site, self.view, self.clock, secrets.token_bytes)
+        self.interests = Interests(
+            self.id, self.member.site, self.view, self.replica.writes, _policy(config.interest)
+        )
+        self._attached: dict[str, str] = {}
+        """ifname -> VPC"""
         self._gateways_seen = self.view.reader()
         self.watches = Watches(self.view)
         self.forwarding = Forwarding(self.id, self.member.site, self.view)
@@ -130,6 +140,7 @@ class Node:
         self._log = LimitedLog(_logger, trio.current_time)
         self._work = trio.Event()
         self._hurry = trio.Event()
+        self._absorbed = trio.Event()
         self._pace = Pace()
         self._timer_changed = trio.Event()
         self._rows_wait = trio.Event()
@@ -182,11 +193,40 @@ class Node:
     def attach(self, ifname: str, vpc_id: str, ip: str, mac: str) -> None:
         """Install the local port of an endpoint. The caller has stored it."""
         self.forwarding.attach(ifname, vpc_id, ip, mac)
-        self.forwarder.poke()
+        self._lead_to(ifname, vpc_id)
+        self._absorb()
 
     def detach(self, ifname: str) -> None:
         self.forwarding.detach(ifname)
-        self.forwarder.poke()
+        self._lead_to(ifname, None)
+        self._absorb()
+
+    @asynccontextmanager
+    async def holding(self, vpc_id: str) -> AsyncIterator[None]:
+        """Keep the VPC's shard meanwhile, so that what is asked or written is judged by what there
+        is. Entered once peers have told what they have of it, or after `HOLD_S` without."""
+        news = not self.replica.keeps(vpc_id)
+        self.interests.attach(vpc_id)
+        self._absorb()
+        try:
+            if news and self.replica.peers():
+                with trio.move_on_after(HOLD_S):
+                    while not self.replica.told:
+                        self._absorbed = trio.Event()
+                        await self._absorbed.wait()
+            yield
+        finally:
+            self.interests.detach(vpc_id)
+            self._absorb()
+
+    def _lead_to(self, ifname: str, vpc_id: str | None) -> None:
+        """What is attached here is a reason to keep a VPC."""
+        before = self._attached.pop(ifname, None)
+        if vpc_id is not None:
+            self._attached[ifname] = vpc_id
+            self.interests.attach(vpc_id)
+        if before is not None:
+            self.interests.detach(before)
 
     # ---- running ----
 
@@ -207,7 +247,7 @@ class Node:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.forwarder.run)
                 await nursery.start(self.transport.run)
-                self._use_links(self.config)
+                self._use_mesh(self.config)
                 self._members_changed()
                 nursery.start_soon(self._take_events)
                 nursery.start_soon(self._carry_out)
@@ -224,9 +264,11 @@ class Node:
                 self.store.close()
             event(_logger, "node.stopped", node=self.id)
 
-    def _use_links(self, config: Config) -> None:
+    def _use_mesh(self, config: Config) -> None:
         self.transport.set_bootstrap(config.bootstrap)
         self.transport.carry_others(config.relay)
+        self.interests.set_policy(_policy(config.interest))
+        self._absorb()
 
     async def _load_view(self) -> None:
         """Read everything stored, so that forwarding starts before any peer is met."""
@@ -237,6 +279,9 @@ class Node:
             await trio.lowlevel.checkpoint()
         for attachment in self.store.attachments():
             self.forwarding.attach(attachment.ifname, attachment.vpc, attachment.ip, attachment.mac)
+            self._lead_to(attachment.ifname, attachment.vpc)
+        self.interests.members_changed()
+        self._follow()
         self.forwarding.update()
 
     async def _take_events(self) -> None:
@@ -268,8 +313,10 @@ class Node:
         """Bring the view and the rows up to what the replica holds now."""
         if touched := self.replica.take_touched():
             self.view.update(touched)
+        self._follow()
         self._update_rows()
         self.watches.wake()
+        self._absorbed.set()
         self._work.set()
         if self.replica.pressing:
             self._hurry.set()
@@ -289,6 +336,11 @@ class Node:
             self._rows_wait = trio.Event()
             await trio.lowlevel.checkpoint()
             self._update_rows()
+
+    def _follow(self) -> None:
+        """Keep the shards that the view as it is calls for, and no others."""
+        while follow(self.interests, self.replica, self.writer):
+            self.view.update(self.replica.take_touched())
 
     async def _carry_out(self) -> None:
         while True:
@@ -464,6 +516,7 @@ class Node:
         members = self.replica.roster.members()
         self._node_of_key = {member.key: node for node, member in members.items()}
         self.view.set_members(members)
+        self.interests.members_changed()
         self._absorb()
         self._dial_members()
 
@@ -489,6 +542,10 @@ class Node:
                 self.store.add_address(up.node, up.addr, int(time.time()))
             except StoreError as error:
                 self._log.event("store.address_lost", reason=error)
+
+
+def _policy(text: str) -> Policy:
+    return "all" if text == "all" else "hosted"
 
 
 async def run(config: Config) -> None:

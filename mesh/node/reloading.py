@@ -40,12 +40,12 @@ class Reloading:
     """One per node; holds the configuration in use."""
 
     def __init__(
-        self, config: Config, public: PublicPort, use_links: Callable[[Config], None]
+        self, config: Config, public: PublicPort, use_mesh: Callable[[Config], None]
     ) -> None:
-        """`use_links(config)` takes up what `[mesh]` says about links."""
+        """`use_mesh(config)` takes up what `[mesh]` says."""
         self.config = config
         self._public = public
-        self._use_links = use_links
+        self._use_mesh = use_mesh
         self._lock = trio.Lock()
 
     async def reload(self) -> Reloaded:
@@ -74,8 +74,8 @@ class Reloading:
             ready.append(lambda: self._public.use(listener))
         if "log_level" in changes:
             ready.append(lambda: set_log_level(config.log_level))
-        if changes.keys() & {"bootstrap", "relay"}:
-            ready.append(lambda: self._use_links(config))
+        if changes.keys() & {"bootstrap", "relay", "interest"}:
+            ready.append(lambda: self._use_mesh(config))
         for step in ready:
             step()
         self.config = config

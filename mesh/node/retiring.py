@@ -53,6 +53,13 @@ class Retiring:
             return
         if member.state == "active":
             raise Refused(f"node {member.name} is active: run weft retire {member.name} first")
+        unseen = [v for v in sorted(self._elsewhere(member.node)) if v in self._view.vpcs]
+        if unseen:
+            vpcs = ", ".join(map(self._view.names.vpc_text, unseen[:SHOWN_MAX]))
+            raise Refused(
+                f"node {member.name} had to do with VPC {vpcs}, which is not held here: run this at"
+                ' a node that holds it, or set [mesh] interest = "all" in weft.toml here'
+            )
         seen = list(self._seen(member.node))
         if seen:
             more = f" and {len(seen) - SHOWN_MAX} more" if len(seen) > SHOWN_MAX else ""
@@ -73,6 +80,10 @@ class Retiring:
         self._replica.add_statements([blob], time.monotonic_ns())
         await self._durable()
         event(_logger, what, node=member.node, node_name=member.name, site=member.site)
+
+    def _elsewhere(self, node: NodeId) -> set[str]:
+        """The VPCs that the node has kept and this one does not."""
+        return {v for v in self._view.catalog.interest(node) if not self._replica.keeps(v)}
 
     def _seen(self, node: NodeId) -> Iterator[str]:
         """Key texts of what would look otherwise without the node's records."""

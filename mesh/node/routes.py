@@ -115,6 +115,12 @@ ROUTES: Final = (
     # ---- VPCs and subnets ----
     Route("GET", "/v1/vpcs", "List VPCs", lambda s: s.objects.list_vpcs),
     Route(
+        "GET",
+        "/v1/held",
+        "The VPCs whose endpoints are kept here, and the others",
+        lambda s: s.objects.list_held,
+    ),
+    Route(
         "POST",
         "/v1/vpcs",
         "Add a VPC",

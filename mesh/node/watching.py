@@ -38,13 +38,15 @@ class Watch:
         self.asked_s = trio.current_time()
         self._todo: dict[What, None] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self.reader) or bool(self._todo)
+    def pending(self) -> bool:
+        """Whether there is something to take."""
+        if self.reader:
+            self._note(self.reader.take())
+        return bool(self._todo)
 
     def take(self, count_max: int) -> list[What]:
         """What may have changed, the earliest first, as much as that."""
-        if self.reader:
-            self._note(self.reader.take())
+        self.pending()
         taken = [what for what, _ in zip(self._todo, range(count_max), strict=False)]
         for what in taken:
             del self._todo[what]
@@ -96,7 +98,7 @@ class Watches:
     async def wait(self, watch: Watch) -> None:
         """Return when there is something to take, or after WAIT_S."""
         with trio.move_on_after(WAIT_S):
-            while not watch:
+            while not watch.pending():
                 await self._changed.wait()
         watch.asked_s = trio.current_time()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack, suppress
 from typing import Any, Final, TypeAlias
 
 import trio
@@ -60,6 +61,8 @@ class EndpointService:
     def _shown(self, vpc: Vpc, ip: str) -> Json:
         winner = self._node.view.winner(vpc.id, ip)
         if winner is None:
+            if not self._node.replica.keeps(vpc.id):
+                raise NotFound(f"VPC {vpc.name} is not held here: ask a node of a site that has it")
             raise NotFound(f"no endpoint {ip} in VPC {vpc.name}: see weft endpoint ls")
         return self._endpoint(winner, self._connected())
 
@@ -138,17 +141,18 @@ class EndpointService:
         vpc = self._node.view.vpc(spec.vpc)
         if attach is not None:
             await self._check_attachment(attach, vpc, spec)
-        await self._node.submit(
-            lambda: write(
-                vpc.id,
-                spec.ip,
-                spec.mac,
-                spec.name,
-                spec.host,
-                spec.labels,
-                now_ns=time.time_ns(),
+        async with self._node.holding(vpc.id):
+            await self._node.submit(
+                lambda: write(
+                    vpc.id,
+                    spec.ip,
+                    spec.mac,
+                    spec.name,
+                    spec.host,
+                    spec.labels,
+                    now_ns=time.time_ns(),
+                )
             )
-        )
         claim = self._node.view.claim(self._node.id, vpc.id, spec.ip)
         if attach is not None and claim is not None:
             attachment = Attachment(attach, vpc.id, spec.ip, claim.mac)
@@ -158,6 +162,10 @@ class EndpointService:
     async def remove_endpoint(self, vpc: str, ip: str) -> Json:
         """Give up the claim here, or evict a foreign one; what is attached for it is let go."""
         found = self._node.view.vpc(vpc)
+        async with self._node.holding(found.id):
+            return await self._remove(found, ip)
+
+    async def _remove(self, found: Vpc, ip: str) -> Json:
         attached = [a for a in await self._attachments() if (a.vpc, a.ip) == (found.id, ip)]
         winner = self._node.view.winner(found.id, ip)
         shown = self._endpoint(winner, self._connected()) if winner else {}
@@ -188,9 +196,20 @@ class EndpointService:
             return [] if check or (failed and not partial) else ops
 
         before = len(specs)
-        await self._node.submit(make_ops)
+        async with AsyncExitStack() as stack:
+            for vpc_id in sorted(self._vpcs_of(specs)):
+                await stack.enter_async_context(self._node.holding(vpc_id))
+            await self._node.submit(make_ops)
         taken = 0 if check or (errors and not partial) else before - len(errors)
         return {"good": before - len(errors), "taken": taken, "errors": errors}
+
+    def _vpcs_of(self, specs: Sequence[EndpointSpec]) -> set[str]:
+        """The VPCs that are there of those named."""
+        found: set[str] = set()
+        for name in {spec.vpc for spec in specs}:
+            with suppress(NotFound):
+                found.add(self._node.view.vpc(name).id)
+        return found
 
     # ---- interfaces ----
 

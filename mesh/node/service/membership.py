@@ -58,7 +58,7 @@ class MembershipService:
             "ready": node.replica.writable,
             "peers": {"connected": len(peers), "known": len(active) - 1},
             "digest": lattice.digest(MESH_SHARD).hex(),
-            "shards": {shard: self.shard(shard) for shard in lattice.shards()},
+            "shards": {s: self.shard(s) for s in lattice.shards() if node.replica.keeps(s)},
             "oldest_sync_s": self._oldest_sync_s(peers),
             "dataplane": await self._dataplane(),
             "conflicts": len(node.view.conflicts()),

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
 from mesh.core.clock import ns_of_hlc
+from mesh.core.errors import Refused
 from mesh.core.view import Conflict, Subnet, Vpc
 from mesh.node.context import NodeContext
 
@@ -24,6 +25,13 @@ class ObjectService:
     async def list_vpcs(self) -> list[Json]:
         vpcs = sorted(self._node.view.vpcs.values(), key=lambda vpc: (vpc.name, vpc.id))
         return [self._vpc(vpc) for vpc in vpcs]
+
+    async def list_held(self) -> Json:
+        """The names of the VPCs whose endpoints are kept here, and of the others."""
+        names: dict[bool, list[str]] = {True: [], False: []}
+        for vpc in sorted(self._node.view.vpcs):
+            names[self._node.replica.keeps(vpc)].append(self._node.view.names.vpc_text(vpc))
+        return {"held": sorted(names[True]), "elsewhere": sorted(names[False])}
 
     async def get_vpc(self, vpc: str) -> Json:
         return self._vpc(self._node.view.vpc(vpc))
@@ -58,6 +66,11 @@ class ObjectService:
     async def remove_vpc(self, vpc: str, force: bool = False) -> Json:
         found = self._node.view.vpc(vpc)
         removed = self._vpc(found)
+        if not force and not self._node.replica.keeps(found.id):
+            raise Refused(
+                f"VPC {found.name} is not held here, so its endpoints are not known: run this at a"
+                f" node of site {found.site or 'its owner'}, or with --force"
+            )
         await self._node.submit(
             lambda: self._node.writer.remove_vpc(found.id, force=force, now_ns=time.time_ns())
         )

@@ -36,6 +36,11 @@ class StateService:
 
     async def digest(self, shard: str | None = None) -> Json:
         shard_id = self._shard(shard or MESH_SHARD)
+        if not self._node.replica.keeps(shard_id):
+            raise NotFound(
+                f"shard {shard!r}: not held here, since this node's site has nothing to do with the"
+                ' VPC: ask another node, or set [mesh] interest = "all" in weft.toml'
+            )
         return {"shard": shard_id, "digest": self._node.replica.lattice.digest(shard_id).hex()}
 
     async def dump(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -66,10 +66,10 @@ def equal(*nodes: Node) -> bool:
     return len(set(shards)) == 1 and len({n.view.fingerprint() for n in nodes}) == 1
 
 
-async def write_vpc(node: Node) -> None:
+async def write_vpc(node: Node, sites: Sequence[str] = ("a",)) -> None:
     await until(lambda: node.replica.writable and node.id in node.view.gateways)
     await node.submit(lambda: node.writer.add_vpc("v", 7, ["10.0.0.0/16"], now_ns=1))
-    await node.submit(lambda: node.writer.add_subnet("s", "v", "10.0.1.0/24", now_ns=1))
+    await node.submit(lambda: node.writer.add_subnet("s", "v", "10.0.1.0/24", sites, now_ns=1))
 
 
 async def test_found_invite_join_write_restart(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ async def test_an_endpoint_that_moves_too_often_is_alarmed(tmp_path: Path) -> No
     async with running(made.config) as a:
         second = await join(new_node(tmp_path, "b1", "b"), await opened(a))
         async with running(second.config) as b:
-            await write_vpc(a)
+            await write_vpc(a, ["a", "b"])
             now_ns = time.time_ns()
             await a.submit(lambda: a.writer.add_endpoint("v", "10.0.1.5", now_ns=now_ns))
             with pytest.raises(Refused, match="moves"):
@@ -164,3 +164,47 @@ async def test_an_endpoint_that_moves_too_often_is_alarmed(tmp_path: Path) -> No
                     for each in (a, b):  # moves are counted once a round
                         await each.submit(each._house_ops)
             await until(lambda: "v/10.0.1.5" in a.alarms.get(MOVES_HELD, ""))
+
+
+async def test_a_vpc_of_others_is_kept_while_it_is_of_concern_and_dropped_after(
+    tmp_path: Path,
+) -> None:
+    first = found(new_node(tmp_path, "a1", "a"), "m")
+    async with running(first.config) as a:
+        second = await join(new_node(tmp_path, "b1", "b"), await opened(a))
+        async with running(second.config) as b:
+            await write_vpc(a)
+            (vpc,) = a.view.vpcs
+            await a.submit(lambda: a.writer.add_endpoint("v", "10.0.1.5", now_ns=1))
+            await until(lambda: vpc in b.view.vpcs and b.replica.writable)
+            assert not b.replica.keeps(vpc)
+            async with b.holding(vpc):
+                assert b.view.winner(vpc, "10.0.1.5") is not None, "told before it is asked"
+            await until(lambda: not list(b.replica.lattice.chains(vpc)))
+            await b.durable()
+            assert {s.chain.shard for s in b.store.load().branches} == {"mesh"}
+            async with b.holding(vpc):
+                await b.submit(lambda: b.writer.move_endpoint("v", "10.0.1.5", now_ns=2))
+            await until(lambda: equal(a, b))
+            assert b.replica.keeps(vpc), "its own chain is a reason to keep it"
+            winner = a.view.winner(vpc, "10.0.1.5")
+            assert winner is not None
+            assert winner.node == b.id
+        async with running(second.config) as b:
+            await until(lambda: equal(a, b))
+
+
+async def test_all_vpcs_are_kept_where_the_file_says_so(tmp_path: Path) -> None:
+    first = found(new_node(tmp_path, "a1", "a"), "m")
+    async with running(first.config) as a:
+        second = await join(new_node(tmp_path, "b1", "b"), await opened(a))
+        async with running(second.config) as b:
+            await write_vpc(a)
+            (vpc,) = a.view.vpcs
+            await a.submit(lambda: a.writer.add_endpoint("v", "10.0.1.5", now_ns=1))
+            await until(lambda: vpc in b.view.vpcs)
+            text = second.config.read_text()
+            second.config.write_text(text.replace('"hosted"', '"all"', 1))
+            assert (await b.reloading.reload()).applied
+            await until(lambda: equal(a, b))
+            assert b.view.winner(vpc, "10.0.1.5") is not None
