@@ -49,12 +49,14 @@ def test_unknown_records_reach_everybody_stay_and_are_shown_as_such() -> None:
     mesh = Wire(3)
     mesh.link(0, 1)
     mesh.link(1, 2)
+    mesh.run()
     for shard, key, record in UNKNOWN:
         put(mesh.replicas[0], key, record, shard)
     mesh.run()
     for shard in (MESH_SHARD, VPC):
         assert len(mesh.digests(shard)) == 1
     kept = Lattice()
+    assert not mesh.replicas[2].lattice.prove()
     kept.join(mesh.replicas[2].lattice)
     mesh.replicas.append(mesh.make(2, kept))  # node 2, started again
     for replica in mesh.replicas:

@@ -204,7 +204,7 @@ async def test_all_vpcs_are_kept_where_the_file_says_so(tmp_path: Path) -> None:
             await a.submit(lambda: a.writer.add_endpoint("v", "10.0.1.5", now_ns=1))
             await until(lambda: vpc in b.view.vpcs)
             text = second.config.read_text()
-            second.config.write_text(text.replace('"hosted"', '"all"', 1))
+            second.config.write_text(text.replace('= "hosted"', '= "all"'))
             assert (await b.reloading.reload()).applied
             await until(lambda: equal(a, b))
             assert b.view.winner(vpc, "10.0.1.5") is not None
