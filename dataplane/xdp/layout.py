@@ -113,7 +113,7 @@ DROP_COUNT = Layout(
         ("told", "Q"),
         ("window_at_ns", "Q"),
         ("window_events", "I"),
-        ("pad", "I"),
+        ("flow", "I"),
     ),
 )
 DROP_EVENT = Layout(

@@ -453,9 +453,10 @@ def test_a_flood_of_drops_is_counted_whole_and_told_in_bounds(
     bench.window()
     frame = bench.sent(bench.datagram("10.9.0.1"))
     before = bench.drops()["no-subnet"]
+    others = [bench.sent(bench.datagram(f"10.9.0.{n}")) for n in range(1, 20)]
     begun_ns = time.monotonic_ns()
-    for _ in range(5000):
-        bench.from_pod(frame)
+    for number in range(5000):
+        bench.from_pod(others[number % len(others)])
     windows = (time.monotonic_ns() - begun_ns) // layout.DROP_EVENTS_WINDOW_NS + 2
     assert bench.drops()["no-subnet"] == before + 5000
     events = bench.told()
@@ -464,6 +465,14 @@ def test_a_flood_of_drops_is_counted_whole_and_told_in_bounds(
     bench.from_pod(frame)
     events += bench.told()
     assert sum(event.packets for event in events) == 5001, "each stands for those before it"
+
+
+def test_a_flow_that_floods_hides_no_other(bench: Bench, one_processor: None) -> None:
+    bench.window()
+    for dst in ["10.9.0.1"] * 50 + ["10.9.0.2"] + ["10.9.0.1"] * 50:
+        bench.from_pod(bench.sent(bench.datagram(dst)))
+    told = [event.dst for event in bench.told()]
+    assert "10.9.0.2" in told and len(told) < 25
 
 
 def test_a_full_ring_loses_events_and_no_count(bench: Bench, one_processor: None) -> None:

@@ -1,8 +1,8 @@
 /* What a dropped packet leaves behind: counts for all, an event for some.
  *
  * Both programs come here at their end, with the frame as it is by then. Events of one reason on
- * one processor are bounded, and nobody is woken for them: user space looks when it likes. Where
- * the ring has no room, the packets are told with the next event. */
+ * one processor are bounded, those of one flow more tightly, and nobody is woken for them: user
+ * space looks when it likes. Where the ring has no room, packets are told with the next event. */
 #ifndef WEFT_DROP_H
 #define WEFT_DROP_H
 
@@ -34,6 +34,15 @@ INLINE void read_addresses(struct xdp_md *ctx, struct drop_event *event)
     }
 }
 
+INLINE u32 flow_of(struct drop_event *event)
+{
+    u32 hash = event->ifindex ^ event->outer, *words = (u32 *)event->src;
+#pragma unroll
+    for (int i = 0; i < 8; i++) /* src and dst */
+        hash = hash * 0x9e3779b1u ^ words[i];
+    return hash;
+}
+
 INLINE void tell_drop(struct xdp_md *ctx, struct seen *seen, u32 reason, struct drop_count *count)
 {
     u64 now = bpf_ktime_get_ns();
@@ -43,7 +52,6 @@ INLINE void tell_drop(struct xdp_md *ctx, struct seen *seen, u32 reason, struct 
     }
     if (count->window_events >= DROP_EVENTS_IN_WINDOW)
         return;
-    count->window_events++;
     struct drop_event event = {
         .at_ns = now,
         .packets = count->packets - count->told,
@@ -54,6 +62,11 @@ INLINE void tell_drop(struct xdp_md *ctx, struct seen *seen, u32 reason, struct 
     };
     if (seen->inside)
         read_addresses(ctx, &event);
+    u32 flow = flow_of(&event);
+    if (count->window_events && flow == count->flow)
+        return; /* one that floods hides nobody else */
+    count->flow = flow;
+    count->window_events++;
     if (!drop_events.ringbuf_output(&event, sizeof(event), BPF_RB_NO_WAKEUP))
         count->told = count->packets;
 }

@@ -81,7 +81,7 @@ struct drop_count {
     u64 told;         /* of them up to and with the last event */
     u64 window_at_ns; /* CLOCK_MONOTONIC: begin of the window in which events are counted */
     u32 window_events;
-    u32 pad;
+    u32 flow; /* a hash of the last event's addresses */
 }; /* 32 bytes, keyed by reason */
 
 struct drop_event { /* one dropped packet, for many */
