@@ -36,6 +36,6 @@ fmt:
 fuzz SECONDS="60":
     @{{ bin }}/python -m tests.fuzz.run "$1"
 
-# `node SECONDS`: real nodes under churn, fails on what grows. `kills COUNT`: kill -9 under writes.
+# `node SECONDS`: real nodes under churn, fails on what grows. `kills|stores COUNT`: kill -9.
 soak PART *ARGS:
     @{{ bin }}/python -m tests.soak "$@"

@@ -8,9 +8,10 @@ import msgpack
 
 from crdt import liveseq
 from crdt.chain import Chain
-from crdt.header import ChainId, Epoch
+from crdt.header import ChainId, Cover, Epoch
 from mesh.core import ed25519, keys, model, wire
-from mesh.core.statements import found_mesh, make_fork
+from mesh.core.bounds import Quotas
+from mesh.core.statements import admission, demotions, found_mesh, make_fork, make_statement
 from mesh.core.token import Token, join_answer, join_request
 from mesh.node.config import render_config
 from mesh.node.setup import NewNode
@@ -34,7 +35,10 @@ def seeds() -> dict[str, list[bytes]]:
     other = Chain(chain_id := ChainId(NODE, "mesh"), Epoch(1, b"nonce..."))
     other.put(b"k", b"another")
     forked = other.seal(MESH, sign, ())
-    deltas = (flush, chain.since(chain.epoch, first.hi), chain.snapshot())
+    later = Chain(ChainId(NODE, "mesh"), Epoch(2, b"nonce..."))
+    later.put(b"k", b"v")
+    later.seal(MESH, sign, (Cover(chain.epoch, 2, 1),))
+    deltas = (later.snapshot(), flush, chain.since(chain.epoch, first.hi), chain.snapshot())
     held = (wire.Held(chain.epoch, 3, b"r" * 8),)
     short = chain_id.short()
     vector = {short: held, b"12345678": (), b"abcdefgh": held * 2}
@@ -48,6 +52,13 @@ def seeds() -> dict[str, list[bytes]]:
     ]  # fmt: skip
     founding = found_mesh("edge", b"r" * 32, SEED, "a1", "a")
     key = ed25519.public_key(SEED)
+    admitted = admission(key, "b1", "b", b"t" * 32, Quotas(5, 6))
+    said = [
+        make_statement(SEED, NODE, MESH, "admit", admitted),
+        make_statement(SEED, NODE, MESH, "retire", {"node": NODE, "compromised": True}),
+        make_statement(SEED, NODE, MESH, "newer", {"field": [1]}),
+        *demotions(SEED, MESH, NODE, [b"h" * 32]),
+    ]
     token = Token(MESH, "edge", key, ("/ip4/127.0.0.1/tcp/7400",), b"t" * 16, 1_800_000_000, "a")
     config = NewNode(PATH.parent, "a", "a1", "127.0.0.1", "/ip4/127.0.0.1/tcp/7400").config(
         PATH.parent, "edge", MESH
@@ -61,7 +72,7 @@ def seeds() -> dict[str, list[bytes]]:
         "delta": [bytes(msgpack.packb(d.pack())) for d in deltas],
         "liveseq": [liveseq.encode(seqs) for seqs in ((), (1,), (1, 200, 40_000, 1 << 47))],
         "stored": [bytes(msgpack.packb([1, first.pack()]))],
-        "statement": [*founding, make_fork(MESH, first, forked)],
+        "statement": [*founding, *said, make_fork(MESH, first, forked)],
         "token": [token.encode().encode()],
         "join_request": [join_request(token, key, "b1", "b")],
         "join_answer": [join_answer(list(founding), ["/ip4/127.0.0.1/tcp/7400"])],

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
+from tests.mesh.node.test_store import kill_a_writer
 from tests.soak.kills import kill_nodes
 from tests.soak.node import Report, soak
 
@@ -37,12 +38,27 @@ def kills(arguments: list[str]) -> int:
     return 0
 
 
+def stores(arguments: list[str]) -> int:
+    """0 when every killed writer left whole batches; AssertionError says the seed of one that did
+    not."""
+    count = int(arguments[0]) if arguments else 2000
+    first = int(arguments[1]) if len(arguments) > 1 else 0
+    for seed in range(first, first + count):
+        with tempfile.TemporaryDirectory(prefix="weft-kills-") as home:
+            Path(home).chmod(0o700)
+            kill_a_writer(Path(home) / "store.db", seed)
+    sys.stdout.write(f"{count} writers killed, every acknowledged batch there\n")
+    return 0
+
+
 def main(arguments: list[str]) -> int:
     """0: nothing grows; 1: something does; 2: wrong usage."""
+    if arguments[:1] == ["stores"]:
+        return stores(arguments[1:])
     if arguments[:1] == ["kills"]:
         return kills(arguments[1:])
     if not 1 <= len(arguments) <= 3 or arguments[0] != "node":
-        sys.stderr.write("soak: node [SECONDS [SEED]], or kills [COUNT [SEED]]\n")
+        sys.stderr.write("soak: node [SECONDS [SEED]], or kills|stores [COUNT [SEED]]\n")
         return 2
     seconds = float(arguments[1]) if len(arguments) > 1 else 1800.0
     seed = int(arguments[2]) if len(arguments) > 2 else random.SystemRandom().randrange(1 << 32)

@@ -120,27 +120,33 @@ while True:
 
 
 def test_kill_at_any_point_leaves_whole_batches(home: Path) -> None:
-    """The child says after each batch that it is durable; then the parent kills it, at random."""
-    chance = random.Random(7)
     for seed in range(30):
-        path = home / f"store{seed}.db"
-        child = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(Path(__file__).parents[3]), path, str(seed)],
-            stdout=subprocess.PIPE,
-        )
-        assert child.stdout is not None
-        acknowledged = len(child.stdout.read(chance.randint(1, 40)))
-        for _ in range(chance.randint(0, 3000)):  # somewhere in a later batch, well below 1 ms
-            pass
-        child.send_signal(signal.SIGKILL)
-        acknowledged += len(child.stdout.read())
-        child.stdout.close()
-        assert child.wait(10) == -signal.SIGKILL
-        store = Store(path)
-        found = held(store)
-        store.close()
-        # The batch after the last acknowledged one may have become durable before the kill.
-        assert found in after_batches(seed, acknowledged), f"seed {seed}, {acknowledged} batches"
+        kill_a_writer(home / f"store{seed}.db", seed)
+
+
+def kill_a_writer(path: Path, seed: int) -> None:
+    """The child says after each batch that it is durable; then the parent kills it, at random.
+
+    Raises AssertionError unless what is left are whole batches, all that it has said among them.
+    """
+    chance = random.Random(seed)
+    child = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(Path(__file__).parents[3]), path, str(seed)],
+        stdout=subprocess.PIPE,
+    )
+    assert child.stdout is not None
+    acknowledged = len(child.stdout.read(chance.randint(1, 40)))
+    for _ in range(chance.randint(0, 3000)):  # somewhere in a later batch, well below 1 ms
+        pass
+    child.send_signal(signal.SIGKILL)
+    acknowledged += len(child.stdout.read())
+    child.stdout.close()
+    assert child.wait(10) == -signal.SIGKILL
+    store = Store(path)
+    found = held(store)
+    store.close()
+    # The batch after the last acknowledged one may have become durable before the kill.
+    assert found in after_batches(seed, acknowledged), f"seed {seed}, {acknowledged} batches"
 
 
 def after_batches(seed: int, count: int) -> list[Model]:
