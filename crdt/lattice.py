@@ -255,13 +255,14 @@ class Lattice:
             except Disproved:
                 changed = dict.fromkeys(key for branch in held.values() for key in branch.live)
                 found.append(Disproof(id, chain.epoch, tuple(changed)))
-                self._drop(id, chain.epoch)
+                self.drop(id, chain.epoch)
                 continue
             if not any(branch.unproved for branch in held.values()):
                 del self._unproved[id]
         return found
 
-    def _drop(self, id: ChainId, epoch: Epoch) -> None:
+    def drop(self, id: ChainId, epoch: Epoch) -> None:
+        """Forget a branch that does not count (any more). It must be held."""
         held = self._branches[id]
         del held[epoch]
         if held:

@@ -32,6 +32,7 @@ _MODULES: Final = {
     "reload": ("mesh.cli.lifecycle", "Take up what was changed in weft.toml."),
     "snapshot": ("mesh.cli.backup", "Save this node in a file."),
     "restore": ("mesh.cli.backup", "Make a node again from a file."),
+    "rotate": ("mesh.cli.lifecycle", "Give this node a new key."),
     "retire": ("mesh.cli.lifecycle", "Take a node out of the mesh for good."),
     "forget": ("mesh.cli.lifecycle", "Drop everything that a retired node wrote."),
     "leave": ("mesh.cli.lifecycle", "Take this node out of the mesh for good."),

@@ -1,4 +1,4 @@
-"""init, invite, join, run, reload, retire, forget, leave: from nothing to a node, and back."""
+"""init, invite, join, run, reload, rotate, retire, forget, leave: a node from nothing, and back."""
 
 from __future__ import annotations
 
@@ -124,6 +124,18 @@ def invite(
     body: dict[str, Any] = {"site": site, "ttl_s": _duration_s("--ttl", ttl)}
     body["quota_mesh"], body["quota_vpc"] = quota_mesh, quota_vpc
     out.text(api.post("/v1/invitations", body, timeout_s=LONG_TIMEOUT_S), "token")
+
+
+@click.command("rotate")
+@asks
+def rotate(api: Client, out: Output) -> None:
+    """Give this node a new key. It stays the same node, and everything that it wrote stays.
+
+    What others sign with the old key from now on counts for nothing. Whoever has the old key can
+    still contest the new one: `weft status` says so then, on every node. Tokens that this node has
+    given out and snapshots that were made of it before are no good any more.
+    """
+    out.record(api.post("/v1/rotate", {}))
 
 
 @click.command("retire")

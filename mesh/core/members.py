@@ -28,3 +28,7 @@ class Member:
     """Whether it is proven that the node signed two histories of one epoch."""
     quotas: Quotas = USUAL_QUOTAS
     """How many records its chains may hold."""
+    rotations: int = 0
+    """How often its key was replaced."""
+    contested: bool = False
+    """Whether one of its keys was replaced by two others: somebody else had it."""

@@ -5,6 +5,7 @@
   demoted admin admitted is none, and who was retired only by it is not.
 - Of the admissions of one node the lowest hash counts; of two nodes admitted by one token, the one
   with the lower hash.
+- A node's key is the last of the line that its rotations make (`rotations`).
 - Forgotten counts before retired, and retired before active. Every member may retire itself.
 """
 
@@ -15,6 +16,7 @@ from collections.abc import Iterable
 from mesh.core import ed25519
 from mesh.core.members import Member, MemberState
 from mesh.core.ops import NodeId
+from mesh.core.rotations import Line, lines_of
 from mesh.core.statements import ADMIN, ADMIT, DEMOTE, FORGET, FORK, RETIRE, Statement
 
 
@@ -51,6 +53,7 @@ def members_by(statements: Iterable[Statement]) -> dict[NodeId, Member]:
     authority = Authority(held)
     states = _states(held, authority)
     forked = {statement.node() for statement in held if statement.kind == FORK}
+    lines = lines_of(held, {s.node(): s.key() for s in held if s.kind == ADMIT})
     members: dict[NodeId, Member] = {}
     tokens: set[bytes] = set()
     for statement in sorted((s for s in held if s.kind == ADMIT), key=lambda s: s.hash):
@@ -62,15 +65,18 @@ def members_by(statements: Iterable[Statement]) -> dict[NodeId, Member]:
         if node in members or (token and token in tokens):
             continue
         tokens.add(token)
+        line = lines.get(node) or Line(key)
         members[node] = Member(
             node=node,
             name=statement.text("name"),
             site=statement.text("site"),
-            key=key,
+            key=line.in_use,
             state=states.get(node, "active"),
             admin=authority.is_admin(node) and node not in states,
             forked=node in forked,
             quotas=statement.quotas(),
+            rotations=len(line.rotations),
+            contested=line.contested,
         )
     return dict(sorted(members.items()))
 

@@ -122,6 +122,15 @@ class OwnChains:
         own = self._open.get(shard)
         return own.chain.epoch if own else None
 
+    def sign_anew(self) -> None:
+        """Have every own chain signed at the next `seal`, written to or not: the key is new."""
+        for id in sorted(self._lattice.chains()):
+            if id.node == self.node:
+                own = self._opened(id.shard)
+                if own.chain.header is None or own.chain.head == own.chain.header.hi:
+                    own.chain.touch()
+                self._dirty.add(id.shard)
+
     def seal(self) -> list[Sealed]:
         """Sign what was written since the last call, chain by chain."""
         sealed = []

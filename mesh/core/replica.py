@@ -10,6 +10,8 @@ trio, the simulator from one heap. It knows chains, not what their records mean.
   then.
 - A retired node is told so and its link is cut; a forgotten node's link is cut at once, its chains
   are dropped, and refused from everybody.
+- What a replaced key has signed beyond what its node's rotation names is refused, and dropped where
+  it is held.
 - A header that contradicts the one held proves that its author signed two histories: the proof
   becomes a statement of the roster.
 - A frame that breaks the protocol costs its sender the link; the state is as before the frame.
@@ -43,8 +45,8 @@ from mesh.core.holdings import Holdings
 from mesh.core.ops import MESH_SHARD, NodeId, Op, Put, Touched
 from mesh.core.own import OwnChains
 from mesh.core.persisting import stored_header
-from mesh.core.roster import Roster
-from mesh.core.statements import contradict, forks
+from mesh.core.roster import Roster, Verify
+from mesh.core.statements import contradict, forks, rotations_among, turned
 
 SECOND_NS = 1_000_000_000
 NEVER_NS = 1 << 62
@@ -64,8 +66,6 @@ STUBS_MAX = 100_000
 
 Decode = Callable[[bytes], wire.Frame | None]
 """As `wire.decode`. What is in a frame is never changed: nodes of one process may share it."""
-Verify = Callable[[bytes, bytes, bytes], bool]
-"""(public key, message, signature) -> whether it holds"""
 
 
 class Replica:
@@ -75,7 +75,7 @@ class Replica:
         node: this node's id; it must be a member of `roster`.
         roster: who is in the mesh; the replica adds statements to it.
         lattice: what was stored, restored.
-        sign: signs with this node's key.
+        sign: signs with this node's key in use, as it is in `roster` at the start.
         nonce: fresh random bytes of the length asked for.
         jitter: a number in [0, 1), different each time.
         now_ns: monotonic or virtual time; all later times are of the same clock.
@@ -104,6 +104,7 @@ class Replica:
         self.holdings = Holdings(lattice, self._own)
         self._verify = verify
         self._decode = decode
+        self._key = member.key if (member := roster.members().get(node)) else b""
         host = Host(self._send, self._take_delta)
         self._sync = AntiEntropy(node, lattice, roster, host, self._tell_roster, jitter)
         self._cut_at_ns: dict[NodeId, int] = {}
@@ -130,12 +131,23 @@ class Replica:
     @property
     def writable(self) -> bool:
         """Whether `local` takes writes: peers were asked for own chains, and no clone was met."""
-        return self._opens_at_ns is None and not self._own.cloned and not self.retired
+        return (
+            self._opens_at_ns is None
+            and not self._own.cloned
+            and not self.retired
+            and not self.ousted
+        )
 
     @property
     def retired(self) -> bool:
         """Whether this node is known here to be retired or forgotten."""
         return self.roster.active(self.node) is None
+
+    @property
+    def ousted(self) -> bool:
+        """Whether another key than this node's is in use for it: what it signs does not count."""
+        member = self.roster.members().get(self.node)
+        return member is not None and member.key != self._key
 
     def parting(self, peer: NodeId) -> bool:
         """Whether a linked peer was retired and is being told so."""
@@ -194,6 +206,11 @@ class Replica:
         """
         if self.retired:
             raise NotReady("this node was retired from the mesh: join with a new directory")
+        if self.ousted:
+            raise NotReady(
+                "this node's key was replaced by one that it does not have: have an admin retire"
+                " the node as compromised, and join with a new directory"
+            )
         if self._own.cloned:
             raise NotReady("another process writes as this node: stop one, then restart this one")
         if self._opens_at_ns is not None:
@@ -292,6 +309,40 @@ class Replica:
                     if id.node != self.node:
                         self._drop(id)
         self._sync.set_interest(shards, entitled)
+
+    def rotation(self, seed: bytes, new_seed: bytes) -> list[bytes]:
+        """The statements by which this node replaces its key `seed` by `new_seed`. Raises Refused
+        or NotReady.
+
+        Everything that it has signed until now goes on counting: its chains, with the earlier
+        epochs that they cover, as others may hold them, and its statements.
+        """
+        self.local((), 0)  # whoever may not write may not do this
+        self._seal()
+        branches = [
+            branch.header
+            for id in self.lattice.chains()
+            if id.node == self.node
+            for branch in self.lattice.branches(id)
+            if branch.header is not None
+        ]
+        heads = [(header.chain, header.epoch, header.hi) for header in branches]
+        covered = [
+            (cover.epoch.counter, header.chain, cover.epoch, cover.head)
+            for header in branches
+            for cover in header.covers
+        ]
+        heads += [cover[1:] for cover in sorted(covered, reverse=True)]  # the latest epochs first
+        return self.roster.rotate(seed, new_seed, heads)
+
+    def rotated(self, blobs: Iterable[bytes], new_key: bytes, now_ns: int) -> None:
+        """Go on under `new_key`, by the statements that `rotation` has just made.
+
+        From here on `sign` signs with it; own chains are signed anew.
+        """
+        self._key = new_key
+        self._take_statements(blobs, None, now_ns)
+        self._own.sign_anew()
 
     def add_statements(self, blobs: Iterable[bytes], now_ns: int) -> None:
         """Add this node's own or a founding roster statement, and tell peers."""
@@ -418,9 +469,14 @@ class Replica:
                 self._take_statements((proof,), None, now_ns)
         if branch and (branch.head, branch.root) >= (header.hi, header.root):
             return False
-        if not self._verify(member.key, header.message(self.roster.mesh_id), header.signature):
+        if self.roster.signed(header, self._verify):
+            return True
+        if not member.rotations and self._sync.in_sync_ns(peer) is not None:
             raise PeerError(f"forged header of {id.node.hex()}")
-        return True
+        # By a key that does not count for it any more, or does not yet: a rotation may be on its
+        # way. The next exchange brings one of us the other's statements.
+        self.peer_lagging(peer, now_ns)
+        return False
 
     def _drop(self, id: ChainId) -> None:
         """Forget a chain that another node wrote, but for where it stood."""
@@ -508,12 +564,12 @@ class Replica:
         if lacking := tuple(sorted(theirs - mine)):
             self._send(peer, wire.Ask(lacking))
 
-    def _send_statements(self, peer: NodeId, blobs: Sequence[bytes]) -> None:
+    def _send_statements(self, peer: NodeId, blobs: Sequence[bytes], *, push: bool = False) -> None:
         """In the roster's order: a frame never holds a signer after its use."""
         wanted = set(blobs)
         ordered = [blob for blob in self.roster.statements() if blob in wanted] if wanted else []
         for group in wire.statement_groups(ordered):
-            self._send(peer, wire.Statements(tuple(group)))
+            self._send(peer, wire.Statements(tuple(group)), push=push)
 
     def _take_statements(self, blobs: Iterable[bytes], sender: NodeId | None, now_ns: int) -> None:
         fresh = self.roster.add(blobs)
@@ -523,10 +579,17 @@ class Replica:
         self._effects.append(MembersChanged())
         for proof in forks(fresh):
             self._effects.append(Alarm("chain.forked", {"node": proof.node, "shard": proof.shard}))
+        rotated = turned(fresh)
+        for node in rotated:
+            if (member := self.roster.members().get(node)) and member.contested:
+                self._effects.append(Alarm("key.contested", {"node": node}))
         for peer in self._sync.peers():
             if peer != sender:
                 self._send_statements(peer, fresh)
+                # What is pushed must not overtake the key that it is signed with.
+                self._send_statements(peer, rotations_among(fresh), push=True)
         self._drop_forgotten()
+        self._drop_outdated(rotated, now_ns)
         for peer in self._sync.peers():
             member = self.roster.members().get(peer)
             if member is None or member.state == "forgotten":
@@ -537,6 +600,25 @@ class Replica:
     def _cut(self, peer: NodeId, now_ns: int) -> None:
         self._effects.append(DropPeer(peer, "no active member any more"))
         self.peer_down(peer, now_ns)
+
+    def _drop_outdated(self, nodes: Iterable[NodeId], now_ns: int) -> None:
+        """Drop the branches of these nodes that are signed by a key that does not count for them
+        (any more), and ask for what others have of these chains."""
+        wanted = {node for node in nodes if node != self.node}
+        outdated = [
+            (id, branch)
+            for id in self.lattice.chains()
+            if id.node in wanted
+            for branch in self.lattice.branches(id)
+            if branch.header is not None and not self.roster.signed(branch.header, self._verify)
+        ]
+        for id, branch in outdated:
+            self.holdings.touch(id, self.lattice.keys(id))
+            self.lattice.drop(id, branch.epoch)
+            self._effects.append(DropBranches(id, (branch.epoch,)))
+        if outdated:
+            for peer in self._sync.peers():
+                self._sync.lagging(peer, now_ns)
 
     def _drop_forgotten(self) -> None:
         """Drop what there is of nodes that are forgotten now, or members no more because the root

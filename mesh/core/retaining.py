@@ -18,7 +18,8 @@ from typing import Final, Literal, TypeAlias
 
 from mesh.core.membership import Authority
 from mesh.core.ops import NodeId
-from mesh.core.statements import ADMIT, FORK, ORDER, Statement, rank
+from mesh.core.rotations import ROTATIONS_MAX
+from mesh.core.statements import ADMIT, FORK, HEADS, ORDER, ROTATE, Statement, rank
 
 STATEMENTS_MAX: Final = 100_000
 """Fifty for each of two thousand gateways; their hashes fit one frame (34 B each of 4 MiB)."""
@@ -32,7 +33,9 @@ NEWER_MAX: Final = 16
 NEWER_OF_ADMIN_MAX: Final = 2_000
 """As that, by the root key or one admin: one about each gateway."""
 
-_Purpose: TypeAlias = Literal["said", "kept", "dropped", "newer", "newer of admin", "leave", "fork"]
+_Purpose: TypeAlias = Literal[
+    "said", "kept", "dropped", "newer", "newer of admin", "leave", "fork", "rotate", "heads"
+]
 
 _MOST: Final[dict[_Purpose, int]] = {
     "said": SAID_MAX,
@@ -42,6 +45,9 @@ _MOST: Final[dict[_Purpose, int]] = {
     "newer of admin": NEWER_OF_ADMIN_MAX,
     "leave": 1,
     "fork": 1,
+    # Of these only a line and its rivals are in the set (`Line.kept`).
+    "rotate": 2 * ROTATIONS_MAX,
+    "heads": ROTATIONS_MAX,
 }
 
 
@@ -72,13 +78,17 @@ def beyond_bounds(statements: Collection[Statement]) -> list[Statement]:
 
 def _speaker(statement: Statement) -> NodeId:
     """The node whose key a statement needs, empty for the root key."""
-    return statement.node() if statement.kind == FORK else statement.signer
+    return statement.node() if statement.kind in (FORK, HEADS) else statement.signer
 
 
 def _purpose(statement: Statement, authority: Authority) -> tuple[NodeId, _Purpose]:
     signer = statement.signer
     if statement.kind == FORK:
         return statement.node(), "fork"
+    if statement.kind == ROTATE:
+        return statement.node(), "rotate"
+    if statement.kind == HEADS:
+        return statement.node(), "heads"
     if signer in authority.kept and statement.hash in authority.kept[signer]:
         return signer, "kept"
     if statement.kind not in ORDER:

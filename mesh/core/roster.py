@@ -5,16 +5,19 @@
 - A statement is taken once its signer's key is known, and its signer may say such a thing or did
   once; until then it waits, that is, it is left out and offered again by whoever holds it. Only
   what no honest node can hold is its sender's fault: what is malformed, forged or of another mesh.
-- The set is bounded (`retaining`), so that no member can fill it. Within the bounds nothing leaves.
+- The set is bounded (`retaining`), so that no member can fill it.
+- What an earlier key of a node has signed is taken as far as the node's rotations say
+  (`rotations`). What they leave out leaves the set when they come; so do all but the lowest of
+  concurrent rotations, and what hung on them. Within the bounds nothing else leaves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
 from types import MappingProxyType
 
-from crdt.header import Header
+from crdt.header import ChainId, Epoch, Header
 from mesh.core import ed25519
 from mesh.core.bounds import QUOTA_MAX, Quotas
 from mesh.core.errors import PeerError, Refused
@@ -22,22 +25,38 @@ from mesh.core.members import Member
 from mesh.core.membership import Authority, members_by
 from mesh.core.ops import NodeId
 from mesh.core.retaining import beyond_bounds
+from mesh.core.rotations import (
+    ROTATIONS_MAX,
+    Line,
+    counted_by,
+    heads_fields,
+    lines_of,
+)
 from mesh.core.statements import (
     ADMIN,
     ADMIT,
     FORGET,
     FORK,
+    HEADS,
     MESH,
     ORDER,
     RETIRE,
+    ROTATE,
     Statement,
     admission,
     contradict,
     demotions,
     make_fork,
+    make_rotation,
     make_statement,
     rank,
 )
+
+SAID_BY_MEMBER_MAX = 64
+"""Statements that a member that is no admin may have said: more than the roster takes of it."""
+
+Verify = Callable[[bytes, bytes, bytes], bool]
+"""(public key, message, signature) -> whether it holds"""
 
 
 class Roster:
@@ -51,7 +70,15 @@ class Roster:
         self._admitted_keys: dict[NodeId, bytes] = {}
         """of every admission, also of those that count for nothing: what a key signed before that
         was known is in the set everywhere or nowhere"""
+        self._lines: dict[NodeId, Line] = {}
+        """of the nodes that have rotated"""
+        self._turns: dict[NodeId, list[Statement]] = {}
+        """what these lines are made of"""
+        self._signed_with: dict[bytes, bytes] = {}
+        """hash of a statement held -> the key that its signature was verified with"""
         self._members: Mapping[NodeId, Member] | None = None
+        self._nodes: dict[bytes, NodeId] = {}
+        """key in use -> member, as old as `_members`"""
         self._left: list[bytes] = []
 
     @classmethod
@@ -86,13 +113,32 @@ class Roster:
 
     def statements(self) -> list[bytes]:
         """Every statement, in an order in which an empty roster can take them."""
-        ordered = sorted(self._statements.values(), key=rank)
+        ordered = sorted(self._statements.values(), key=self._place)
         return [statement.blob for statement in ordered]
 
+    def _place(self, statement: Statement) -> tuple[int, int, int, bytes]:
+        """As `rank`, but rotations in their order, and those of admins before what these say."""
+        place, hash = rank(statement)
+        if statement.kind not in (ROTATE, HEADS):
+            return 2 * place, 0, 0, hash
+        node = statement.node()
+        line = self._lines.get(node)
+        turns = line.rotations if line else ()
+        turn = next(
+            (i for i, r in enumerate(turns) if hash in (r.hash, r.heads_hash())), len(turns)
+        )
+        early = node in self._admin_keys
+        return 2 * ORDER[ADMIT] + (-1 if early else 1), place, turn, hash
+
     def said_by(self, node: NodeId) -> list[Statement]:
-        """What the node has signed, in the order of `statements`."""
-        said = (s for s in self._statements.values() if s.signer == node and s.kind != FORK)
-        return sorted(said, key=rank)
+        """What the node has signed about others or itself, in the order of `statements`."""
+        held = self._statements.values()
+        return sorted((s for s in held if s.signer == node and s.kind != ROTATE), key=rank)
+
+    def rotations(self, node: NodeId) -> list[bytes]:
+        """The rotations that lead to the node's key in use, the first first."""
+        line = self._lines.get(node)
+        return [rotation.blob for rotation in line.rotations] if line else []
 
     def hashes(self) -> set[bytes]:
         return set(self._statements)
@@ -113,13 +159,10 @@ class Roster:
         parsed = sorted(map(Statement.parse, blobs), key=rank)
         fresh: dict[bytes, Statement] = {}
         try:
-            for statement in parsed:
-                if statement.hash not in self._statements and self._accept(statement):
-                    self._statements[statement.hash] = statement
-                    fresh[statement.hash] = statement
+            self._take(parsed, fresh)
         except PeerError:
             for hash in fresh:
-                del self._statements[hash]
+                self._remove(hash)
             self._learn_keys()
             raise
         if fresh:
@@ -127,15 +170,89 @@ class Roster:
             self._let_go(fresh)
         return [statement.blob for statement in fresh.values()]
 
+    def _take(self, offered: list[Statement], fresh: dict[bytes, Statement]) -> None:
+        """Take what can be taken, and what can be taken after that."""
+        while offered:
+            waiting = []
+            for statement in offered:
+                if statement.hash in self._statements:
+                    continue
+                if self._accept(statement):
+                    self._statements[statement.hash] = statement
+                    fresh[statement.hash] = statement
+                    if statement.kind in (ROTATE, HEADS):
+                        self._learn_turn(statement)
+                else:
+                    waiting.append(statement)
+            if len(waiting) == len(offered):
+                return
+            offered = waiting
+
     def _let_go(self, fresh: dict[bytes, Statement]) -> None:
-        """Drop what is beyond the bounds, of the set and of what is `fresh` in it."""
+        """Drop what does not stay, of the set and of what is `fresh` in it: what is beyond the
+        bounds, and what the keys in use do not account for any more."""
+        turned = {s.node() for s in fresh.values() if s.kind in (ROTATE, HEADS)}
         leaving = beyond_bounds(self._statements.values())
+        if leaving:
+            turned |= {s.node() for s in leaving if s.kind in (ROTATE, HEADS)}
+            for statement in leaving:
+                self._remove(statement.hash)
+            self._learn_keys()
+        falling = [s for s in self._concerning(turned) if not self._stands(s)] if turned else []
+        if any(s.kind not in (ROTATE, HEADS) for s in falling):
+            leaving += self._take_anew()
+        elif falling:  # nothing hangs on these
+            for statement in falling:
+                self._remove(statement.hash)
+            self._learn_keys()
+            leaving += falling
         for statement in leaving:
-            del self._statements[statement.hash]
             if fresh.pop(statement.hash, None) is None:
                 self._left.append(statement.blob)
-        if leaving:
+
+    def _concerning(self, nodes: set[NodeId]) -> list[Statement]:
+        """The statements held that hang on the keys of these nodes."""
+        return [
+            s
+            for s in self._statements.values()
+            if s.signer in nodes or (s.kind in (HEADS, FORK) and s.node() in nodes)
+        ]
+
+    def _stands(self, statement: Statement) -> bool:
+        """Whether a statement that is held would be taken now."""
+        if statement.kind in (ROTATE, HEADS):
+            line = self._lines.get(statement.node())
+            return line is not None and statement.hash in line.kept
+        if statement.kind == FORK:
+            return all(self.signed(header) for header in statement.headers())
+        line = self._line(statement.signer)
+        return line is not None and line.counts(statement) and self._signs(line, statement)
+
+    def _take_anew(self) -> list[Statement]:
+        """Build the set again of what is held; what is not in it any more. No signature of a
+        statement is verified twice."""
+        before = list(self._statements.values())
+        held = sorted(before, key=rank)
+        while True:
+            self._statements = {}
             self._learn_keys()
+            self._take(held, {})
+            standing = [s for s in held if s.hash in self._statements and self._holds(s)]
+            if len(standing) == len(self._statements):
+                break
+            held = standing
+        gone = [s for s in before if s.hash not in self._statements]
+        for statement in gone:
+            self._signed_with.pop(statement.hash, None)
+        return gone
+
+    def _holds(self, statement: Statement) -> bool:
+        by_node = statement.signer or statement.kind in (HEADS, FORK)
+        return not by_node or self._stands(statement)
+
+    def _remove(self, hash: bytes) -> None:
+        del self._statements[hash]
+        self._signed_with.pop(hash, None)
 
     def take_left(self) -> list[bytes]:
         """The statements that left the set since the last call, for the store to drop."""
@@ -149,46 +266,99 @@ class Roster:
         if statement.by_root_only and statement.signer:
             raise PeerError(f"roster: {statement.kind} by another than the root key")
         statement.check()
-        key = self._key_for(statement)
-        if key is None:
-            return False
+        if statement.kind in (ROTATE, HEADS):
+            return self._accept_turn(statement)
         if statement.kind == FORK:
-            self._check_fork(statement, key)
-        elif not ed25519.verify(key, statement.body, statement.signature):
-            raise PeerError("roster: forged statement")
+            return self._accept_fork(statement)
+        line = self._line_for(statement)
+        if line is None:
+            return False
+        if not self._signs(line, statement):
+            if statement.turn == 0:
+                raise PeerError("roster: forged statement")
+            return False  # by a key that is not known here, or of a line that does not count
+        if not line.counts(statement):
+            return False
         if statement.kind == MESH:
-            self._root_key = key
+            self._root_key = line.in_use
         elif statement.kind == ADMIN:
             self._admin_keys[statement.node()] = statement.key()
         elif statement.kind == ADMIT:
             self._admitted_keys[statement.node()] = statement.key()
         return True
 
-    def _key_for(self, statement: Statement) -> bytes | None:
-        """The key that must have signed it; None while that, or the signer's right, is unknown."""
+    def _line_for(self, statement: Statement) -> Line | None:
+        """The keys of whoever said it; None while they, or the right to say it, are unknown."""
         if statement.kind == MESH:
             root_key = statement.blob_of("root", ed25519.KEY_BYTES)
             if ed25519.mesh_id(root_key) != self.mesh_id:
                 raise PeerError("roster: founding key is not this mesh's")
-            return root_key
-        if statement.kind == FORK:
-            return self._key_of(statement.node())
+            return Line(root_key)
         if not statement.signer:
-            return self._root_key or None
+            return Line(self._root_key) if self._root_key else None
         if statement.kind in ORDER and not statement.of_itself:
-            return self._admin_keys.get(statement.signer)
-        return self._key_of(statement.signer)
+            return self._line(statement.signer) if statement.signer in self._admin_keys else None
+        return self._line(statement.signer)
 
-    def _key_of(self, node: NodeId) -> bytes | None:
+    def _line(self, node: NodeId) -> Line | None:
+        """The keys of a node that was ever admitted or made an admin."""
+        first = self._first_key(node)
+        return self._lines.get(node) or (Line(first) if first else None)
+
+    def _first_key(self, node: NodeId) -> bytes | None:
         return self._admin_keys.get(node) or self._admitted_keys.get(node)
 
-    def _check_fork(self, statement: Statement, key: bytes) -> None:
-        a, b = statement.headers()
-        if not (contradict(a, b) and self._signed(a, key) and self._signed(b, key)):
-            raise PeerError("roster: a fork that is not proven")
+    def _signs(self, line: Line, statement: Statement) -> bool:
+        """Whether the key of its turn has signed it."""
+        key = line.key_at(statement.turn)
+        if key is None:
+            return False
+        if self._signed_with.get(statement.hash) != key:
+            if not ed25519.verify(key, statement.body, statement.signature):
+                return False
+            self._signed_with[statement.hash] = key
+        return True
 
-    def _signed(self, header: Header, key: bytes) -> bool:
-        return ed25519.verify(key, header.message(self.mesh_id), header.signature)
+    def _accept_turn(self, statement: Statement) -> bool:
+        """As `_accept`, for a rotation or what belongs to one."""
+        node = statement.node()
+        line = self._line(node)
+        if statement.kind == HEADS:
+            said = counted_by(statement).said
+            if len(said) > SAID_BY_MEMBER_MAX and node not in self._admin_keys:
+                return False
+            return line is not None and any(
+                rotation.heads_hash() == statement.hash for rotation in line.rotations
+            )
+        if statement.signer != node:
+            raise PeerError("roster: a rotation by another than the node")
+        if line is None or line.key_at(statement.turn) != statement.replaced_key():
+            return False
+        if not (self._signs(line, statement) and statement.proves_new_key()):
+            raise PeerError("roster: forged rotation")
+        return True
+
+    def _accept_fork(self, statement: Statement) -> bool:
+        a, b = statement.headers()
+        line = self._line(statement.node())
+        if not contradict(a, b):
+            raise PeerError("roster: a fork that is not proven")
+        if line is None:
+            return False
+        if self.signed(a) and self.signed(b):
+            return True
+        if not line.replaced:
+            raise PeerError("roster: a fork that is not proven")
+        return False  # by a key that does not count for it
+
+    def signed(self, header: Header, verify: Verify = ed25519.verify) -> bool:
+        """Whether a header is signed by its node, with the key in use, or with an earlier one as
+        far as that counts."""
+        line = self._line(header.chain.node)
+        if line is None:
+            return False
+        message = header.message(self.mesh_id)
+        return any(verify(key, message, header.signature) for key in line.of_header(header))
 
     def _learn_keys(self) -> None:
         """Know exactly the keys that the set holds."""
@@ -198,6 +368,17 @@ class Roster:
         )
         self._admin_keys = {s.node(): s.key() for s in held if s.kind == ADMIN}
         self._admitted_keys = {s.node(): s.key() for s in held if s.kind == ADMIT}
+        self._turns = {}
+        for statement in held:
+            if statement.kind in (ROTATE, HEADS):
+                self._turns.setdefault(statement.node(), []).append(statement)
+        self._lines = lines_of(held, {**self._admitted_keys, **self._admin_keys})
+
+    def _learn_turn(self, statement: Statement) -> None:
+        node = statement.node()
+        turns = self._turns.setdefault(node, [])
+        turns.append(statement)
+        self._lines.update(lines_of(turns, {node: self._first_key(node) or b""}))
 
     # ---- membership ----
 
@@ -205,7 +386,22 @@ class Roster:
         """Every node whose admission counts, by id: a pure function of the set."""
         if self._members is None:
             self._members = MappingProxyType(members_by(self._statements.values()))
+            self._nodes = {}
+            for node, member in self._members.items():
+                self._nodes.setdefault(member.key, node)
         return self._members
+
+    def node_of_key(self, key: bytes) -> NodeId | None:
+        """The member whose key in use `key` is."""
+        self.members()
+        return self._nodes.get(key)
+
+    def had_key(self, key: bytes) -> Member | None:
+        """The member whose key `key` was, and is no more."""
+        for node, line in self._lines.items():
+            if any(replaced == key for replaced, _ in line.replaced):
+                return self.members().get(node)
+        return None
 
     def active(self, node: NodeId) -> Member | None:
         """The member `node` if it is active."""
@@ -259,7 +455,7 @@ class Roster:
         `quotas` are within QUOTA_MAX; None: the usual ones. The caller adds it to the roster.
         Raises Refused.
         """
-        signer = ed25519.node_id(ed25519.public_key(seed))
+        signer = self._speaker(seed)
         member = self.active(signer)
         if member is None or not member.admin:
             raise Refused("this node is no admin of the mesh: invite at one that is")
@@ -273,24 +469,45 @@ class Roster:
         ):
             raise Refused("token was used before: ask for a new one")
         fields = admission(key, name, site, token_hash, quotas)
-        return make_statement(seed, signer, self.mesh_id, ADMIT, fields)
+        return self._say(seed, signer, ADMIT, fields)
 
     def retire(self, seed: bytes, node: NodeId, *, compromised: bool = False) -> bytes:
         """The statement by which `seed`'s node retires `node` (or itself, as not compromised).
 
         Raises Refused.
         """
-        leaves = ed25519.node_id(ed25519.public_key(seed)) == node and not compromised
+        leaves = self._speaker(seed) == node and not compromised
         signer = self._author(seed, "retire", need_admin=not leaves)
         fields: dict[str, object] = {"node": self._known(node)}
         if compromised:
             fields["compromised"] = True
-        return make_statement(seed, signer, self.mesh_id, RETIRE, fields)
+        return self._say(seed, signer, RETIRE, fields)
 
     def forget(self, seed: bytes, node: NodeId) -> bytes:
         """The statement by which the admin `seed` has everybody forget `node`. Raises Refused."""
         signer = self._author(seed, "forget", need_admin=True)
-        return make_statement(seed, signer, self.mesh_id, FORGET, {"node": self._known(node)})
+        return self._say(seed, signer, FORGET, {"node": self._known(node)})
+
+    def rotate(
+        self, seed: bytes, new_seed: bytes, heads: Iterable[tuple[ChainId, Epoch, int]]
+    ) -> list[bytes]:
+        """The statements by which `seed`'s node replaces that key by `new_seed`.
+
+        Of the old key `heads` go on counting, and what it has said as far as it is held here.
+        Raises Refused.
+        """
+        node = self._speaker(seed)
+        member = self.active(node)
+        if member is None:
+            raise Refused("this node is no active member with that key: it has nothing to replace")
+        if member.rotations >= ROTATIONS_MAX:
+            raise Refused(
+                f"the key of {member.name} was replaced {ROTATIONS_MAX} times, and that is the most"
+                " there can be: join with a new directory, then retire it"
+            )
+        said = [statement.hash for statement in self.said_by(node)]
+        fields = heads_fields(node, heads, said)
+        return list(make_rotation(seed, new_seed, self.mesh_id, node, fields, member.rotations))
 
     def appoint(self, root_seed: bytes, node: NodeId) -> bytes:
         """The statement by which the root key makes an active member an admin. Raises Refused."""
@@ -303,7 +520,7 @@ class Roster:
                 f"node {member.name} was an admin, and what it signs counts no more, for good:"
                 " make another node an admin"
             )
-        return make_statement(root_seed, b"", self.mesh_id, ADMIN, {"key": member.key})
+        return make_statement(root_seed, b"", self.mesh_id, ADMIN, {"key": self._first_key(node)})
 
     def demote(self, root_seed: bytes, node: NodeId, keep: Iterable[bytes]) -> list[bytes]:
         """The statements by which the root key ends a node's being an admin, for good.
@@ -322,19 +539,24 @@ class Roster:
         None when they prove nothing. At most one is kept a node, the first to arrive: any two say
         the same (see `statements`), so a node that goes on forking makes no second one.
         """
-        key = self._key_of(a.chain.node)
-        if key is None or not contradict(a, b):
-            return None
-        if not (self._signed(a, key) and self._signed(b, key)):
+        if not contradict(a, b) or not (self.signed(a) and self.signed(b)):
             return None
         return make_fork(self.mesh_id, a, b)
+
+    def _speaker(self, seed: bytes) -> NodeId:
+        """The member whose key in use `seed` is; empty for none."""
+        return self.node_of_key(ed25519.public_key(seed)) or b""
+
+    def _say(self, seed: bytes, signer: NodeId, kind: str, fields: Mapping[str, object]) -> bytes:
+        turn = self.members()[signer].rotations
+        return make_statement(seed, signer, self.mesh_id, kind, fields, turn)
 
     def _check_root(self, root_seed: bytes) -> None:
         if ed25519.public_key(root_seed) != self._root_key:
             raise Refused("the root key is another mesh's: give the file of this one")
 
     def _author(self, seed: bytes, what: str, *, need_admin: bool) -> NodeId:
-        signer = ed25519.node_id(ed25519.public_key(seed))
+        signer = self._speaker(seed)
         member = self.active(signer)
         if member is None or (need_admin and not member.admin):
             admins = sorted(m.name for m in self.members().values() if m.admin)

@@ -1,8 +1,9 @@
 """The statements that the roster is made of: their form, and who signs which.
 
 A statement is msgpack `[body, signature]`, and its body is msgpack too: `[version, kind, mesh,
-signer, fields]`. `signer` is a node id, empty for the mesh root key. Kinds and fields that a newer
-version adds are kept and passed on once the signature holds.
+signer, fields, turn]`. `signer` is a node id, empty for the mesh root key; `turn` says which of the
+signer's keys has signed, its first being 0. Kinds and fields that a newer version adds are kept and
+passed on once the signature holds.
 
     mesh     {name, root}                       by the root key: founds the mesh
     admin    {key}                              by the root key: makes an admin, for good or until
@@ -10,6 +11,8 @@ version adds are kept and passed on once the signature holds.
     admit    {key, name, site, token, quotas?}  by an admin or the root key
     retire   {node, compromised?}               by an admin or the root key, or the node of itself
     forget   {node}                             by an admin or the root key
+    rotate   {node, old, key, heads, proof}     by the node's key `old`, and by the new one (proof)
+    heads    {node, heads, said}                by nobody: a rotation names its hash
     fork     {a, b}                             by nobody: the signatures of both headers prove it
 
 A statement is what was said, not how it was signed or wrapped: its hash is over the body. A relay
@@ -40,13 +43,18 @@ NAME_BYTES_MAX: Final = 63
 
 MESH, ADMIN, DEMOTE, ADMIT = "mesh", "admin", "demote", "admit"
 RETIRE, FORGET, FORK = "retire", "forget", "fork"
+ROTATE, HEADS = "rotate", "heads"
 ORDER: Final = {
-    kind: place for place, kind in enumerate((MESH, ADMIN, DEMOTE, ADMIT, RETIRE, FORGET, FORK))
+    kind: place
+    for place, kind in enumerate((MESH, ADMIN, DEMOTE, ADMIT, ROTATE, HEADS, RETIRE, FORGET, FORK))
 }
-"""Statements are taken in this order, so that one frame never holds a signer after its use."""
+"""Most signers come before their use in this order; `Roster.statements` gives the whole order."""
+UNSIGNED: Final = frozenset((HEADS, FORK))
+"""Kinds that prove themselves, or are proven by another statement."""
 _BYTES_MAX: Final = {
     FORK: 2 * HEADER_BYTES_MAX + 512,
     DEMOTE: 16_384,
+    HEADS: 512 << 10,  # `HEADS_MAX` heads, and what an admin may have said
 }
 _ANY_BYTES_MAX: Final = max(_BYTES_MAX.values())
 _HASH_BYTES: Final = 32
@@ -65,6 +73,8 @@ class Statement:
     fields: Mapping[str, object]
     body: bytes
     signature: bytes
+    turn: int = 0
+    """which of the signer's keys"""
 
     @classmethod
     def parse(cls, blob: bytes) -> Statement:
@@ -73,7 +83,9 @@ class Statement:
             raise PeerError(f"statement of {len(blob)} bytes")
         try:
             body, signature = msgpack.unpackb(blob)
-            version, kind, mesh, signer, fields = msgpack.unpackb(body, strict_map_key=False)[:5]
+            version, kind, mesh, signer, fields, turn = msgpack.unpackb(body, strict_map_key=False)[
+                :6
+            ]
         except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
             raise PeerError(f"statement: {type(error).__name__}") from None
         shapes = (
@@ -83,18 +95,20 @@ class Statement:
             (signer, bytes),
             (fields, dict),
             (signature, bytes),
+            (turn, int),
         )
         if any(type(value) is not wanted for value, wanted in shapes):
             raise PeerError("statement: wrong types")
         if len(blob) > _BYTES_MAX.get(kind, STATEMENT_BYTES_MAX):
             raise PeerError(f"statement of {len(blob)} bytes")
         whole = bytes(msgpack.packb([body, signature]))
-        statement = cls(whole, sha256(body).digest(), kind, mesh, signer, fields, body, signature)
+        hash = sha256(body).digest()
+        statement = cls(whole, hash, kind, mesh, signer, fields, body, signature, turn)
+        if kind in UNSIGNED and (signer or signature):
+            raise PeerError(f"statement: {kind} that somebody signs")
         if kind != FORK:
             return statement
         node = statement.headers()[0].chain.node
-        if signer or signature:
-            raise PeerError("statement: a fork that somebody signs")
         fact = sha256(b"weft-fork" + mesh + node).digest()
         return cls(whole, fact, kind, mesh, signer, fields, body, signature)
 
@@ -113,8 +127,8 @@ class Statement:
         return value
 
     def node(self) -> NodeId:
-        """The node that a demotion, a retirement, a forgetting or a fork is about, or an admission
-        or an appointment by its key. Raises PeerError."""
+        """The node that a statement is about, of an admission or an appointment by its key. Raises
+        PeerError."""
         if self.kind == FORK:
             return self.headers()[0].chain.node
         if self.kind in (ADMIT, ADMIN):
@@ -122,8 +136,25 @@ class Statement:
         return self.blob_of("node", ed25519.ID_BYTES)
 
     def key(self) -> bytes:
-        """The public key in an admission or an appointment. Raises PeerError."""
+        """The first public key of a node, in an admission or an appointment; the new one in a
+        rotation. Raises PeerError."""
         return self.blob_of("key", ed25519.KEY_BYTES)
+
+    def replaced_key(self) -> bytes:
+        """The public key that a rotation replaces. Raises PeerError."""
+        return self.blob_of("old", ed25519.KEY_BYTES)
+
+    def heads_hash(self) -> bytes:
+        """The hash of the statement of heads that belongs to a rotation. Raises PeerError."""
+        return self.blob_of("heads", _HASH_BYTES)
+
+    def proves_new_key(self) -> bool:
+        """Whether the new key of a rotation has signed it, too. Raises PeerError."""
+        proof = self.blob_of("proof", ed25519.SIGNATURE_BYTES)
+        message = rotation_message(
+            self.mesh, self.node(), self.replaced_key(), self.key(), self.heads_hash()
+        )
+        return ed25519.verify(self.key(), message, proof)
 
     def quotas(self) -> Quotas:
         """What an admission grants, the usual when it names nothing. Raises PeerError."""
@@ -168,8 +199,10 @@ class Statement:
                 self.node(), self.keep()
             case "admit":
                 self.key(), self.text("name"), self.text("site"), self.token(), self.quotas()
-            case "retire" | "forget":
+            case "retire" | "forget" | "heads":
                 self.node()
+            case "rotate":
+                self.node(), self.replaced_key(), self.key(), self.heads_hash()
 
     @property
     def by_root_only(self) -> bool:
@@ -188,11 +221,39 @@ def rank(statement: Statement) -> tuple[int, bytes]:
 
 
 def make_statement(
-    seed: bytes, signer: NodeId, mesh: bytes, kind: str, fields: Mapping[str, object]
+    seed: bytes,
+    signer: NodeId,
+    mesh: bytes,
+    kind: str,
+    fields: Mapping[str, object],
+    turn: int = 0,
 ) -> bytes:
     """Sign a statement with the key `seed`; `signer` is empty for the root key."""
-    body = msgpack.packb([STATEMENT_VERSION, kind, mesh, signer, dict(fields)])
+    body = msgpack.packb([STATEMENT_VERSION, kind, mesh, signer, dict(fields), turn])
     return bytes(msgpack.packb([body, ed25519.sign(seed, body)]))
+
+
+def rotation_message(mesh: bytes, node: NodeId, old: bytes, new: bytes, heads: bytes) -> bytes:
+    """What the new key signs, so that nobody gives a node a key that is not its own."""
+    return b"weft-rotate-1" + mesh + node + old + new + heads
+
+
+def make_rotation(
+    seed: bytes,
+    new_seed: bytes,
+    mesh: bytes,
+    node: NodeId,
+    heads: Mapping[str, object],
+    turn: int = 0,
+) -> tuple[bytes, bytes]:
+    """The statements by which `node` replaces the key `seed`: the rotation, and what goes on
+    counting of the old key, with the fields `heads`."""
+    told = bytes(msgpack.packb([STATEMENT_VERSION, HEADS, mesh, b"", dict(heads), 0]))
+    old, new, hash = ed25519.public_key(seed), ed25519.public_key(new_seed), sha256(told).digest()
+    proof = ed25519.sign(new_seed, rotation_message(mesh, node, old, new, hash))
+    fields = {"node": node, "old": old, "key": new, "heads": hash, "proof": proof}
+    rotation = make_statement(seed, node, mesh, ROTATE, fields, turn)
+    return rotation, bytes(msgpack.packb([told, b""]))
 
 
 def admission(
@@ -256,7 +317,8 @@ def contradict(a: Header, b: Header) -> bool:
 def make_fork(mesh: bytes, a: Header, b: Header) -> bytes:
     """The statement that shows two headers which contradict each other, the lower one first."""
     low, high = sorted((a, b), key=lambda header: (header.lo, header.hi, header.packed))
-    body = msgpack.packb([STATEMENT_VERSION, FORK, mesh, b"", {"a": low.pack(), "b": high.pack()}])
+    fields = {"a": low.pack(), "b": high.pack()}
+    body = msgpack.packb([STATEMENT_VERSION, FORK, mesh, b"", fields, 0])
     return bytes(msgpack.packb([body, b""]))
 
 
@@ -264,3 +326,14 @@ def forks(blobs: Iterable[bytes]) -> list[ChainId]:
     """The chains of which statements among `blobs`, verified before, prove a fork."""
     parsed = map(Statement.parse, blobs)
     return [statement.headers()[0].chain for statement in parsed if statement.kind == FORK]
+
+
+def turned(blobs: Iterable[bytes]) -> list[NodeId]:
+    """The nodes whose keys statements among `blobs`, verified before, are about; sorted."""
+    parsed = map(Statement.parse, blobs)
+    return sorted({statement.node() for statement in parsed if statement.kind in (ROTATE, HEADS)})
+
+
+def rotations_among(blobs: Iterable[bytes]) -> list[bytes]:
+    """Those of statements, verified before, that give a node a new key."""
+    return [blob for blob in blobs if Statement.parse(blob).kind == ROTATE]

@@ -11,11 +11,10 @@ from crdt.lattice import Lattice
 from mesh.core import ed25519
 from mesh.core.errors import BadInput, NotReady, PeerError
 from mesh.core.members import Member
-from mesh.core.ops import NodeId
 from mesh.core.persisting import load_header
 from mesh.core.roster import Roster
 from mesh.node.config import Config
-from mesh.node.keys import read_seed
+from mesh.node.keys import next_seed, read_seed, take_next
 from mesh.node.log import event
 from mesh.node.salvage import REBUILT, rebuild
 from mesh.node.store import Store, StoreDamaged, StoredBranch
@@ -61,7 +60,6 @@ def boot(config: Config) -> Booted:
 
 def _read(config: Config, store: Store) -> Booted:
     seed = read_seed(config.node_key_path, "node")
-    node = ed25519.node_id(ed25519.public_key(seed))
     stored = store.load()
     try:
         roster = Roster.founded_by(stored.statements)
@@ -69,20 +67,46 @@ def _read(config: Config, store: Store) -> Booted:
         raise NotReady(
             f"{config.store_path}: {error}; join the mesh again with a new directory"
         ) from None
-    member = _member(config, roster, node)
+    seed = _in_use(config, roster, seed)
+    member = _member(config, roster, seed)
+    node = member.node
     lattice = Lattice()
     damaged = [b.chain for b in stored.branches if not _restore(lattice, roster, b)]
     hears_first = any(id.node == node for id in damaged) or bool(store.get_meta(REBUILT))
     return Booted(store, seed, member, roster, lattice, len(damaged), hears_first)
 
 
-def _member(config: Config, roster: Roster, node: NodeId) -> Member:
+def _in_use(config: Config, roster: Roster, seed: bytes) -> bytes:
+    """The key that the stored statements say is in use: the next one, if the node was stopped
+    while it took its place."""
+    if roster.node_of_key(ed25519.public_key(seed)) is None:
+        following = next_seed(config.node_key_path)
+        if following is not None and roster.node_of_key(ed25519.public_key(following)) is not None:
+            try:
+                take_next(config.node_key_path)
+            except OSError as error:
+                raise NotReady(
+                    f"{config.node_key_path}: cannot be replaced by the key that is in use"
+                    f" ({error.strerror}): mend that, then start again"
+                ) from None
+            return following
+    return seed
+
+
+def _member(config: Config, roster: Roster, seed: bytes) -> Member:
     if roster.mesh_id != config.mesh_id:
         raise BadInput(
             f"{config.where('mesh', 'id')}: is {config.mesh_id.hex()}, and the store is of mesh"
             f" {roster.mesh_id.hex()}; put the right files together"
         )
-    member = roster.members().get(node)
+    key = ed25519.public_key(seed)
+    node = roster.node_of_key(key)
+    member = None if node is None else roster.members().get(node)
+    if member is None and (had := roster.had_key(key)) is not None:
+        raise BadInput(
+            f"{config.node_key_path}: the key of {had.name} was replaced by another: put that one"
+            " there, or restore a snapshot that was made since"
+        )
     if member is None:
         raise BadInput(f"{config.node_key_path}: the key of no member; restore the right key")
     if member.state != "active":
@@ -102,9 +126,7 @@ def _restore(lattice: Lattice, roster: Roster, branch: StoredBranch) -> bool:
         writer = roster.members().get(header.chain.node)
         if writer is not None and writer.state == "forgotten":
             return True  # the replica has its rows deleted
-        if writer is None or not ed25519.verify(
-            writer.key, header.message(roster.mesh_id), header.signature
-        ):
+        if writer is None or not roster.signed(header):
             raise ValueError("signature")
         lattice.add(Chain.restore(header, branch.records))
     except (ValueError, BadDelta, RootMismatch) as error:

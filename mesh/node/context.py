@@ -20,6 +20,7 @@ from mesh.node.p2p.transport import Transport
 from mesh.node.public import PublicPort
 from mesh.node.reloading import Reloading
 from mesh.node.retiring import Retiring
+from mesh.node.rotating import Rotating
 from mesh.node.store import Store
 from mesh.node.watching import Watches
 
@@ -36,6 +37,7 @@ class NodeContext(Protocol):
     forwarder: Forwarder
     joining: Joining
     retiring: Retiring
+    rotating: Rotating
     transport: Transport
     inquiries: Inquiries
     store: Store

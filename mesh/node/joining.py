@@ -16,6 +16,7 @@ from mesh.core.replica import Replica
 from mesh.core.token import SECRET_BYTES, Token
 from mesh.core.validate import name as check_name
 from mesh.node.log import event
+from mesh.node.rotating import OwnKey
 from mesh.node.store import Store
 
 INVITATIONS_MAX = 1000
@@ -34,7 +35,7 @@ class Joining:
 
     def __init__(
         self,
-        seed: bytes,
+        key: OwnKey,
         replica: Replica,
         store: Store,
         addrs: Callable[[], list[str]],
@@ -45,8 +46,7 @@ class Joining:
             addrs: multiaddrs at which this node can be reached, for tokens and answers.
             durable: returns when what the replica was given is on disk.
         """
-        self._seed = seed
-        self._key = ed25519.public_key(seed)
+        self._key = key
         self._replica = replica
         self._store = store
         self._addrs = addrs
@@ -59,7 +59,7 @@ class Joining:
         Raises Refused: no admin here, or bounds.
         """
         roster = self._replica.roster
-        member = roster.active(ed25519.node_id(self._key))
+        member = roster.active(self._replica.node)
         if member is None or not member.admin:
             admins = sorted(m.name for m in roster.members().values() if m.admin)
             raise Refused(f"this node is no admin of the mesh: invite at {', '.join(admins)}")
@@ -72,7 +72,7 @@ class Joining:
         made = Token(
             roster.mesh_id,
             roster.mesh_name,
-            self._key,
+            self._key.public,
             tuple(addrs),
             secrets.token_bytes(SECRET_BYTES),
             now_s + ttl_s,
@@ -121,7 +121,7 @@ class Joining:
         made = Token(
             roster.mesh_id,
             roster.mesh_name,
-            self._key,
+            self._key.public,
             (),
             invitation.secret,
             invitation.expires_s,
@@ -132,7 +132,7 @@ class Joining:
         known = roster.active(joiner)
         if known is None or (known.name, known.site) != (name, site):
             statement = roster.admit(
-                self._seed, joiner_key, name, site, request.token_hash, invitation.quotas
+                self._key.seed, joiner_key, name, site, request.token_hash, invitation.quotas
             )
             if not await trio.to_thread.run_sync(
                 self._store.use_invitation, request.token_hash, joiner

@@ -70,6 +70,46 @@ def write_seed(path: Path, kind: KeyKind, seed: bytes) -> None:
         raise KeyFileError(f"{path}: is there already: a key is never overwritten") from None
 
 
+def next_seed(path: Path) -> bytes | None:
+    """The node key that is to take the place of the one at `path`; None: there is none, or it was
+    not written whole."""
+    try:
+        return read_seed(_next_to(path), "node")
+    except KeyFileError:
+        return None
+
+
+def prepare_next(path: Path) -> bytes:
+    """Have a key on disk beside the node key at `path`, to take its place: the one that is there,
+    or else a new one. Raises KeyFileError or OSError."""
+    seed = next_seed(path)
+    if seed is None:
+        seed = new_seed()
+        _next_to(path).unlink(missing_ok=True)
+        write_seed(_next_to(path), "node", seed)
+        sync_directory(path.parent)
+    return seed
+
+
+def take_next(path: Path) -> None:
+    """Put the next key in the place of the node key at `path`, at once. Raises OSError."""
+    _next_to(path).replace(path)
+    sync_directory(path.parent)
+
+
+def _next_to(path: Path) -> Path:
+    return path.with_name(f"{path.name}.next")
+
+
+def sync_directory(directory: Path) -> None:
+    """Wait until the names in the directory are on disk. Raises OSError."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def replace_private(path: Path, data: bytes) -> None:
     """Make `data` the content of the file, mode 0600, at once or not at all. Raises OSError."""
     fresh = path.with_name(f"{path.name}.new")

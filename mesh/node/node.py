@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING
 import msgpack
 import trio
 
-from mesh.core import ed25519
 from mesh.core.clock import HybridClock
 from mesh.core.effects import (
     Alarm,
@@ -35,7 +34,7 @@ from mesh.core.effects import (
     MembersChanged,
     Send,
 )
-from mesh.core.errors import RequestError
+from mesh.core.errors import PeerError, RequestError
 from mesh.core.forwarding import ENDPOINTS_AT_ONCE, Forwarding
 from mesh.core.interest import Interests, Policy
 from mesh.core.keeping import follow
@@ -43,6 +42,7 @@ from mesh.core.ops import NodeId, Op
 from mesh.core.pacing import Pace
 from mesh.core.replica import Replica
 from mesh.core.spool import Spool
+from mesh.core.statements import ROTATE, Statement
 from mesh.core.view import View
 from mesh.core.writer import Writer
 from mesh.node import addresses
@@ -57,6 +57,7 @@ from mesh.node.p2p.transport import Transport
 from mesh.node.public import PublicPort
 from mesh.node.reloading import Reloading
 from mesh.node.retiring import Retiring
+from mesh.node.rotating import OwnKey, Rotating
 from mesh.node.salvage import REBUILT
 from mesh.node.store import StoreError
 from mesh.node.watching import Watches
@@ -95,11 +96,12 @@ class Node:
         self.member = booted.member
         self.damaged_branches = booted.damaged
         self.clock = HybridClock()
+        key = OwnKey(booted.seed)
         self.replica = Replica(
             self.id,
             booted.roster,
             booted.lattice,
-            sign=lambda message: ed25519.sign(booted.seed, message),
+            sign=key.sign,
             nonce=secrets.token_bytes,
             jitter=random.random,
             now_ns=time.monotonic_ns(),
@@ -116,16 +118,18 @@ class Node:
         self.watches = Watches(self.view)
         self.forwarding = Forwarding(self.id, self.member.site, self.view)
         self.forwarder = Forwarder(config, self.forwarding)
-        self.joining = Joining(
-            booted.seed, self.replica, self.store, self.advertised_addrs, self.durable
+        self.joining = Joining(key, self.replica, self.store, self.advertised_addrs, self.durable)
+        self.rotating = Rotating(
+            key, config.node_key_path, self.replica, self.store, self.durable, self._key_changed
         )
-        self.retiring = Retiring(self.id, booted.seed, self.replica, self.view, self.durable)
+        self.retiring = Retiring(self.id, key, self.replica, self.view, self.durable)
         self.transport = Transport(
             self.id,
             booted.seed,
             config.listen,
             self._identify,
             self.joining.handle,
+            take_shown=self._take_shown,
             rng=random.Random(secrets.randbits(64)),  # noqa: S311  # spreads load, hides nothing
             key_of=self._key_of,
         )
@@ -148,7 +152,8 @@ class Node:
         self._spool = Spool(self.id, self.replica.lattice, self.replica.roster)
         self._failure: StoreError | None = None
         """why the store could not be written; None since it could"""
-        self._node_of_key: dict[bytes, NodeId] = {}
+        self._key = key
+        self._show_key()
         self._host_addrs: list[str] = []
         self._host_addrs_at_s = 0.0
 
@@ -502,7 +507,7 @@ class Node:
 
     def _identify(self, key: bytes) -> NodeId | None:
         """The active member with public key `key`, or one that is linked and just retired."""
-        node = self._node_of_key.get(key)
+        node = self.replica.roster.node_of_key(key)
         if node is None:
             return None
         known = self.replica.roster.active(node) is not None or self.replica.parting(node)
@@ -512,9 +517,24 @@ class Node:
         member = self.replica.roster.members().get(node)
         return member.key if member else None
 
+    def _take_shown(self, shown: Sequence[bytes]) -> None:
+        """Rotations that a peer shows in a handshake: they prove themselves. Raises PeerError."""
+        if any(Statement.parse(blob).kind != ROTATE for blob in shown):
+            raise PeerError("rotations: another statement among them")
+        self.replica.add_statements(shown, time.monotonic_ns())
+        self._absorb()
+
+    def _show_key(self) -> None:
+        """Make handshakes with the key in use, and show how it came to be."""
+        shown = self.replica.roster.rotations(self.id)
+        self.transport.set_identity(self._key.seed, shown)
+
+    def _key_changed(self) -> None:
+        self._show_key()
+        self._absorb()
+
     def _members_changed(self) -> None:
         members = self.replica.roster.members()
-        self._node_of_key = {member.key: node for node, member in members.items()}
         self.view.set_members(members)
         self.interests.members_changed()
         self._absorb()

@@ -15,6 +15,7 @@ from mesh.core.replica import Replica
 from mesh.core.view import View
 from mesh.core.view.registers import R
 from mesh.node.log import event
+from mesh.node.rotating import OwnKey
 
 SHOWN_MAX: Final = 3
 """Things named to whoever wants a node forgotten that is still seen; the others are counted."""
@@ -23,32 +24,32 @@ _logger = logging.getLogger("weft.node")
 
 
 class Retiring:
-    """One per node; `seed` signs for it."""
+    """One per node; `key` signs for it."""
 
     def __init__(
         self,
         node: NodeId,
-        seed: bytes,
+        key: OwnKey,
         replica: Replica,
         view: View,
         durable: Callable[[], Awaitable[None]],
     ) -> None:
         self._node = node
-        self._seed = seed
+        self._key = key
         self._replica = replica
         self._view = view
         self._durable = durable
 
     async def retire(self, member: Member, *, compromised: bool) -> None:
         """Returns once it is stored here and on its way to peers. Raises Refused: no admin here."""
-        blob = self._replica.roster.retire(self._seed, member.node, compromised=compromised)
+        blob = self._replica.roster.retire(self._key.seed, member.node, compromised=compromised)
         if member.state == "forgotten" or (member.state == "retired" and not compromised):
             return
         await self._say(blob, member, "node.compromised" if compromised else "node.retired")
 
     async def forget(self, member: Member) -> None:
         """As `retire`. Raises Refused also while anything of the node is seen."""
-        blob = self._replica.roster.forget(self._seed, member.node)
+        blob = self._replica.roster.forget(self._key.seed, member.node)
         if member.state == "forgotten":
             return
         if member.state == "active":
@@ -73,7 +74,7 @@ class Retiring:
         """Retire this node. What it wrote stays."""
         member = self._replica.roster.members()[self._node]
         if member.state == "active":
-            blob = self._replica.roster.retire(self._seed, self._node)
+            blob = self._replica.roster.retire(self._key.seed, self._node)
             await self._say(blob, member, "node.left")
 
     async def _say(self, blob: bytes, member: Member, what: str) -> None:

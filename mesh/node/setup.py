@@ -132,9 +132,10 @@ async def join(new: NewNode, token_text: str) -> MadeNode:
             join_request(token, node_key, new.name, new.site),
             JOIN_TIMEOUT_S,
         )
-        statements = _checked_answer(answer, token, node_key)
-        inviter = ed25519.node_id(token.inviter_key)
-        _write_store(home, statements, {inviter: token.addrs})
+        roster = _checked_answer(answer, token, node_key)
+        inviter = roster.node_of_key(token.inviter_key)
+        addrs = {inviter: token.addrs} if inviter else {}
+        _write_store(home, tuple(roster.statements()), addrs)
         write_config(new.config(home, token.mesh_name, token.mesh_id))
     return _made(new, token.mesh_name, token.mesh_id, node_seed)
 
@@ -146,8 +147,8 @@ def _check_token(token: Token, site: str, now_s: int) -> None:
         raise Refused(f"token is for site {token.site}, not {site}: join with --site {token.site}")
 
 
-def _checked_answer(answer: bytes, token: Token, node_key: bytes) -> tuple[bytes, ...]:
-    """The statements of an answer that admits this node to the token's mesh. Raises NotReady."""
+def _checked_answer(answer: bytes, token: Token, node_key: bytes) -> Roster:
+    """The roster of an answer that admits this node to the token's mesh. Raises NotReady."""
     try:
         statements, _ = parse_join_answer(answer)
         roster = Roster.founded_by(statements)
@@ -157,7 +158,7 @@ def _checked_answer(answer: bytes, token: Token, node_key: bytes) -> tuple[bytes
         raise NotReady("the inviter's answer is of another mesh than the token: ask who runs it")
     if roster.active(ed25519.node_id(node_key)) is None:
         raise NotReady("the inviter's answer does not admit this node: ask who runs it")
-    return tuple(roster.statements())
+    return roster
 
 
 def _write_store(

@@ -24,7 +24,6 @@ from crdt.chain import Chain
 from crdt.entry import Entry
 from crdt.header import ChainId, Epoch, Header
 from crdt.root import BucketOverflow, RootIndex
-from mesh.core import ed25519
 from mesh.core.errors import PeerError
 from mesh.core.ops import NodeId
 from mesh.core.persisting import load_header
@@ -124,8 +123,7 @@ class Verifier:
 
     async def _chain(self, id: ChainId) -> tuple[int, list[Difference]]:
         """How many records of a chain were verified, and what does not hold."""
-        key = self._key(id.node)
-        if key is None:
+        if not self._counts(id.node):
             return 0, []  # forgotten meanwhile
         copies = await self._copies(id)
         if copies is None:
@@ -133,14 +131,14 @@ class Verifier:
         await self._node.durable()
         found: list[Difference] = []
         for epoch, copy in copies.items():
-            for what in await trio.to_thread.run_sync(self._judge, id, epoch, copy, key):
+            for what in await trio.to_thread.run_sync(self._judge, id, epoch, copy):
                 if not self._gone(id, epoch, copy):
                     found.append(Difference(id, epoch, what))
         return sum(len(copy.live) for copy in copies.values()), found
 
-    def _key(self, node: NodeId) -> bytes | None:
+    def _counts(self, node: NodeId) -> bool:
         member = self._node.replica.roster.members().get(node)
-        return None if member is None or member.state == "forgotten" else member.key
+        return member is not None and member.state != "forgotten"
 
     async def _copies(self, id: ChainId) -> dict[Epoch, _Copy] | None:
         """The branches of a chain, all at one moment at which all is signed; None: no such moment
@@ -159,10 +157,10 @@ class Verifier:
         branch = self._node.replica.lattice.branch(id, epoch)
         return branch is None or branch.header is None or branch.head < copy.header.hi
 
-    def _judge(self, id: ChainId, epoch: Epoch, copy: _Copy, key: bytes) -> list[str]:
+    def _judge(self, id: ChainId, epoch: Epoch, copy: _Copy) -> list[str]:
         """For a worker thread: everything it reads stays as it is."""
-        mesh = self._node.replica.roster.mesh_id
-        found = [f"memory: {what}" for what in _wrong(copy.header, copy.live, mesh, key)]
+        roster = self._node.replica.roster
+        found = [f"memory: {what}" for what in _wrong(copy.header, copy.live, roster)]
         if not found and copy.index_root not in (None, copy.header.root):
             found.append("memory: the index of the root is not that of the records")
         stored = self._node.store.branch(id, epoch)
@@ -176,7 +174,7 @@ class Verifier:
             return [*found, *_unequal(copy.live, stored)]
         if header.hi <= copy.header.hi:
             return [*found, f"store: is at head {header.hi}, memory at {copy.header.hi}"]
-        return [*found, *(f"store: {what}" for what in _wrong(header, stored.records, mesh, key))]
+        return [*found, *(f"store: {what}" for what in _wrong(header, stored.records, roster))]
 
     async def _strays(self) -> list[Difference]:
         """Branches that are stored and not held."""
@@ -200,9 +198,9 @@ def _copied(branch: Chain) -> _Copy | None:
     return _Copy(header, dict(branch.live), None if branch.unproved else branch.index.root)
 
 
-def _wrong(header: Header, records: Entries, mesh: bytes, key: bytes) -> Iterator[str]:
-    """What of a branch is not as its writer, with that public key, signed it."""
-    if not ed25519.verify(key, header.message(mesh), header.signature):
+def _wrong(header: Header, records: Entries, roster: Roster) -> Iterator[str]:
+    """What of a branch is not as its writer signed it."""
+    if not roster.signed(header):
         yield "the signature does not hold"
     if len(records) != header.entries:
         yield f"{len(records)} records, and {header.entries} were signed"

@@ -15,8 +15,7 @@ from crdt.entry import SEQ_BYTES, Entry
 from crdt.header import ChainId, Epoch, Header
 from crdt.lattice import Lattice
 from mesh.core.effects import DropBranches, Forget, Persist, PersistStatements, Rewrite, Stored
-from mesh.core.replica import Verify
-from mesh.core.roster import Roster
+from mesh.core.roster import Roster, Verify
 from sim.core.chance import Chance, pick
 from sim.core.checkers import load_header
 
@@ -144,9 +143,7 @@ class Disk:
                 continue
             entries = dict(sorted(branch.records.items(), key=lambda row: row[1]))
             try:
-                if writer is None or not verify(
-                    writer.key, header.message(roster.mesh_id), header.signature
-                ):
+                if writer is None or not roster.signed(header, verify):
                     raise ValueError("signature")
                 lattice.add(Chain.restore(header, entries))
             except (ValueError, BadDelta, RootMismatch):

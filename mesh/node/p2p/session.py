@@ -7,6 +7,9 @@ says why. Everything of py-libp2p that is untyped stays in this file.
 
 Rules of this file
 - A peer is heard for at most HANDSHAKE_BYTES_MAX bytes before it has shown who it is.
+- Between Noise and Yamux who has dialled may select `/weft/keys/1` first: both ends then send one
+  frame, the rotations that led to their key. It does so when its own key is not its first, or when
+  it does not know the other's: so a key can be new to either end.
 - A write is whole or the connection is over (B3).
 - What the peer may have in flight to us is bounded and enforced (B9).
 """
@@ -16,10 +19,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
+import msgpack
 import trio
 from libp2p.crypto.ed25519 import Ed25519PublicKey
 from libp2p.crypto.ed25519 import create_new_key_pair as ed25519_key_pair
@@ -35,11 +39,15 @@ from libp2p.stream_muxer.yamux import yamux
 from libp2p.stream_muxer.yamux.yamux import HEADER_SIZE
 
 from mesh.core.errors import PeerError
-from mesh.node.p2p.framing import READ_BYTES
+from mesh.node.p2p.framing import READ_BYTES, pack
 from mesh.node.p2p.tcp import Conduit
 
-HANDSHAKE_BYTES_MAX = 16 << 10
-"""Bytes accepted before the peer's key is known and admitted; a handshake takes about 600."""
+SHOWN_BYTES_MAX = 28 << 10
+"""Rotations that a peer may show: as many as there can be (`ROTATIONS_MAX`), of 400 bytes."""
+
+HANDSHAKE_BYTES_MAX = 32 << 10
+"""Bytes accepted before the peer's key is known and admitted; a handshake takes about 600, and what
+is shown in it."""
 
 NEGOTIATION_BYTES_MAX = 1 << 10
 """Bytes accepted while the protocol of a stream is negotiated; it takes about 50. Without it
@@ -74,9 +82,11 @@ NEGOTIATE_S = 5
 """Time for choosing a protocol, on a connection or a stream."""
 
 _YAMUX_BYTES_MAX = 64 << 10
+_PREFIX_BYTES = 4
 _STALL_POLL_S = (0.005, 0.05)
 _NOISE = "/noise"
 _YAMUX = "/yamux/1.0.0"
+KEYS_PROTOCOL = "/weft/keys/1"
 _ED25519_PEER_ID = bytes.fromhex("002408011220")  # identity multihash, 36 bytes, type 1, 32 bytes
 
 # py-libp2p lets the receive window grow to 16 MiB a stream, which nothing then enforces (B9).
@@ -100,19 +110,30 @@ class NotAdmittedError(PeerError):
 class Identity:
     """A node's key pair, ready for handshakes."""
 
-    def __init__(self, seed: bytes) -> None:
-        """`seed`: the 32-byte Ed25519 private key."""
+    def __init__(self, seed: bytes, shown: Sequence[bytes] = ()) -> None:
+        """`seed`: the 32-byte Ed25519 private key. `shown`: the rotations that led to it."""
         if len(seed) != 32:
             raise ValueError("an Ed25519 seed has 32 bytes")
         self._pair: Any = ed25519_key_pair(seed)
         self._noise: Any = x25519_key_pair()
         self.key = bytes(self._pair.public_key.to_bytes())
+        self.shown = tuple(shown)
 
     def noise_xx(self) -> Any:
         """A fresh Noise XX handshake."""
         return PatternXX(
             ID.from_pubkey(self._pair.public_key), self._pair.private_key, self._noise.private_key
         )
+
+
+class Keys(Protocol):
+    """What is known of other nodes' keys."""
+
+    def known(self, key: bytes) -> bool:
+        """Whether it is a member's."""
+
+    def take(self, shown: Sequence[bytes]) -> None:
+        """Take in the rotations that a peer shows. Raises PeerError."""
 
 
 class Stream:
@@ -330,13 +351,16 @@ async def open_session(
     initiator: bool,
     setup_s: float,
     expected_key: bytes | None = None,
+    keys: Keys | None = None,
 ) -> AsyncIterator[Session]:
     """Secure and multiplex `conduit`; it is closed when the block is left, however it is left.
 
     Args:
-        admit: says whether the owner of a public key may go on. Asked right after Noise.
+        admit: says whether the owner of a public key may go on. Asked right after Noise, and after
+            what it has shown was taken in.
         setup_s: time for the whole of it, or PeerError.
         expected_key: of the only peer that will do; checked before we show our own key.
+        keys: None: no rotations are shown or looked at.
 
     Raises NotAdmittedError, or PeerError for anything else that goes wrong with the peer.
     """
@@ -344,7 +368,7 @@ async def open_session(
     try:
         with trio.move_on_after(setup_s) as timeout:
             try:
-                muxer, key = await _upgrade(raw, identity, admit, expected_key)
+                muxer, key = await _upgrade(raw, identity, admit, expected_key, keys)
             except PeerError:
                 raise
             except Exception as error:
@@ -385,6 +409,7 @@ async def _upgrade(
     identity: Identity,
     admit: Callable[[bytes], bool],
     expected_key: bytes | None,
+    keys: Keys | None,
 ) -> tuple[Any, bytes]:
     # Noise and nothing else is on offer, so nobody can talk us into plaintext (B7).
     await _select(raw, _NOISE, initiator=raw.is_initiator)
@@ -397,11 +422,46 @@ async def _upgrade(
     else:
         secured = await pattern.handshake_inbound(raw)
     key = key_of(secured.get_remote_peer().to_bytes())
-    if not admit(key):
-        raise NotAdmittedError(key)
-    await _select(secured, _YAMUX, initiator=raw.is_initiator)
+    if raw.is_initiator:
+        if keys is not None and (identity.shown or not keys.known(key)):
+            await _select(secured, KEYS_PROTOCOL, initiator=True)
+            await _show(secured, identity.shown)
+            keys.take(await _shown(secured))
+        if not admit(key):
+            raise NotAdmittedError(key)
+        await _select(secured, _YAMUX, initiator=True)
+    else:
+        if keys is None:
+            chosen = await _select(secured, _YAMUX)
+        else:
+            chosen = await _select(secured, frozenset((_YAMUX, KEYS_PROTOCOL)))
+        if keys is not None and chosen == KEYS_PROTOCOL:
+            keys.take(await _shown(secured))
+            await _show(secured, identity.shown)
+        if not admit(key):
+            raise NotAdmittedError(key)
+        if chosen == KEYS_PROTOCOL:
+            await _select(secured, _YAMUX)
     raw.budget_bytes = None
     return _BoundedYamux(secured, secured.get_remote_peer(), raw), key
+
+
+async def _show(secured: Any, shown: Sequence[bytes]) -> None:
+    await secured.write(pack(msgpack.packb(list(shown))))
+
+
+async def _shown(secured: Any) -> list[bytes]:
+    """What the peer shows. Raises PeerError."""
+    size = int.from_bytes(await secured.read(_PREFIX_BYTES), "big")
+    if not 0 < size <= SHOWN_BYTES_MAX:
+        raise PeerError(f"{size} bytes of rotations, allowed are 1 to {SHOWN_BYTES_MAX}")
+    try:
+        shown = msgpack.unpackb(await secured.read(size))
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+        raise PeerError(f"rotations: {type(error).__name__}") from None
+    if not isinstance(shown, list) or any(type(blob) is not bytes for blob in shown):
+        raise PeerError("rotations: no list of statements")
+    return shown
 
 
 async def _select(conn: Any, protocols: str | frozenset[str], *, initiator: bool = False) -> str:

@@ -91,6 +91,7 @@ class Transport:
         identify: Callable[[bytes], NodeId | None],
         join_handler: JoinHandler | None = None,
         *,
+        take_shown: Callable[[Sequence[bytes]], None] = lambda shown: None,
         rng: Random,
         key_of: Callable[[NodeId], bytes | None] = lambda _: None,
         net: Net | None = None,
@@ -104,12 +105,15 @@ class Transport:
             identify: which member a public key belongs to; None is refused, both ways.
             join_handler: answers those who are not members yet, see `open_joining`.
             key_of: a member's public key; who has none is not reached through others.
+            take_shown: takes in rotations that a peer shows, after which `identify` may know it;
+                PeerError: they do not hold.
             clock_ns: the wall clock, told to peers and compared with theirs, for `PeerInfo` only.
         """
         self._node = node
         self._identity = Identity(private_key)
         self._listen = tuple(listen)
         self._identify_key = identify
+        self._take_shown = take_shown
         self._join_handler = join_handler
         self._net: Net = net or TcpNet()
         self._clock_ns = clock_ns
@@ -186,6 +190,19 @@ class Transport:
         link = self._links.get(node)
         if link is not None and self._crowd.overflows(link, channel, frame):
             self._wake_reporter.set()
+
+    def set_identity(self, private_key: bytes, shown: Sequence[bytes]) -> None:
+        """Make handshakes with this key from now on; `shown` are the rotations that led to it."""
+        self._identity = Identity(private_key, shown)
+
+    def known(self, key: bytes) -> bool:
+        """Whether it is the key of a member."""
+        return self._identify(key) is not None
+
+    def take(self, shown: Sequence[bytes]) -> None:
+        """Take in what a peer shows in a handshake. Raises PeerError."""
+        if shown:
+            self._take_shown(shown)
 
     def set_targets(self, targets: Mapping[NodeId, Sequence[str]]) -> None:
         """Say which members there are to dial, and where. Ends links with who is no member now."""
@@ -362,7 +379,12 @@ class Transport:
 
         try:
             async with open_session(
-                conduit, self._identity, admit, initiator=attempt is not None, setup_s=SETUP_S
+                conduit,
+                self._identity,
+                admit,
+                initiator=attempt is not None,
+                setup_s=SETUP_S,
+                keys=self,
             ) as session:
                 watch.kill = session.kill
                 if stranger:

@@ -111,7 +111,11 @@ class MembershipService:
         found = [
             {"what": f"{alarm}: {fields}", "fix": _ALARM_FIXES.get(alarm, "see the node's log")}
             for alarm, fields in sorted(node.alarms.items())
-            if alarm != "chain.forked"  # it is one of the mesh: below, and after a restart too
+            if alarm
+            not in (
+                "chain.forked",
+                "key.contested",
+            )  # those of the mesh are below, and after a restart too
         ]
         found += [
             {
@@ -122,6 +126,15 @@ class MembershipService:
             }
             for member in node.replica.roster.members().values()
             if member.forked and member.state == "active"
+        ]
+        found += [
+            {
+                "what": f"a key of node {member.name} was replaced by two others: somebody else has"
+                " had it, and only one of the two counts",
+                "fix": f"run weft retire {member.name} --compromised, and join it anew",
+            }
+            for member in node.replica.roster.members().values()
+            if member.contested and member.state == "active"
         ]
         found += [
             {
@@ -207,6 +220,18 @@ class MembershipService:
             "admin": member.admin,
             "forked": member.forked,
             "quotas": _quotas(member.quotas),
+            "key": member.key.hex(),
+            "rotations": member.rotations,
+        }
+
+    async def rotate(self) -> Json:
+        await self._node.rotating.rotate()
+        member = self._node.replica.roster.members()[self._node.id]
+        return {
+            "node": member.name,
+            "id": member.node.hex(),
+            "key": member.key.hex(),
+            "rotations": member.rotations,
         }
 
     async def retire(self, node: str, compromised: bool = False) -> Json:

@@ -10,7 +10,6 @@ import trio
 from crdt.chain import Chain
 from crdt.entry import Entry, record_of, seq_of
 from crdt.header import ChainId, Epoch
-from mesh.core import ed25519
 from mesh.core.clock import ns_of_hlc
 from mesh.core.errors import BadInput, NotFound
 from mesh.core.history import history
@@ -77,12 +76,9 @@ class StateService:
         if branch.header is None:
             return "unsigned"
         roster = self._node.replica.roster
-        member = roster.members().get(branch.id.node)
-        if member is None:
+        if branch.id.node not in roster.members():
             return "unknown writer"
-        message = branch.header.message(roster.mesh_id)
-        holds = ed25519.verify(member.key, message, branch.header.signature)
-        return "valid" if holds else "invalid"
+        return "valid" if roster.signed(branch.header) else "invalid"
 
     async def _entries(self, id: ChainId, live: list[tuple[bytes, Entry]]) -> list[Json]:
         entries: list[Json] = []
