@@ -36,6 +36,7 @@ ALL = [
     ["reload"],
     ["snapshot"],
     ["restore"],
+    ["rotate"],
     ["retire"],
     ["forget"],
     ["leave"],
