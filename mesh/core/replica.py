@@ -46,6 +46,7 @@ from mesh.core.ops import MESH_SHARD, NodeId, Op, Put, Touched
 from mesh.core.own import OwnChains
 from mesh.core.persisting import stored_header
 from mesh.core.roster import Roster, Verify
+from mesh.core.rotations import heads_signed
 from mesh.core.statements import contradict, forks, rotations_among, turned
 
 SECOND_NS = 1_000_000_000
@@ -319,20 +320,7 @@ class Replica:
         """
         self.local((), 0)  # whoever may not write may not do this
         self._seal()
-        branches = [
-            branch.header
-            for id in self.lattice.chains()
-            if id.node == self.node
-            for branch in self.lattice.branches(id)
-            if branch.header is not None
-        ]
-        heads = [(header.chain, header.epoch, header.hi) for header in branches]
-        covered = [
-            (cover.epoch.counter, header.chain, cover.epoch, cover.head)
-            for header in branches
-            for cover in header.covers
-        ]
-        heads += [cover[1:] for cover in sorted(covered, reverse=True)]  # the latest epochs first
+        heads = heads_signed(self.lattice, self.node)
         return self.roster.rotate(seed, new_seed, heads)
 
     def rotated(self, blobs: Iterable[bytes], new_key: bytes, now_ns: int) -> None:
@@ -601,21 +589,20 @@ class Replica:
         self._effects.append(DropPeer(peer, "no active member any more"))
         self.peer_down(peer, now_ns)
 
-    def _drop_outdated(self, nodes: Iterable[NodeId], now_ns: int) -> None:
+    def _drop_outdated(self, nodes: Sequence[NodeId], now_ns: int) -> None:
         """Drop the branches of these nodes that are signed by a key that does not count for them
         (any more), and ask for what others have of these chains."""
-        wanted = {node for node in nodes if node != self.node}
         outdated = [
-            (id, branch)
+            branch
             for id in self.lattice.chains()
-            if id.node in wanted
+            if id.node in nodes and id.node != self.node
             for branch in self.lattice.branches(id)
             if branch.header is not None and not self.roster.signed(branch.header, self._verify)
         ]
-        for id, branch in outdated:
-            self.holdings.touch(id, self.lattice.keys(id))
-            self.lattice.drop(id, branch.epoch)
-            self._effects.append(DropBranches(id, (branch.epoch,)))
+        for branch in outdated:
+            self.holdings.touch(branch.id, self.lattice.keys(branch.id))
+            self.lattice.drop(branch.id, branch.epoch)
+            self._effects.append(DropBranches(branch.id, (branch.epoch,)))
         if outdated:
             for peer in self._sync.peers():
                 self._sync.lagging(peer, now_ns)

@@ -17,6 +17,7 @@ from hashlib import sha256
 from typing import Final, NamedTuple
 
 from crdt.header import ChainId, Epoch, Header
+from crdt.lattice import Lattice
 from mesh.core.errors import PeerError
 from mesh.core.ops import NodeId
 from mesh.core.statements import HEADS, ROTATE, Statement
@@ -132,6 +133,28 @@ def lines_of(statements: Iterable[Statement], firsts: Mapping[NodeId, bytes]) ->
         for node, of_node in rotations.items()
         if node in firsts
     }
+
+
+def heads_signed(lattice: Lattice, node: NodeId) -> list[tuple[ChainId, Epoch, int]]:
+    """How far the node's chains are signed, with the earlier epochs that they cover, as others may
+    still hold them; the latest of these first."""
+    headers = [
+        branch.header
+        for id in lattice.chains()
+        if id.node == node
+        for branch in lattice.branches(id)
+        if branch.header is not None
+    ]
+    covered = sorted(
+        (
+            (cover.epoch.counter, header.chain, cover.epoch, cover.head)
+            for header in headers
+            for cover in header.covers
+        ),
+        reverse=True,
+    )
+    signed = [(header.chain, header.epoch, header.hi) for header in headers]
+    return signed + [(chain, epoch, head) for _, chain, epoch, head in covered]
 
 
 def head_mark(shard: str, epoch: Epoch) -> bytes:

@@ -34,7 +34,7 @@ from mesh.core.effects import (
     MembersChanged,
     Send,
 )
-from mesh.core.errors import PeerError, RequestError
+from mesh.core.errors import RequestError
 from mesh.core.forwarding import ENDPOINTS_AT_ONCE, Forwarding
 from mesh.core.interest import Interests, Policy
 from mesh.core.keeping import follow
@@ -42,7 +42,6 @@ from mesh.core.ops import NodeId, Op
 from mesh.core.pacing import Pace
 from mesh.core.replica import Replica
 from mesh.core.spool import Spool
-from mesh.core.statements import ROTATE, Statement
 from mesh.core.view import View
 from mesh.core.writer import Writer
 from mesh.node import addresses
@@ -518,16 +517,13 @@ class Node:
         return member.key if member else None
 
     def _take_shown(self, shown: Sequence[bytes]) -> None:
-        """Rotations that a peer shows in a handshake: they prove themselves. Raises PeerError."""
-        if any(Statement.parse(blob).kind != ROTATE for blob in shown):
-            raise PeerError("rotations: another statement among them")
-        self.replica.add_statements(shown, time.monotonic_ns())
+        if not shown:
+            return
+        self.rotating.take_shown(shown)
         self._absorb()
 
     def _show_key(self) -> None:
-        """Make handshakes with the key in use, and show how it came to be."""
-        shown = self.replica.roster.rotations(self.id)
-        self.transport.set_identity(self._key.seed, shown)
+        self.transport.set_identity(self._key.seed, self.replica.roster.rotations(self.id))
 
     def _key_changed(self) -> None:
         self._show_key()

@@ -17,15 +17,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import trio
 
 from mesh.core import ed25519
 from mesh.core.effects import PersistStatements
-from mesh.core.errors import NotReady
+from mesh.core.errors import NotReady, PeerError
 from mesh.core.replica import Replica
+from mesh.core.statements import ROTATE, Statement
 from mesh.node.keys import KeyFileError, prepare_next, take_next
 from mesh.node.log import event
 from mesh.node.store import Store
@@ -87,6 +88,13 @@ class Rotating:
                 raise NotReady(f"{self._path}: no new key can be put beside it ({error})") from None
             self._switch(seed)
             await self._durable()
+
+    def take_shown(self, shown: Sequence[bytes]) -> None:
+        """Take in rotations that a peer shows in a handshake: they prove themselves. Raises
+        PeerError."""
+        if any(Statement.parse(blob).kind != ROTATE for blob in shown):
+            raise PeerError("rotations: another statement among them")
+        self._replica.add_statements(shown, time.monotonic_ns())
 
     def _switch(self, seed: bytes) -> None:
         """Without letting anybody else have a turn: what is signed before it counts, by name, and

@@ -21,7 +21,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import msgpack
 import trio
@@ -126,14 +126,13 @@ class Identity:
         )
 
 
-class Keys(Protocol):
+class Keys(NamedTuple):
     """What is known of other nodes' keys."""
 
-    def known(self, key: bytes) -> bool:
-        """Whether it is a member's."""
-
-    def take(self, shown: Sequence[bytes]) -> None:
-        """Take in the rotations that a peer shows. Raises PeerError."""
+    known: Callable[[bytes], bool]
+    """whether a key is a member's"""
+    take: Callable[[Sequence[bytes]], None]
+    """takes in the rotations that a peer shows; PeerError: they do not hold"""
 
 
 class Stream:

@@ -46,7 +46,7 @@ from mesh.node.p2p.link import (
 )
 from mesh.node.p2p.overlay import LINKS_MAX
 from mesh.node.p2p.pulse import Pulse
-from mesh.node.p2p.session import Identity, NotAdmittedError, Session, Stream, open_session
+from mesh.node.p2p.session import Identity, Keys, NotAdmittedError, Session, Stream, open_session
 from mesh.node.p2p.tcp import Address, Conduit, Listener, Net, NoFamily, TcpNet
 from mesh.node.p2p.traversal import Traversal
 
@@ -113,7 +113,7 @@ class Transport:
         self._identity = Identity(private_key)
         self._listen = tuple(listen)
         self._identify_key = identify
-        self._take_shown = take_shown
+        self._keys = Keys(lambda key: self._identify(key) is not None, take_shown)
         self._join_handler = join_handler
         self._net: Net = net or TcpNet()
         self._clock_ns = clock_ns
@@ -194,15 +194,6 @@ class Transport:
     def set_identity(self, private_key: bytes, shown: Sequence[bytes]) -> None:
         """Make handshakes with this key from now on; `shown` are the rotations that led to it."""
         self._identity = Identity(private_key, shown)
-
-    def known(self, key: bytes) -> bool:
-        """Whether it is the key of a member."""
-        return self._identify(key) is not None
-
-    def take(self, shown: Sequence[bytes]) -> None:
-        """Take in what a peer shows in a handshake. Raises PeerError."""
-        if shown:
-            self._take_shown(shown)
 
     def set_targets(self, targets: Mapping[NodeId, Sequence[str]]) -> None:
         """Say which members there are to dial, and where. Ends links with who is no member now."""
@@ -384,7 +375,7 @@ class Transport:
                 admit,
                 initiator=attempt is not None,
                 setup_s=SETUP_S,
-                keys=self,
+                keys=self._keys,
             ) as session:
                 watch.kill = session.kill
                 if stranger:
