@@ -2,8 +2,8 @@
 
 A statement is msgpack `[body, signature]`, and its body is msgpack too: `[version, kind, mesh,
 signer, fields, turn]`. `signer` is a node id, empty for the mesh root key; `turn` says which of the
-signer's keys has signed, its first being 0. Kinds and fields that a newer version adds are kept and
-passed on once the signature holds.
+signer's keys has signed, and is left out for the first (0). Kinds and fields that a newer version
+adds are kept and passed on once the signature holds.
 
     mesh     {name, root}                       by the root key: founds the mesh
     admin    {key}                              by the root key: makes an admin, for good or until
@@ -83,9 +83,8 @@ class Statement:
             raise PeerError(f"statement of {len(blob)} bytes")
         try:
             body, signature = msgpack.unpackb(blob)
-            version, kind, mesh, signer, fields, turn = msgpack.unpackb(body, strict_map_key=False)[
-                :6
-            ]
+            version, kind, mesh, signer, fields, *more = msgpack.unpackb(body, strict_map_key=False)
+            turn = more[0] if more else 0
         except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
             raise PeerError(f"statement: {type(error).__name__}") from None
         shapes = (
@@ -229,7 +228,9 @@ def make_statement(
     turn: int = 0,
 ) -> bytes:
     """Sign a statement with the key `seed`; `signer` is empty for the root key."""
-    body = msgpack.packb([STATEMENT_VERSION, kind, mesh, signer, dict(fields), turn])
+    body = msgpack.packb(
+        [STATEMENT_VERSION, kind, mesh, signer, dict(fields), *([turn] if turn else [])]
+    )
     return bytes(msgpack.packb([body, ed25519.sign(seed, body)]))
 
 
@@ -248,7 +249,7 @@ def make_rotation(
 ) -> tuple[bytes, bytes]:
     """The statements by which `node` replaces the key `seed`: the rotation, and what goes on
     counting of the old key, with the fields `heads`."""
-    told = bytes(msgpack.packb([STATEMENT_VERSION, HEADS, mesh, b"", dict(heads), 0]))
+    told = bytes(msgpack.packb([STATEMENT_VERSION, HEADS, mesh, b"", dict(heads)]))
     old, new, hash = ed25519.public_key(seed), ed25519.public_key(new_seed), sha256(told).digest()
     proof = ed25519.sign(new_seed, rotation_message(mesh, node, old, new, hash))
     fields = {"node": node, "old": old, "key": new, "heads": hash, "proof": proof}
@@ -318,7 +319,7 @@ def make_fork(mesh: bytes, a: Header, b: Header) -> bytes:
     """The statement that shows two headers which contradict each other, the lower one first."""
     low, high = sorted((a, b), key=lambda header: (header.lo, header.hi, header.packed))
     fields = {"a": low.pack(), "b": high.pack()}
-    body = msgpack.packb([STATEMENT_VERSION, FORK, mesh, b"", fields, 0])
+    body = msgpack.packb([STATEMENT_VERSION, FORK, mesh, b"", fields])
     return bytes(msgpack.packb([body, b""]))
 
 

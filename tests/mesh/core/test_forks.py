@@ -169,7 +169,7 @@ def test_what_proves_nothing_is_neither_made_nor_taken(other: Header) -> None:
     before = roster.digest()
     for a, b in ((good, other), (other, good)):
         fields = {"a": a.pack(), "b": b.pack()}
-        body = msgpack.packb([STATEMENT_VERSION, FORK, MESH, b"", fields, 0])
+        body = msgpack.packb([STATEMENT_VERSION, FORK, MESH, b"", fields])
         with pytest.raises(PeerError, match="not proven"):
             roster.add([msgpack.packb([body, b""])])
     assert roster.digest() == before

@@ -73,19 +73,19 @@ EVERY_KIND = {
 }
 
 GOLDEN = {  # kind -> the start of the SHA-256 of the blob, and of its hash
-    "mesh": ("110aea1eca3c2e88", "728a3db88c15eb9f"),
-    "admin": ("bc8f10f6e50cc3d3", "db2e197c162891a8"),
-    "admit": ("541aa39e5363ffa5", "3c63296666de1b1a"),
-    "admit with quotas": ("7aabaeedd9c28575", "570d55d9cab67086"),
-    "demote": ("7fd4d78e5bdc331e", "41559dcb5adc8f51"),
-    "retire": ("a0337a48165e9095", "e70b48ef6de0fb47"),
-    "compromised": ("907eee5a2fa4dca7", "e7ad7fccf0e7662a"),
-    "leave": ("87f24aae95efa539", "08e5eaee07e760bd"),
-    "forget": ("d91824d67c8d113a", "fa2f5e4e499ae930"),
-    "fork": ("8ad1cb35aaa09bba", "823a86ad8dd604a4"),
-    "rotate": ("16e6e20ae871b07c", "2abe88e2b55e9518"),
-    "heads": ("e4ab8c83e2b9ec54", "3aa57af6c8dcce4b"),
-    "of a newer version": ("de7aaa3b3cb1e1af", "c530ab4c8f4aa1aa"),
+    "mesh": ("2a6bd6376dc48fe2", "b406e27a6b1ea9c8"),
+    "admin": ("926e96ca74075789", "1c05c062e7f3d572"),
+    "admit": ("37d08cee302a30e9", "3c7bb63642db32cb"),
+    "admit with quotas": ("d02c491150e57be7", "e8a49ac79887b445"),
+    "demote": ("aa1619aa39211dad", "5a5d0681d132a5a4"),
+    "retire": ("6ac4c4aa961b4b84", "1505da55ff3979f2"),
+    "compromised": ("cb96155baba78cbd", "ffe5ce55fa4c69a9"),
+    "leave": ("019b893cd0064886", "21cee4b7af5b05ca"),
+    "forget": ("c8c8b3c34d4d8fff", "9dea9fba43c5cbf3"),
+    "fork": ("58cb92d384e3b810", "823a86ad8dd604a4"),
+    "rotate": ("fc00e97354d4833f", "546a34d4b2bd151d"),
+    "heads": ("d233eab6e2c6ffa8", "d974a75eb8285612"),
+    "of a newer version": ("143dbebb8d11c0f3", "276333a18cfe2680"),
 }
 
 
