@@ -3,7 +3,7 @@ what was deleted does not come back, unless a disk was lost."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from crdt.header import ChainId, Epoch, Header
@@ -134,13 +134,16 @@ class Ledger:
             if node == owner and place == shard:
                 fact.certain = False
 
-    def compare(self, lattices: Iterable[tuple[str, Lattice]]) -> tuple[list[str], list[str]]:
-        """(lost, resurrected): each key once, in words."""
+    def compare(
+        self, lattices: Iterable[tuple[str, Lattice, Callable[[str], bool]]]
+    ) -> tuple[list[str], list[str]]:
+        """(lost, resurrected): each key once, in words. Each lattice with its node's name and which
+        shards it keeps: the others it need not have."""
         lost: dict[Place, str] = {}
         resurrected: dict[Place, str] = {}
-        for name, lattice in lattices:
+        for name, lattice, keeps in lattices:
             for place, fact in self._facts.items():
-                if not fact.certain or place[0] in self._distrusted:
+                if not fact.certain or place[0] in self._distrusted or not keeps(place[1]):
                     continue
                 if place[0] in self._parted and not _includes(
                     (branch.header for branch in lattice.branches(fact.chain) if branch.header),

@@ -8,7 +8,7 @@ only what it would have sent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -27,6 +27,8 @@ from mesh.core.effects import (
 )
 from mesh.core.errors import NotReady, RequestError
 from mesh.core.forwarding import Forwarding
+from mesh.core.interest import Interests
+from mesh.core.keeping import follow
 from mesh.core.ops import MESH_SHARD, NodeId, Op
 from mesh.core.replica import Replica
 from mesh.core.roster import Roster
@@ -106,6 +108,8 @@ class World:
     chance_of: ChanceOf
     signatures: Signatures
     probe: Probe
+    hosted: bool
+    """whether a node keeps only the VPCs that its site has to do with; else every shard"""
     views: int
     """so many nodes, the first, keep views and rows; the others only replicate"""
     nodes: list[NodeId]
@@ -209,6 +213,8 @@ class Process:
         """what the store is busy with"""
         self._timer_ns: int | None = None
         self._house_ns: int | None = None
+        self.interests: Interests | None = None
+        """None: it keeps every shard"""
         self.sees = identity.index < world.views
         """whether it keeps a view and rows; without, it writes what it is told to and registers"""
         if self.sees:
@@ -222,8 +228,14 @@ class Process:
     def _load_view(self) -> None:
         self.view.set_members(self.replica.roster.members())
         self.view.update(self.replica.holdings.everything())
+        if self._world.hosted:
+            node, site = self.identity.node, self.identity.site
+            self.interests = Interests(node, site, self.view, self.replica.writes)
         for ifname, (vpc, ip, mac) in self._machine.attachments.items():
             self.forwarding.attach(ifname, vpc, ip, mac)
+            if self.interests is not None:
+                self.interests.attach(vpc)
+        self._follow()
         self.forwarding.update()
         self.forwarding.take_delta()
         self._machine.dataplane.replace(self.forwarding.tables())
@@ -267,10 +279,14 @@ class Process:
         """A pod's interface is there."""
         self._machine.attachments[ifname] = (vpc, ip, mac)
         self.forwarding.attach(ifname, vpc, ip, mac)
+        if self.interests is not None:
+            self.interests.attach(vpc)
         self.absorb()
 
     def detach(self, ifname: str) -> None:
-        del self._machine.attachments[ifname]
+        vpc, _, _ = self._machine.attachments.pop(ifname)
+        if self.interests is not None:
+            self.interests.detach(vpc)
         self.forwarding.detach(ifname)
         self.absorb()
 
@@ -278,6 +294,26 @@ class Process:
         """Add a roster statement made here."""
         self.replica.add_statements([statement], self._world.clock.now_ns)
         self.absorb()
+
+    @property
+    def attachments(self) -> Iterable[tuple[str, str, str]]:
+        """(VPC id, IP, MAC) of the interfaces that lead to pods."""
+        return self._machine.attachments.values()
+
+    def _follow(self) -> None:
+        """Keep the shards that the view as it is calls for, and no others."""
+        while self.interests is not None and follow(self.interests, self.replica, self.writer):
+            self.view.update(self.replica.take_touched())
+
+    def differ_from(self, other: Process) -> list[str]:
+        """Of what both keep, the shards (or the roster) that are not the same."""
+        mine, theirs = self.digests(), other.digests()
+        return [
+            what
+            for what in sorted(mine.keys() | theirs.keys())
+            if mine.get(what) != theirs.get(what)
+            and (what == "roster" or (self.replica.keeps(what) and other.replica.keeps(what)))
+        ]
 
     def digests(self) -> dict[str, bytes]:
         """Of the roster and of every shard with something in it."""
@@ -355,6 +391,7 @@ class Process:
         if touched:
             self.view.update(touched)
             self._have_house_kept()
+        self._follow()
         if self.forwarding.update():
             self._machine.dataplane.apply(self.forwarding.take_delta())
 
@@ -432,6 +469,8 @@ class Process:
                         network.send(me, peer, effect.frame, effect.push)
                 case MembersChanged() if self.sees:
                     self.view.set_members(self.replica.roster.members())
+                    if self.interests is not None:
+                        self.interests.members_changed()
                     self._have_house_kept()
                     self._read()
                 case DropPeer():

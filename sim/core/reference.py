@@ -138,8 +138,8 @@ class _Reader:
                 continue
             if isinstance(decoded, model.VpcRecord) and isinstance(key, keys.VpcKey):
                 creators[key.vpc] = decoded.creator  # proved by the id, whoever wrote it
-            if node not in self.members:
-                continue
+            if node not in self.members or isinstance(decoded, model.Interest):
+                continue  # what a node keeps changes nothing of what there is
             if isinstance(decoded, model.Claim) and isinstance(key, keys.EndpointKey):
                 self.claims.setdefault((shard, key.addr), {})[node] = decoded
             else:

@@ -16,7 +16,9 @@ from collections.abc import Sequence
 from mesh.core import keys
 from mesh.core.errors import RequestError
 from mesh.core.forwarding import Forwarding
+from mesh.core.interest import Interests
 from mesh.core.keytext import parse_key
+from mesh.core.ops import MESH_SHARD
 from mesh.core.view import View
 from sim.core import reference
 from sim.core.checkers import Violations, chain_text, content_hash
@@ -45,28 +47,56 @@ class RestChecks:
             process = machine.process
             assert process is not None
             if not process.sees:
-                if process.digests() != first.digests():
+                if process.differ_from(first):
                     self._violations.add("digests are equal", machine.identity.name)
                 continue
             self._entries(first, process)
             if process.view.members != process.replica.roster.members():
                 self._violations.add("the view knows the roster", machine.identity.name)
-            if process.view is not first.view and shown(process.view) != seen:
+            same = kept(process) == kept(first)
+            if same and process.view is not first.view and shown(process.view) != seen:
                 self._violations.add("views are equal", machine.identity.name)
+            if not same:
+                self.reference(process)
+                self._conflicts(process)
+            self._interest(process)
             self._disk(machine, process)
-            self._forwarding(machine, process, view)
+            self._forwarding(machine, process, view if same else reread(process))
 
     def _entries(self, first: Process, other: Process) -> None:
         name = other.identity.name
-        if first.digests() != other.digests():
+        if first.differ_from(other):
             self._violations.add("digests are equal", name)
         if other is first:
             return
         for id in first.replica.lattice.chains():
+            if not (first.replica.keeps(id.shard) and other.replica.keeps(id.shard)):
+                continue
             ours = [content_hash(chain) for chain in first.replica.lattice.branches(id)]
             theirs = [content_hash(chain) for chain in other.replica.lattice.branches(id)]
             if ours != theirs:
                 self._violations.add("entries are equal", f"{name}: {chain_text(id)}")
+
+    def _interest(self, process: Process) -> None:
+        """It keeps what a reading from nothing calls for, and nothing of others in other VPCs."""
+        interests, replica = process.interests, process.replica
+        if interests is None:
+            return
+        fresh = Interests(
+            process.identity.node, process.identity.site, process.view, replica.writes
+        )
+        for vpc, _, _ in process.attachments:
+            fresh.attach(vpc)
+        fresh.update()
+        name, live = process.identity.name, process.view.vpcs.keys()
+        if interests.vpcs & live != fresh.vpcs & live:
+            self._violations.add("a node keeps what its site has to do with", name)
+        for id in replica.lattice.chains():
+            foreign = id.shard != MESH_SHARD and id.node != process.identity.node
+            if foreign and not (
+                replica.keeps(id.shard) and interests.entitled(process.identity.node, id.shard)
+            ):
+                self._violations.add("nothing of a VPC that is not kept", f"{name}: {id.shard[:8]}")
 
     def _disk(self, machine: Machine, process: Process) -> None:
         lattice = process.replica.lattice
@@ -117,6 +147,11 @@ class RestChecks:
             live = {claim.site for claim in claims if claim.state in ("active", "conflict")}
             if len(live) < 2:
                 self._violations.add("a conflict has two live claims", conflict.key)
+
+
+def kept(process: Process) -> frozenset[str]:
+    """Of the VPCs that are there, those whose shard the node keeps."""
+    return frozenset(vpc for vpc in process.view.vpcs if process.replica.keeps(vpc))
 
 
 def shown(view: View) -> tuple[object, ...]:

@@ -9,6 +9,7 @@ job. Times are virtual seconds from the start; latencies are one way.
     sites = 3                  # a, b, c; or one [[site]] each: name, gateways, at, …
     signatures = "ed25519"     # or "keyed-hash", a stand-in where nobody forges
     quota = 200                # records that a node may write into the mesh shard
+    interest = "hosted"        # nodes keep what their site has to do with; default: "every" shard
     views = 20                 # how many of the nodes keep a view and rows; by default all
 
     [network]                  # see Weather; latency_ms between sites, link = [["a", "b", 80], …]
@@ -159,6 +160,8 @@ class Scenario:
     """Ed25519 and no stand-in: what a run with forgers needs"""
     quota: int = MESH_RECORDS
     """Records that a node may hold in the mesh shard, as its admission says."""
+    hosted: bool = False
+    """A node keeps only the VPCs that its site has to do with; else every shard."""
     views: int = NODES_MAX
     """The first so many nodes keep views and rows; the others replicate only."""
 
@@ -208,7 +211,10 @@ def parse(raw: Mapping[str, Any], *, small: bool = False) -> Scenario:
     )
     if hostile and signatures != "ed25519":
         raise top.bad("signatures", 'a hostile node forges: leave this out, or write "ed25519"')
+    hosted = top.one_of("interest", "every", ("every", "hosted")) == "hosted"
     views = top.whole("views", NODES_MAX, low=1, high=NODES_MAX)
+    if hosted and views < NODES_MAX:
+        raise top.bad("interest", "it follows from views, and some nodes keep none")
     quota = top.whole("quota", MESH_RECORDS, low=1, high=QUOTA_MAX)
     expected = _expected(top.table("expect"))
     top.done()
@@ -225,6 +231,7 @@ def parse(raw: Mapping[str, Any], *, small: bool = False) -> Scenario:
         expected,
         signatures == "ed25519",
         quota,
+        hosted,
         views,
     )
 

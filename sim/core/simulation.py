@@ -133,6 +133,7 @@ class Simulation:
             chance_of,
             signatures_of(scenario, identities),
             self,
+            scenario.hosted,
             scenario.views,
             [identity.node for identity in identities],
         )
@@ -405,18 +406,22 @@ class Simulation:
             return False
         for a, b in self.network.links():
             one, other = processes[a], processes[b]
-            if one is not None and other is not None and one.digests() != other.digests():
+            if one is not None and other is not None and one.differ_from(other):
                 return False
         return True
 
     def _equal(self) -> bool:
         """Whether all hold the same."""
-        processes = [machine.process for machine in self._members()]
-        first = processes[0]
-        return first is not None and all(
-            process is not None and process.digests() == first.digests()
-            for process in processes[1:]
-        )
+        by_shard: dict[str, set[bytes]] = {}
+        shards = {s for m in self._members() if m.process for s in m.process.digests()}
+        for machine in self._members():
+            if machine.process is None:
+                return False
+            digests = machine.process.digests()
+            for shard in shards:
+                if shard == "roster" or machine.process.replica.keeps(shard):
+                    by_shard.setdefault(shard, set()).add(digests.get(shard, b""))
+        return all(len(found) == 1 for found in by_shard.values())
 
     def _quiet(self) -> bool:
         """Whether nothing is on its way to any disk, and nothing is about to be written."""
@@ -446,7 +451,8 @@ class Simulation:
         lattices = []
         for machine in self._members():
             assert machine.process is not None
-            lattices.append((machine.identity.name, machine.process.replica.lattice))
+            replica = machine.process.replica
+            lattices.append((machine.identity.name, replica.lattice, replica.keeps))
         self.lost, self.resurrected = self.ledger.compare(lattices)
         for words in self.lost:
             self.violations.add("nothing written is lost", words)

@@ -105,6 +105,8 @@ class TidyChecks:
                 records = view.catalog.half_records(vpc, other)[half]  # type: ignore[assignment]
                 if self._gone(process, other):
                     return ""
+            case keys.InterestKey(_, vpc):
+                return "it keeps the VPC" if process.replica.keeps(vpc) else ""
             case _:
                 return "nothing makes a registration spent"
         if not isinstance(key, keys.VpcKey) and self._gone(process, vpc):

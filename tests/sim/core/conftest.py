@@ -55,6 +55,16 @@ def requests() -> Scenario:
 
 
 @pytest.fixture
+def hosted() -> Scenario:
+    """Nodes keep what their sites have to do with; peerings bring VPCs to sites, and take them."""
+    mix = {"create": 2, "delete": 1, "peering": 4}
+    workload: dict[str, Any] = {"vpcs": 3, "sites_per_vpc": 1, "endpoints": 2, "addresses": 4}
+    workload |= {"rate_per_s": 4, "mix": mix}
+    table = {**churn_table(), "sites": 4, "workload": workload, "interest": "hosted"}
+    return parse({**table, "faults": {"cuts": 2, "crashes": 2, "down_s": 3}})
+
+
+@pytest.fixture
 def full_disks() -> Scenario:
     """Disks that take nothing for a while."""
     faults = {"cuts": 2, "full_disks": 4, "down_s": 20}

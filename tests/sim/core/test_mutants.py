@@ -22,6 +22,7 @@ from mesh.core import housekeeping, own
 from mesh.core.antientropy import AntiEntropy
 from mesh.core.effects import Effect, Persist
 from mesh.core.housekeeping import Housekeeper
+from mesh.core.interest import Interests
 from mesh.core.replica import Replica
 from mesh.core.roster import Roster
 from mesh.core.spool import Spool
@@ -360,6 +361,24 @@ def failed_store_forgotten(patch: Patch) -> None:
     patch.setattr(Spool, "_fall_behind", lambda self, effects: None)
 
 
+def dropped_shards_kept(patch: Patch) -> None:
+    """A node whose site has nothing to do with a VPC any more holds on to it."""
+    patch.setattr(Replica, "_drop", lambda self, id: None)
+
+
+def interest_not_ended(patch: Patch) -> None:
+    """What a node once kept, it keeps."""
+    decide = Interests._decide
+
+    def clinging(self: Interests, vpc: str) -> None:
+        kept = vpc in self.vpcs
+        decide(self, vpc)
+        if kept:
+            self.vpcs.add(vpc)
+
+    patch.setattr(Interests, "_decide", clinging)
+
+
 @dataclass(frozen=True)
 class Found:
     """By which of the checks a bug may be found, and in which family of runs."""
@@ -376,6 +395,8 @@ ONE_ROOT = "one head, one root"
 SAME_ENTRIES = "one head, one set of entries"
 TIDY = "a node deletes only what is spent"
 BUGS: dict[Callable[[Patch], None], Found] = {
+    dropped_shards_kept: Found({"nothing of a VPC that is not kept"}, "hosted"),
+    interest_not_ended: Found({"a node keeps what its site has to do with"}, "hosted"),
     gap_applied: Found({ALARM}),
     gap_applied_unchecked: Found({SAME_ENTRIES}),
     live_list_ignored: Found({ALARM}),
