@@ -100,6 +100,9 @@ class Roster:
         twin._root_key, twin._members = self._root_key, self._members
         twin._admin_keys = dict(self._admin_keys)
         twin._admitted_keys = dict(self._admitted_keys)
+        twin._lines, twin._nodes = dict(self._lines), dict(self._nodes)
+        twin._turns = {node: list(turns) for node, turns in self._turns.items()}
+        twin._signed_with = dict(self._signed_with)
         twin._left = list(self._left)
         return twin
 

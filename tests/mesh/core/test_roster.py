@@ -260,3 +260,15 @@ def test_join_answer_round_trips() -> None:
     statements = founded().statements()
     answer = token.join_answer(statements, ["/ip4/192.0.2.1/tcp/7400"])
     assert token.parse_join_answer(answer) == (statements, ["/ip4/192.0.2.1/tcp/7400"])
+
+
+def test_a_copy_is_whole_and_apart() -> None:
+    roster = grown()
+    roster.members()
+    twin = roster.copy()
+    assert vars(twin) == vars(roster)
+    key = ed25519.public_key(b"late" * 8)
+    before = roster.digest()
+    twin.add([twin.admit(FOUNDER, key, "late", "s")])
+    assert (roster.digest(), ed25519.node_id(key) in roster.members()) == (before, False)
+    assert vars(roster) == vars(grown()) | {"_members": roster.members(), "_nodes": roster._nodes}
