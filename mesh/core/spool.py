@@ -5,7 +5,9 @@
   names are kept, and when the store is tried again each is written whole, as the lattice holds it
   by then: what is remembered of a failing store is bounded by the chains, however long it fails.
 - Meanwhile the node goes on: what others wrote is read and passed on, since others have it. What
-  this node itself wrote (before its writes were refused) is not sent before it is stored.
+  this node itself wrote (before its writes were refused) is not pushed before it is stored. A peer
+  that compares may still learn of it: should the node die then, its next epoch takes that up, as
+  with a restored disk.
 """
 
 from __future__ import annotations

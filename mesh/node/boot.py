@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 
 from crdt.chain import Chain, RootMismatch
 from crdt.delta import BadDelta
+from crdt.header import ChainId
 from crdt.lattice import Lattice
 from mesh.core import ed25519
+from mesh.core.effects import DropBranches
 from mesh.core.errors import BadInput, NotReady, PeerError
 from mesh.core.members import Member
 from mesh.core.persisting import load_header
@@ -17,7 +20,7 @@ from mesh.node.config import Config
 from mesh.node.keys import next_seed, read_seed, take_next
 from mesh.node.log import event
 from mesh.node.salvage import REBUILT, rebuild
-from mesh.node.store import Store, StoreDamaged, StoredBranch
+from mesh.node.store import Store, StoreDamaged, StoredBranch, StoreError
 
 _logger = logging.getLogger("weft.node")
 
@@ -71,7 +74,16 @@ def _read(config: Config, store: Store) -> Booted:
     member = _member(config, roster, seed)
     node = member.node
     lattice = Lattice()
-    damaged = [b.chain for b in stored.branches if not _restore(lattice, roster, b)]
+    damaged: list[ChainId] = []
+    drops: list[DropBranches] = []
+    for branch in stored.branches:
+        if not _restore(lattice, roster, branch):
+            damaged.append(branch.chain)
+            drops.append(DropBranches(branch.chain, (branch.epoch,)))
+    if drops:
+        # Rows of no use would be in the way of the branch when it comes back from a peer.
+        with suppress(StoreError):
+            store.apply(drops)
     hears_first = any(id.node == node for id in damaged) or bool(store.get_meta(REBUILT))
     return Booted(store, seed, member, roster, lattice, len(damaged), hears_first)
 

@@ -137,7 +137,11 @@ async def test_a_damaged_branch_is_left_out_and_fetched_from_peers(tmp_path: Pat
         store.close()
         async with running(second.config) as b:
             assert b.damaged_branches
-            await until(lambda: equal(a, b) and len(b.view.vpcs) == 1)
+            await until(lambda: equal(a, b) and len(b.view.vpcs) == 1 and b.replica.writable)
+            await b.durable()
+        async with running(second.config) as b:
+            assert not b.damaged_branches, "their rows are gone"
+            await until(lambda: equal(a, b))
 
 
 async def opened(node: Node) -> str:
