@@ -61,6 +61,9 @@ many flushes of a chain cost little more than one."""
 PROVE_KEYS, PROVE_STEP_NS = 1024, SECOND_NS // 200
 """Changed keys in one step, about 10 ms where each is in a bucket of its own, and what is left to
 others between two steps."""
+UNSIGNED_MAX = 4096
+"""Headers of one link that no key signs which counts here, before they are taken for forged: every
+chain of a node that has just changed its key."""
 PEERS_MAX = 1024
 STUBS_MAX = 100_000
 """Chains dropped with their shards that are remembered, the last ones: 20 MB."""
@@ -109,6 +112,8 @@ class Replica:
         host = Host(self._send, self._take_delta)
         self._sync = AntiEntropy(node, lattice, roster, host, self._tell_roster, jitter)
         self._cut_at_ns: dict[NodeId, int] = {}
+        self._unsigned: dict[NodeId, int] = {}
+        """linked peer -> headers of it that no key that counts has signed"""
         """when the links of nodes that were retired are cut"""
         self._last_sync_ns: dict[NodeId, int] = {}
         """of members whose links have ended"""
@@ -269,6 +274,7 @@ class Replica:
         if synced_ns is not None:
             self._last_sync_ns[peer] = synced_ns
         self._cut_at_ns.pop(peer, None)
+        self._unsigned.pop(peer, None)
         self._sync.down(peer, now_ns)
         self._maybe_open(now_ns)
 
@@ -459,7 +465,9 @@ class Replica:
             return False
         if self.roster.signed(header, self._verify):
             return True
-        if not member.rotations and self._sync.in_sync_ns(peer) is not None:
+        self._unsigned[peer] = self._unsigned.get(peer, 0) + 1
+        agreed = not member.rotations and self._sync.in_sync_ns(peer) is not None
+        if agreed or self._unsigned[peer] > UNSIGNED_MAX:
             raise PeerError(f"forged header of {id.node.hex()}")
         # By a key that does not count for it any more, or does not yet: a rotation may be on its
         # way. The next exchange brings one of us the other's statements.

@@ -20,7 +20,7 @@ from mesh.core.bounds import Quotas
 from mesh.core.effects import Alarm, DropBranches, DropPeer, Effect, Persist, Send
 from mesh.core.errors import NotReady, Refused
 from mesh.core.ops import Delete, Put, Touched
-from mesh.core.replica import OPENING_NS, SECOND_NS, Replica
+from mesh.core.replica import OPENING_NS, SECOND_NS, UNSIGNED_MAX, Replica
 from mesh.core.roster import Roster
 from mesh.core.statements import found_mesh
 
@@ -417,3 +417,26 @@ def test_when_a_peer_last_agreed_is_known_after_its_link_has_ended() -> None:
     assert (a.in_sync_ns(b), a.last_sync_ns(b)) == (None, synced_ns)
     a.add_statements([a.roster.retire(mesh.seeds[0], b, compromised=True)], mesh.now_ns)
     assert a.last_sync_ns(b) is None, "of a node that is forgotten nothing is held"
+
+
+def test_headers_that_no_key_signs_cost_the_link_once_they_are_many() -> None:
+    """A few may be of a key that is not known here yet; before the two agree nobody can tell."""
+    mesh = Wire(3)
+    put(mesh.replicas[2], b"k")
+    mesh.replicas[2].drain()
+    chain = mesh.replicas[2].lattice.latest(ChainId(mesh.nodes[2], "mesh"))
+    assert chain is not None
+    delta = chain.since(chain.epoch, 0)
+    forged = replace(delta, header=delta.header._replace(signature=bytes(64)))
+    frame = wire.encode(wire.Deltas((forged,) * 256))
+    victim = mesh.replicas[0]
+    victim.peer_up(mesh.nodes[1], mesh.now_ns)
+    for _ in range(UNSIGNED_MAX // 256):
+        victim.receive(mesh.nodes[1], frame, mesh.now_ns)
+    assert victim.peers() == [mesh.nodes[1]]
+    victim.receive(mesh.nodes[1], frame, mesh.now_ns)
+    assert victim.peers() == []
+    assert victim.lattice.latest(chain.id) is None
+    victim.peer_up(mesh.nodes[1], mesh.now_ns)
+    victim.receive(mesh.nodes[1], frame, mesh.now_ns)
+    assert victim.peers() == [mesh.nodes[1]], "a new link begins anew"

@@ -19,6 +19,7 @@ from crdt.header import ChainId, Epoch
 from mesh.core import keys, model, wire
 from mesh.core.clock import hlc_of_ns
 from mesh.core.ops import MESH_SHARD
+from mesh.core.replica import UNSIGNED_MAX
 from mesh.core.statements import RETIRE, make_statement
 from mesh.node.p2p.framing import FRAME_BYTES_MAX
 from tests.mesh.node.hostile_members import Hostile, Said, Victims, linked
@@ -121,7 +122,8 @@ def a_forged_delta(member: Hostile) -> Iterable[Said]:
     delta = member.flush(chain)
     theirs = delta.header._replace(chain=delta.header.chain._replace(node=id_of("b1")))
     forged = theirs.signed(member.victims.mesh_id, member.sign)
-    return [wire.Deltas((replace(delta, header=forged),))]
+    frame = wire.Deltas((replace(delta, header=forged),) * 512)
+    return [frame] * (UNSIGNED_MAX // 512 + 1)
 
 
 def beyond_the_quota(member: Hostile) -> Iterable[Said]:
