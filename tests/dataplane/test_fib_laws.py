@@ -225,6 +225,23 @@ def test_a_delta_is_minimal_and_ordered(script: list[tuple[object, bool, int]]) 
         before = apply_delta(before, delta)
 
 
+def test_what_came_back_before_it_was_taken_is_in_no_delta() -> None:
+    """Told many at once, as told one by one."""
+    there, other = "02:00:00:00:00:01", "02:00:00:00:00:02"
+    world = World(1 << 32)
+    gateway = b"g" * 16
+    world.step(GatewayFact(gateway, "away", "192.0.2.1", True), True)
+    world.step(VpcFact("11" * 16, 7, True), True)
+    world.tell_many("11" * 16, "away", gateway, {"10.0.0.5": there, "10.0.0.6": there})
+    assert len(world.compiler.take_delta().endpoints.put) == 2
+    world.tell_many("11" * 16, "away", gateway, {"10.0.0.5": other})
+    world.tell_many("11" * 16, "away", gateway, {"10.0.0.5": there})
+    world.drop_many("11" * 16, ["10.0.0.6"])
+    world.tell_many("11" * 16, "away", gateway, {"10.0.0.6": there})
+    delta = world.compiler.take_delta().endpoints
+    assert (dict(delta.put), delta.remove) == ({}, ())
+
+
 @settings(deadline=None)
 @given(steps)
 def test_tenants_never_share_a_row(script: list[tuple[object, bool, int]]) -> None:
