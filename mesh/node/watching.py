@@ -36,38 +36,38 @@ class Watch:
         self.shown: dict[str, dict[str, object]] = {}
         self.reader = view.reader(from_now=True)
         self.asked_s = trio.current_time()
-        self._todo: dict[What, None] = {}
+        self._due: dict[What, None] = {}
 
     def pending(self) -> bool:
         """Whether there is something to take."""
         if self.reader:
             self._note(self.reader.take())
-        return bool(self._todo)
+        return bool(self._due)
 
     def take(self, count_max: int) -> list[What]:
         """What may have changed, the earliest first, as much as that."""
         self.pending()
-        taken = [what for what, _ in zip(self._todo, range(count_max), strict=False)]
+        taken = [what for what, _ in zip(self._due, range(count_max), strict=False)]
         for what in taken:
-            del self._todo[what]
+            del self._due[what]
         return taken
 
     def _note(self, delta: ViewDelta) -> None:
         if self.shard in (None, "mesh"):
             for vpc in sorted(delta.vpcs):
-                self._todo["vpc", vpc, ""] = None
+                self._due["vpc", vpc, ""] = None
             for subnet in sorted(delta.subnets):
-                self._todo["subnet", subnet, ""] = None
+                self._due["subnet", subnet, ""] = None
             for node in sorted(delta.gateways):
-                self._todo["gateway", node.hex(), ""] = None
+                self._due["gateway", node.hex(), ""] = None
         for vpc, touched in delta.endpoints.items():
             if self.shard in (None, vpc):
-                self._todo.update({("endpoint", vpc, keys.ip_of(key[1:])): None for key in touched})
+                self._due.update({("endpoint", vpc, keys.ip_of(key[1:])): None for key in touched})
         if self.shard in (None, "mesh"):
             if delta.peerings:
-                self._todo["peerings", "", ""] = None
+                self._due["peerings", "", ""] = None
             if delta.conflicts:
-                self._todo["conflicts", "", ""] = None
+                self._due["conflicts", "", ""] = None
 
 
 class Watches:
