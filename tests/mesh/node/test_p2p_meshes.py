@@ -18,7 +18,7 @@ from mesh.node.p2p.tcp import Address
 from mesh.node.p2p.transport import PENDING_GRACE_S, PENDING_MAX
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tests.mesh.node.p2p_peers import Members, MemoryNet, Peer, link_up, running
+from tests.mesh.node.p2p_peers import Members, MemoryNet, Peer, eventually, link_up, running
 
 pytestmark = pytest.mark.trio
 
@@ -33,10 +33,12 @@ def fully_linked(peers: Sequence[Peer]) -> bool:
 
 
 async def all_linked(peers: Sequence[Peer], within_s: float) -> None:
+    """Every pair linked, and the dials that crossed on the way there have been settled."""
     for a in peers:
         for b in peers:
             if a is not b:
                 await a.until_linked(b, within_s)
+    await eventually(lambda: all(peer.idle() for peer in peers))
 
 
 async def test_five_nodes_link_up_and_stay_so(autojump_clock: MockClock) -> None:
