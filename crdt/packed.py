@@ -6,6 +6,9 @@ from typing import Any
 
 import msgpack
 
+LIST_CONTAINERS_MAX = 64
+"""Of small things: a list of fields, of which a few are lists."""
+
 
 def unpack(data: bytes, containers_max: int) -> Any:
     """The one value in `data`, of at most `containers_max` lists and maps.
@@ -26,3 +29,11 @@ def unpack(data: bytes, containers_max: int) -> Any:
         return msgpack.unpackb(data, strict_map_key=False, list_hook=counted, object_hook=counted)
     except (TypeError, msgpack.exceptions.UnpackException) as error:
         raise ValueError(f"no msgpack: {type(error).__name__} {error}") from None
+
+
+def unpack_list(data: bytes, containers_max: int = LIST_CONTAINERS_MAX) -> list[Any]:
+    """As `unpack`, where nothing but a list will do. Raises ValueError."""
+    found = unpack(data, containers_max)
+    if not isinstance(found, list):
+        raise ValueError(f"no list: {type(found).__name__}")
+    return found

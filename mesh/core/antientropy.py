@@ -156,9 +156,10 @@ class AntiEntropy:
         return state is not None and state.common(shard)
 
     def question(self, peer: NodeId, *, must: bool) -> wire.Sync:
-        """What this node keeps and the peer may have, in digests."""
+        """What this node keeps and the peer may have, in digests; of too much of it a part. Who
+        keeps everything is then told of more than differs, and finds nothing new in it."""
         mine = self._peers[peer].mine = self._for(peer)
-        shards = self._lattice.shards() if mine is None else sorted(mine)
+        shards = _within_bounds(self._lattice.shards()) if mine is None else sorted(mine)
         digests = {shard: self._digest(shard) for shard in shards}
         number, self._next_number = self._next_number, self._next_number + 1
         mesh, roster = self._roster.mesh_id, self._roster_digest()
@@ -168,7 +169,8 @@ class AntiEntropy:
         if self._entitled is None:
             return self._interest
         kept = self._lattice.shards() if self._interest is None else self._interest
-        return frozenset(s for s in (MESH_SHARD, *kept) if self._entitled(peer, s))
+        entitled = [s for s in {MESH_SHARD, *kept} if self._entitled(peer, s)]
+        return frozenset(_within_bounds(entitled))
 
     # ---- inputs ----
 
@@ -457,6 +459,13 @@ class AntiEntropy:
 
     def _spread(self, span_ns: int) -> int:
         return int(span_ns * self._jitter())
+
+
+def _within_bounds(shards: list[str]) -> list[str]:
+    """Of these as many as a SYNC may name: the mesh's shard, and the first of the others."""
+    if len(shards) <= wire.SHARDS_MAX:
+        return shards
+    return sorted(shards, key=lambda shard: (shard != MESH_SHARD, shard))[: wire.SHARDS_MAX]
 
 
 def _number(digest: bytes) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgpack
 
 from crdt.header import Header
+from crdt.packed import unpack_list
 
 STORED_VERSION = 1
 
@@ -15,10 +16,7 @@ def stored_header(header: Header) -> bytes:
 
 def load_header(blob: bytes) -> Header:
     """The reverse of `stored_header`. Raises ValueError."""
-    try:
-        version, raw = msgpack.unpackb(blob)[:2]
-    except (TypeError, msgpack.exceptions.UnpackException) as error:
-        raise ValueError(f"stored header: {type(error).__name__}") from None
+    version, raw = unpack_list(blob)[:2]
     if version != STORED_VERSION:
         raise ValueError(f"stored header of version {version}, this weft reads {STORED_VERSION}")
     return Header.unpack(raw)

@@ -30,6 +30,7 @@ from typing import Final
 import msgpack
 
 from crdt.header import HEADER_BYTES_MAX, ChainId, Header
+from crdt.packed import unpack_list
 from mesh.core import ed25519
 from mesh.core.bounds import MESH_RECORDS, QUOTA_MAX, VPC_RECORDS, Quotas
 from mesh.core.errors import PeerError
@@ -82,7 +83,7 @@ class Statement:
         if len(blob) > _ANY_BYTES_MAX:
             raise PeerError(f"statement of {len(blob)} bytes")
         try:
-            body, signature = msgpack.unpackb(blob)
+            body, signature = unpack_list(blob)
             version, kind, mesh, signer, fields, *more = msgpack.unpackb(body, strict_map_key=False)
             turn = more[0] if more else 0
         except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:

@@ -16,6 +16,7 @@ from hashlib import sha256
 
 import msgpack
 
+from crdt.packed import unpack_list
 from mesh.core import ed25519
 from mesh.core.errors import BadInput, PeerError, Refused
 
@@ -118,8 +119,8 @@ def join_request(token: Token, joiner_key: bytes, name: str, site: str) -> bytes
 def parse_join_request(raw: bytes) -> JoinRequest:
     """Raises PeerError."""
     try:
-        version, token_hash, name, site, proof = msgpack.unpackb(raw)[:5]
-    except (ValueError, TypeError, msgpack.exceptions.UnpackException):
+        version, token_hash, name, site, proof = unpack_list(raw)[:5]
+    except ValueError:
         raise PeerError("join request is malformed") from None
     if version != TOKEN_VERSION:
         raise PeerError(f"join request is of version {version}: this node knows {TOKEN_VERSION}")
@@ -150,11 +151,11 @@ def check_join(
 def parse_join_answer(raw: bytes) -> tuple[list[bytes], list[str]]:
     """The mesh's statements and addresses to dial first. Raises BadInput."""
     try:
-        statements, addrs = msgpack.unpackb(raw)[:2]
+        statements, addrs = unpack_list(raw)[:2]
         if not all(isinstance(blob, bytes) for blob in statements):
             raise ValueError("statements")
         return list(statements), [addr for addr in addrs if isinstance(addr, str)]
-    except (ValueError, TypeError, msgpack.exceptions.UnpackException):
+    except (ValueError, TypeError):
         raise BadInput("the inviter's answer is malformed") from None
 
 

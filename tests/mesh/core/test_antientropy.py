@@ -315,3 +315,25 @@ def test_the_lattice_remembers_so_many_changes() -> None:
     lattice = mesh.replicas[0].lattice
     assert lattice.before(0) is None
     assert lattice.before(1) is not None
+
+
+@pytest.mark.parametrize("keep", ["all", "named"])
+def test_more_shards_than_a_sync_may_name_part_nobody(
+    monkeypatch: pytest.MonkeyPatch, keep: str
+) -> None:
+    monkeypatch.setattr(wire, "SHARDS_MAX", 3)
+    mesh = Wire(2)
+    put(mesh.replicas[1], b"k")
+    for i, shard in enumerate(SHARDS[:9]):
+        put(mesh.replicas[i % 2], b"k", shard=shard)
+    if keep == "named":
+        for replica in mesh.replicas:
+            replica.set_interest(set(SHARDS[:9]), lambda node, shard: True)
+    mesh.link(0, 1)
+    mesh.tick(60)
+    assert not [e for _, e in mesh.effects if isinstance(e, DropPeer | Alarm)]
+    equal = [shard for shard in ("mesh", *SHARDS[:9]) if len(mesh.digests(shard)) == 1]
+    assert equal == ["mesh", *SHARDS[: 9 if keep == "all" else 2]]
+    put(mesh.replicas[0], b"l")
+    mesh.tick(2)
+    assert len(mesh.digests()) == 1

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from mesh.core import ed25519, token
 from mesh.core.bounds import QUOTA_MAX, Quotas
-from mesh.core.errors import PeerError, Refused
+from mesh.core.errors import BadInput, PeerError, Refused
+from mesh.core.persisting import load_header
 from mesh.core.roster import Roster
 from mesh.core.statements import (
     ADMIT,
@@ -254,6 +255,20 @@ def test_a_join_is_checked(
 def test_no_bytes_break_the_join_decoders(raw: bytes) -> None:
     with pytest.raises(PeerError):
         token.parse_join_request(raw)
+
+
+@pytest.mark.parametrize("raw", [{1: 2}, {}, 7, None, b"x", "text", [], [[], 7], [[7], []]])
+def test_what_is_no_such_list_breaks_nothing(raw: object) -> None:
+    """A map can be sliced in some versions of Python, and raises KeyError then."""
+    blob = msgpack.packb(raw)
+    with pytest.raises(PeerError):
+        token.parse_join_request(blob)
+    with pytest.raises(BadInput):
+        token.parse_join_answer(blob)
+    with pytest.raises(ValueError):
+        load_header(blob)
+    with pytest.raises(PeerError):
+        Statement.parse(blob)
 
 
 def test_join_answer_round_trips() -> None:
