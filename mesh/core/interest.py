@@ -7,6 +7,8 @@
 - **Entitlement.** A VPC's shard is for the sites on its list and the homes of its subnets (no list:
   all), for its owner, and for those that a peered VPC is for. Nobody else is given it, and a node
   keeps nothing that its site is not entitled to, but what it wrote itself.
+- **Holders.** Of what a node keeps, the other members that say that they keep it, too, and may have
+  it: those with whom a link serves the shard.
 - **A removed VPC** stays as it was while its removal is known, so that what its owners delete still
   reaches whoever holds it. After a restart nothing is known of who was admitted: then it is for its
   owner and for the sites of those nodes that say that they keep it.
@@ -69,10 +71,16 @@ class Interests:
         self._touched: set[str] = set()
         self._left: tuple[NodeId, ...] = ()
         """the retired nodes of this site"""
+        self._keepers: dict[str, set[NodeId]] = {}
+        """VPC -> the nodes that say that they keep its shard"""
         self.vpcs: set[str] = set()
         """VPCs of which this node keeps the shard; for reading only"""
         self.version = 0
         """goes up when `vpcs`, or who is entitled to anything, may have changed"""
+        self.holders: dict[str, frozenset[NodeId]] = {}
+        """of each of `vpcs`, the other active members that hold it; for reading only"""
+        self.holders_version = 0
+        """goes up when `holders` changes"""
         self.members_changed()
 
     # ---- what comes in ----
@@ -109,7 +117,9 @@ class Interests:
         if self._reader:
             delta = self._reader.take()
             changed |= delta.vpcs | delta.endpoints.keys() - self.vpcs
-            changed.update(vpc for _, vpc in delta.interests)
+            for node, vpc in delta.interests:
+                self._note_keeper(node, vpc)
+                changed.add(vpc)
             for subnet in delta.subnets:
                 found = self._catalog.subnet(subnet)
                 # Of one that is gone nothing says of which VPC it was.
@@ -123,6 +133,7 @@ class Interests:
         around = {other for vpc in moved for other in self._peered.get(vpc, ())}
         for vpc in sorted(changed | around):
             self._decide(vpc)
+            self._find_holders(vpc)
         self.version += bool(moved)
         return self.version != before
 
@@ -174,7 +185,7 @@ class Interests:
             sites: Sites = {*live.sites, *homes, live.site} if live.sites else None
             new = _Standing(self._is_host(vpc, live.site, homes), sites)
         elif vpc in self._catalog.removed:
-            new = old or _Standing(vpc in self._catalog.interest(self._node), self._keepers(vpc))
+            new = old or _Standing(vpc in self._catalog.interest(self._node), self._had_it(vpc))
             new = _Standing(new.hosted or self._writes(vpc), new.admitted)
         else:
             self._standings.pop(vpc, None)
@@ -192,10 +203,10 @@ class Interests:
             or any(vpc in self._catalog.interest(node) for node in self._left)
         )
 
-    def _keepers(self, vpc: str) -> Set[str]:
+    def _had_it(self, vpc: str) -> Set[str]:
         """The sites of nodes that say that they keep a removed VPC's shard, and its owner's."""
-        members = self._catalog.members.values()
-        sites = {m.site for m in members if vpc in self._catalog.interest(m.node)}
+        members = self._catalog.members
+        sites = {members[node].site for node in self._keepers.get(vpc, ()) if node in members}
         owner = self._catalog.owner_site(vpc)
         return sites if owner is None else {*sites, owner}
 
@@ -210,3 +221,33 @@ class Interests:
         if keeps != (vpc in self.vpcs):
             self.version += 1
             (self.vpcs.add if keeps else self.vpcs.discard)(vpc)
+
+    def _note_keeper(self, node: NodeId, vpc: str) -> None:
+        if vpc in self._catalog.interest(node):
+            self._keepers.setdefault(vpc, set()).add(node)
+        elif keepers := self._keepers.get(vpc):
+            keepers.discard(node)
+            if not keepers:
+                del self._keepers[vpc]
+
+    def _find_holders(self, vpc: str) -> None:
+        """Who else holds a shard that this node keeps."""
+        found = None
+        if vpc in self.vpcs:
+            found = frozenset(node for node in self._keepers.get(vpc, ()) if self._holds(node, vpc))
+        if found == self.holders.get(vpc):
+            return
+        self.holders_version += 1
+        if found is None:
+            del self.holders[vpc]
+        else:
+            self.holders[vpc] = found
+
+    def _holds(self, node: NodeId, vpc: str) -> bool:
+        member = self._catalog.members.get(node)
+        return (
+            member is not None
+            and member.state == "active"
+            and node != self._node
+            and self.admits(vpc, member.site)
+        )

@@ -51,6 +51,7 @@ from mesh.node.forwarder import Forwarder
 from mesh.node.inquiry import Inquiries
 from mesh.node.joining import Joining
 from mesh.node.log import LimitedLog, event
+from mesh.node.neighbours import Neighbours
 from mesh.node.p2p.events import Channel, FrameIn, Overflow, PeerDown, PeerUp
 from mesh.node.p2p.transport import Transport
 from mesh.node.public import PublicPort
@@ -132,6 +133,7 @@ class Node:
             rng=random.Random(secrets.randbits(64)),  # noqa: S311  # spreads load, hides nothing
             key_of=self._key_of,
         )
+        self.neighbours = Neighbours(self.id, self.replica, self.view, self.store, self.transport)
         self.inquiries = Inquiries(
             self.replica, lambda node, frame: self.transport.send(node, frame, "sync")
         )
@@ -215,13 +217,19 @@ class Node:
         try:
             if news and self.replica.peers():
                 with trio.move_on_after(HOLD_S):
-                    while not self.replica.told:
+                    while not (self.replica.told and self._meets_holder(vpc_id)):
                         self._absorbed = trio.Event()
                         await self._absorbed.wait()
             yield
         finally:
             self.interests.detach(vpc_id)
             self._absorb()
+
+    def _meets_holder(self, vpc_id: str) -> bool:
+        """Whether a linked peer keeps the VPC, too, or nobody says that he does."""
+        if not self.interests.holders.get(vpc_id):
+            return True
+        return any(self.replica.compares(peer, vpc_id) for peer in self.replica.peers())
 
     def _lead_to(self, ifname: str, vpc_id: str | None) -> None:
         """What is attached here is a reason to keep a VPC."""
@@ -294,7 +302,7 @@ class Node:
             match happened:
                 case PeerUp():
                     event(_logger, "peer.up", peer=self.name_of(happened.node))
-                    self._remember_address(happened)
+                    self.neighbours.met(happened)
                     self.replica.peer_up(happened.node, now_ns)
                     self.forwarding.set_live(happened.node, True)
                 case PeerDown():
@@ -345,6 +353,7 @@ class Node:
         """Keep the shards that the view as it is calls for, and no others."""
         while follow(self.interests, self.replica, self.writer):
             self.view.update(self.replica.take_touched())
+        self.neighbours.note_holders(self.interests)
 
     async def _carry_out(self) -> None:
         while True:
@@ -445,7 +454,7 @@ class Node:
             if trio.current_time() - self._host_addrs_at_s >= HOST_ADDRS_S:
                 await self._look_up_addresses()
             if self._gateways_seen.take().gateways:
-                self._dial_members()
+                self.neighbours.dial_members()
             await trio.sleep(HOUSEKEEPING_S)
 
     async def _tend(self) -> None:
@@ -534,30 +543,7 @@ class Node:
         self.view.set_members(members)
         self.interests.members_changed()
         self._absorb()
-        self._dial_members()
-
-    def _dial_members(self) -> None:
-        """Dial active members where they say they listen, else where they were last reached."""
-        try:
-            book = self.store.addresses()
-        except StoreError as error:
-            self._log.event("store.unread", reason=error)
-            book = {}
-        targets: dict[NodeId, Sequence[str]] = {}
-        for node, member in self.replica.roster.members().items():
-            if member.state != "active" or node == self.id or self.replica.retired:
-                continue
-            gateway = self.view.gateways.get(node)
-            registered = gateway.addrs if gateway else ()
-            targets[node] = tuple(dict.fromkeys([*registered, *book.get(node, ())]))
-        self.transport.set_targets(targets)
-
-    def _remember_address(self, up: PeerUp) -> None:
-        if not up.inbound:
-            try:
-                self.store.add_address(up.node, up.addr, int(time.time()))
-            except StoreError as error:
-                self._log.event("store.address_lost", reason=error)
+        self.neighbours.dial_members()
 
 
 def _policy(text: str) -> Policy:

@@ -240,6 +240,7 @@ class Catalog:
             or marks.subnets
             or marks.layouts
             or marks.gateways
+            or marks.interests
             or marks.addrs
             or marks.peerings
             or marks.conflicts

@@ -96,8 +96,10 @@ class Overlay:
             self._shards[_ALL] = former[_ALL]
         for shard, nodes in holders.items():
             known = former.get(shard)
-            same = known is not None and known[0] == nodes
-            self._shards[shard] = known if same and known else (nodes, tuple(sorted(nodes)))
+            # Most are the very sets of the last time: comparing those would look at every holder.
+            if known is None or (known[0] is not nodes and known[0] != nodes):
+                known = (nodes, tuple(sorted(nodes)))
+            self._shards[shard] = known
         self._settled = False
 
     def up(self, node: NodeId, now_ns: int, *, dialled: bool = False) -> None:

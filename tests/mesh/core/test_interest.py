@@ -195,15 +195,65 @@ def test_followed_step_by_step_it_is_what_the_view_says_at_once(seed: int, polic
             continue
         if rng.random() < 0.3:
             running[name].update()
+            world.writers[name].set_interest(frozenset(running[name].vpcs))
+            world.tend(name)
+        if rng.random() < 0.02:
+            world.change_member(rng.choice(NAMES), state="retired")
+            for made in running.values():
+                made.members_changed()
     world.sync()
     for name, made in running.items():
         made.update()
         fresh = interests(world, name, policy)
         gone = world.views[name].catalog.removed
         assert made.vpcs - gone.keys() == fresh.vpcs - gone.keys()
+        assert made.holders == {vpc: holders(world, made, name, vpc) for vpc in made.vpcs}
         for vpc in world.views[name].vpcs:
             for other in NAMES:
                 assert made.entitled(node_id(other), vpc) == fresh.entitled(node_id(other), vpc)
+
+
+def holders(world: World, made: Interests, name: str, vpc: str) -> set[bytes]:
+    """By their own words, read afresh."""
+    catalog = world.views[name].catalog
+    return {
+        node
+        for node, member in world.members.items()
+        if member.state == "active"
+        and node != node_id(name)
+        and vpc in catalog.interest(node)
+        and made.entitled(node, vpc)
+    }
+
+
+def test_holders_are_those_who_say_so_and_may() -> None:
+    world = World(*NAMES)
+    red = world.red()
+    made = interests(world, "a1")
+    versions = [made.holders_version]
+
+    def follow(*names: str) -> set[str]:
+        world.sync()
+        made.update()
+        versions.append(made.holders_version)
+        return {name for name in names or NAMES if node_id(name) in made.holders[red]}
+
+    assert follow() == set(), "nobody has said anything"
+    for name in ("a1", "b1", "b2", "c1"):
+        world.writers[name].set_interest({red})
+        world.tend(name)
+    assert follow() == {"b1", "b2", "c1"}, "and this node is none of the others"
+    world.everywhere("a1", "set_vpc", "red", sites=["a", "b"])
+    assert follow() == {"b1", "b2"}, "c may not have it"
+    assert follow() == {"b1", "b2"}
+    assert versions[-1] == versions[-2], "nothing has changed"
+    world.writers["b2"].set_interest(set())
+    world.tend("b2")
+    assert follow() == {"b1"}
+    world.change_member("b1", state="retired")
+    made.members_changed()
+    assert follow() == set()
+    assert versions == sorted(versions)
 
 
 def step(world: World, rng: random.Random, name: str) -> None:

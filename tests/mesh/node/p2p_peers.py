@@ -75,7 +75,7 @@ class Peer:
         """`ahead_ns`: how far its wall clock is; all wall clocks go with trio's."""
         self.number = number
         self.ahead_ns = ahead_ns
-        self.id = id_of(number)
+        self.id = members.identify(key_of(number)) or id_of(number)
         self.transport = Transport(
             self.id,
             seed_of(number),

@@ -194,6 +194,9 @@ async def test_a_vpc_of_others_is_kept_while_it_is_of_concern_and_dropped_after(
             winner = a.view.winner(vpc, "10.0.1.5")
             assert winner is not None
             assert winner.node == b.id
+            for node, other in ((a, b), (b, a)):
+                overlay = node.transport._overlay
+                await until(lambda o=overlay, n=other: o._shards.get(vpc, [()])[0] == {n.id})  # type: ignore[misc]
         async with running(second.config) as b:
             await until(lambda: equal(a, b))
 

@@ -112,7 +112,7 @@ async def test_two_that_were_cut_off_let_each_other_in_again(tmp_path: Path, dia
                 set_targets(dict.fromkeys(targets, ()))
 
             silent.transport.set_targets = never_dial  # type: ignore[method-assign]
-            silent._dial_members()
+            silent.neighbours.dial_members()
             await nursery.start(knows_not.run, _no_api)
             await until(lambda: linked(a, knows_not) and equal(a, knows_not))
             assert knows_not.replica.roster.members()[a.id].rotations == 2

@@ -1,0 +1,69 @@
+"""Whom the transport may link with: where members are, and which of them hold what is held here.
+
+An address of a member is what its registration says, and where it was last reached: the address
+book is the store's, so that it is there before any peer is.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+import trio
+
+from mesh.core.interest import Interests
+from mesh.core.ops import NodeId
+from mesh.core.replica import Replica
+from mesh.core.view import View
+from mesh.node.log import LimitedLog
+from mesh.node.p2p.events import PeerUp
+from mesh.node.p2p.transport import Transport
+from mesh.node.store import Store, StoreError
+
+_logger = logging.getLogger("weft.node")
+
+
+class Neighbours:
+    """Tells `transport` what replica, view and store know of the members."""
+
+    def __init__(
+        self, node: NodeId, replica: Replica, view: View, store: Store, transport: Transport
+    ) -> None:
+        self._node = node
+        self._replica = replica
+        self._view = view
+        self._store = store
+        self._transport = transport
+        self._holders_version = -1
+        self._log = LimitedLog(_logger, trio.current_time)
+
+    def dial_members(self) -> None:
+        """Dial active members where they say they listen, else where they were last reached."""
+        try:
+            book = self._store.addresses()
+        except StoreError as error:
+            self._log.event("store.unread", reason=error)
+            book = {}
+        targets: dict[NodeId, Sequence[str]] = {}
+        for node, member in self._replica.roster.members().items():
+            if member.state != "active" or node == self._node or self._replica.retired:
+                continue
+            gateway = self._view.gateways.get(node)
+            registered = gateway.addrs if gateway else ()
+            targets[node] = tuple(dict.fromkeys([*registered, *book.get(node, ())]))
+        self._transport.set_targets(targets)
+
+    def met(self, up: PeerUp) -> None:
+        """A link came up: if we dialled it, its address is worth remembering."""
+        if not up.inbound:
+            try:
+                self._store.add_address(up.node, up.addr, int(time.time()))
+            except StoreError as error:
+                self._log.event("store.address_lost", reason=error)
+
+    def note_holders(self, interests: Interests) -> None:
+        """Have enough links for each shard that is kept here."""
+        if interests.holders_version != self._holders_version:
+            self._holders_version = interests.holders_version
+            self._transport.set_holders(interests.holders)
