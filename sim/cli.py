@@ -7,7 +7,6 @@ import os
 import shlex
 import sys
 import time
-import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -21,9 +20,9 @@ from mesh.cli.options import prints
 from mesh.cli.output import Output
 from mesh.core.errors import BadInput
 from sim.core.recording import Recording
-from sim.core.scenario import Scenario, parse
+from sim.core.scenario import Scenario
 from sim.core.simulation import Result, run
-from sim.core.tables import Misread, line_of
+from sim.reading import load
 from sim.seeding import chance_of
 
 SEED_MAX: Final = (1 << 63) - 1
@@ -32,9 +31,7 @@ JOBS_MAX: Final = 256
 CHUNK_SEEDS: Final = 4
 """Seeds that a process takes at a time: a few, so that a failure is seen early."""
 
-_scenario_argument = click.argument(
-    "file", type=click.Path(exists=True, dir_okay=False, path_type=Path)
-)
+_scenario_argument = click.argument("file", type=click.Path(path_type=Path))
 _small_option = click.option(
     "--small", is_flag=True, help="With what the file's [small] says: a first look."
 )
@@ -131,24 +128,6 @@ def soak(out: Output, file: Path, seeds: str, jobs: int, small: bool) -> None:
         out.record(summary)
     if interrupted:
         raise KeyboardInterrupt
-
-
-def load(file: Path, *, small: bool = False) -> Scenario:
-    """Read and check a scenario. Raises BadInput, with the file's name and the line in front."""
-    try:
-        text = file.read_text(encoding="utf-8")
-        raw = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{file}: not TOML: {error}") from None
-    except OSError as error:
-        raise BadInput(f"{file}: {error.strerror}") from None
-    try:
-        return parse(raw, small=small)
-    except Misread as error:
-        # In what [small] changes the first of two lines is named; the key is right in any case.
-        line = line_of(text, error.place)
-        where = str(file) if line is None else f"{file}, line {line}"
-        raise BadInput(f"{where}: {error}") from None
 
 
 def _seeds(text: str) -> range:

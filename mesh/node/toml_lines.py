@@ -37,7 +37,7 @@ def lines_of(text: str) -> dict[FieldPath, int]:
     """
     found: dict[FieldPath, int] = {}
     table: FieldPath = ()
-    for line, statement, header in _statements(text.replace("\r\n", "\n")):
+    for line, statement, header in statements(text.replace("\r\n", "\n")):
         path = _path(statement if header else f"{statement} = 0")
         if header:
             table = path
@@ -48,7 +48,7 @@ def lines_of(text: str) -> dict[FieldPath, int]:
     return found
 
 
-def _statements(text: str) -> Iterator[tuple[int, str, bool]]:
+def statements(text: str) -> Iterator[tuple[int, str, bool]]:
     """(line, text, whether it is a table's header) of each header and each key before its `=`."""
     line, depth, start_line = 1, 0, 0
     parts: list[str] | None = []  # None: in a value, whose end is awaited

@@ -131,10 +131,16 @@ def read_event(
     table: Table, sites: Sequence[str], nodes: Sequence[str], duration_s: float
 ) -> Event:
     """`nodes`: all there are or will be. Raises Misread."""
+    table.past("at_s", duration_s)
     at_ns = table.seconds("at_s", None, low=0.0, high=duration_s)
     kinds = [kind for kind in _READERS if kind in table]
-    if len(kinds) != 1:
-        raise table.bad("", f"give exactly one of {', '.join(_READERS)}")
+    if not kinds:
+        strange = [key for key in table if key not in _DETAILS]
+        if strange:
+            raise table.unknown(strange[0], _READERS)
+        raise table.bad("", f"does not say what happens: give one of {', '.join(_READERS)}")
+    if len(kinds) > 1:
+        raise table.bad("", f"{' and '.join(kinds)} in one: write an [[event]] for each")
     event = _READERS[kinds[0]](_Reading(table, at_ns, kinds[0], sites, nodes, duration_s))
     table.done()
     return event
@@ -242,6 +248,7 @@ def _part(r: _Reading) -> Event:
     return Part(r.at_ns, kind, r.node())
 
 
+_DETAILS = {"at_s", "for_s", "from_s", "lost_s", "factor", "period_s", "step_s"}
 _READERS: dict[str, Callable[[_Reading], Event]] = {
     "cut": _cut,
     "oneway": _oneway,

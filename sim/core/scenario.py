@@ -29,7 +29,7 @@ from typing import Any, Literal, TypeAlias
 
 from mesh.core.bounds import MESH_RECORDS, QUOTA_MAX
 from sim.core.clock import MS_NS, SECOND_NS, ns_of
-from sim.core.events import DURATION_S_MAX, Event, Join, Trouble, read_event
+from sim.core.events import DURATION_S_MAX, Event, Join, Part, Trouble, read_event
 from sim.core.network import Weather
 from sim.core.tables import Table
 
@@ -204,7 +204,7 @@ def parse(raw: Mapping[str, Any], *, small: bool = False) -> Scenario:
     latency_ns, links, weather = _network(network, sites, places)
     workload = _workload(top.table("workload"))
     faults = _faults(top.table("faults"))
-    events = _events(top, sites, duration_s)
+    events = _events(top, sites, duration_s, faults.retires > 0)
     hostile = any(isinstance(e, Trouble) and e.kind == "hostile" for e in events)
     signatures = top.one_of(
         "signatures", "ed25519" if hostile else "keyed-hash", ("ed25519", "keyed-hash")
@@ -266,13 +266,31 @@ def _expected(table: Table) -> Expected:
     return expected
 
 
-def _events(top: Table, sites: tuple[Site, ...], duration_s: float) -> tuple[Event, ...]:
+def _check_partings(events: list[tuple[Event, Table]], by_chance: bool) -> None:
+    """Raise Misread where a node goes twice, or is forgotten before it is gone. `by_chance`: some
+    go that no event names."""
+    gone: set[str] = set()
+    for event, table in sorted(events, key=lambda pair: pair[0].at_ns):
+        if not isinstance(event, Part):
+            continue
+        if event.kind == "forget":
+            if event.node not in gone and not by_chance:
+                raise table.bad("forget", f"{event.node} is still a member: retire it before")
+        elif event.node in gone:
+            raise table.bad(event.kind, f"{event.node} has gone already: leave this out")
+        gone.add(event.node)
+
+
+def _events(
+    top: Table, sites: tuple[Site, ...], duration_s: float, by_chance: bool
+) -> tuple[Event, ...]:
     tables = top.tables("event", EVENTS_MAX)
     joins = [str(table.get("join")) for table in tables if "join" in table]
     names = list(dict.fromkeys([*(site.name for site in sites), *joins]))
     nodes = [f"{site.name}-{i}" for site in sites for i in range(1, site.gateways + 1)]
     nodes += [name for name, _ in _joining(sites, joins, None)]
     events = [read_event(table, names, nodes, duration_s) for table in tables]
+    _check_partings(list(zip(events, tables, strict=True)), by_chance)
     return tuple(sorted(events, key=lambda event: event.at_ns))
 
 
@@ -289,13 +307,14 @@ def _sites(top: Table) -> tuple[tuple[Site, ...], dict[str, tuple[float, float]]
     else:
         count = top.whole("sites", 3, low=1, high=SITES_MAX)
         sites = tuple(Site(_letters(i)) for i in range(count))
-    names = [site.name for site in sites]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise top.bad("site", f"there are two of name {twice}: rename one")
+    seen: set[str] = set()
+    for site, table in zip(sites, tables, strict=False):
+        if site.name in seen:
+            raise table.bad("name", f"there is a site {site.name} already: rename one")
+        seen.add(site.name)
     nodes = sum(site.gateways for site in sites)
     if nodes > NODES_MAX:
-        raise top.bad("site", f"{nodes} gateways in all: use at most {NODES_MAX}")
+        raise top.bad("site", f"{nodes} gateways in all: have at most {NODES_MAX}")
     return sites, places
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from mesh.core.errors import BadInput
@@ -16,9 +16,42 @@ from sim.core.clock import MS_NS, ns_of
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 SHOWN_MAX = 20
-_HEADER = re.compile(r"\[[a-z0-9_.\" -]+\]\s*(#.*)?$")
+SHOWN_CHARS_MAX = 60
+"""Of a value in an error: it stays one line that people can read."""
 
 Place: TypeAlias = tuple[str | int, ...]
+
+
+def shown(value: object) -> str:
+    """A value of a file, for an error."""
+    try:
+        text = repr(value)
+    except ValueError:  # a number, written in hexadecimal, of more digits than Python prints
+        return "…"
+    return text if len(text) <= SHOWN_CHARS_MAX else text[: SHOWN_CHARS_MAX - 1] + "…"
+
+
+def plain(number: float) -> str:
+    """Without an exponent."""
+    return f"{number:.12g}"
+
+
+def shown_key(key: str) -> str:
+    return key if NAME.fullmatch(key.replace("_", "-")) else shown(key)
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Which of those known may be meant, in words; empty: none is near."""
+    near = difflib.get_close_matches(name[:SHOWN_CHARS_MAX].lower(), known, 1)
+    return f"did you mean {near[0]}?" if near else ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 class Misread(BadInput):
@@ -34,7 +67,9 @@ class Table:
 
     def __init__(self, where: str, raw: object, place: Place = ()) -> None:
         if not isinstance(raw, Mapping):
-            raise Misread(f"{where}: is not a table", place)
+            raise Misread(
+                f"{where}: {shown(raw)} is not a table: write its keys under it, or in {{ }}", place
+            )
         self._where = where
         self._place = place
         self._raw: Mapping[str, Any] = raw
@@ -52,6 +87,10 @@ class Table:
         place = (*self._place, key.partition("[")[0]) if key else self._place
         return Misread(f"{where}: {words}" if where else words, place)
 
+    def __iter__(self) -> Iterator[str]:
+        """The keys, in the order of the file."""
+        return iter(self._raw)
+
     def get(self, key: str) -> Any:
         self._asked.add(key)
         return self._raw.get(key)
@@ -60,13 +99,25 @@ class Table:
         """Raise BadInput if the table has a key that nobody asked for."""
         for key in self._raw:
             if key not in self._asked:
-                near = difflib.get_close_matches(key, sorted(self._asked), 1)
-                known = (
-                    f"did you mean {near[0]}"
-                    if near
-                    else "known: " + ", ".join(sorted(self._asked))
-                )
-                raise self.bad(key, f"is not known here: {known}")
+                raise self.unknown(key, self._asked)
+
+    def unknown(self, key: str, known: Iterable[str]) -> Misread:
+        """The error about a key that is none of those known here."""
+        there = sorted(known)
+        fix = nearest(key, there) or "known: " + ", ".join(there)
+        return Misread(
+            f"{self._where} {shown_key(key)}: is not known here: {fix}".lstrip(),
+            (*self._place, key),
+        )
+
+    def past(self, key: str, end_s: float) -> None:
+        """Raise Misread if a time is after the end of the run."""
+        value: object = self._raw.get(key)
+        if isinstance(value, int | float) and value > end_s:
+            words = (
+                f"{shown(value)} is after the end: use at most {plain(end_s)}, or raise duration_s"
+            )
+            raise self.bad(key, words)
 
     def absent(self, key: str, words: str) -> None:
         if key in self._raw:
@@ -81,8 +132,10 @@ class Table:
         raw = self.get(key)
         if raw is None:
             return []
-        if not isinstance(raw, list) or len(raw) > count_max:
-            raise self.bad(key, f"write at most {count_max} tables [[{key}]]")
+        if not isinstance(raw, list):
+            raise self.bad(key, f"{shown(raw)} is no list of tables: write [[{key}]] for each")
+        if len(raw) > count_max:
+            raise self.bad(key, f"{len(raw)} tables [[{key}]]: write at most {count_max}")
         return [
             Table(f"[[{key}]] {i}", item, (*self._place, key, i)) for i, item in enumerate(raw, 1)
         ]
@@ -92,21 +145,29 @@ class Table:
         if raw is None:
             return []
         if not isinstance(raw, list):
-            raise self.bad(key, "is not a list")
+            raise self.bad(key, f"{shown(raw)} is not a list: write it in [ ]")
         return raw
 
     def checked(self, key: str, value: object, low: float, high: float) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.bad(key, f"{value!r} is not a number")
+            quoted = isinstance(value, str) and _is_number(value)
+            fix = (
+                "write it without quotes"
+                if quoted
+                else f"give one from {plain(low)} to {plain(high)}"
+            )
+            raise self.bad(key, f"{shown(value)} is not a number: {fix}")
         if not low <= value <= high:
-            raise self.bad(key, f"{value} is out of bounds: use {low:g} to {high:g}")
+            raise self.bad(
+                key, f"{shown(value)} is out of bounds: use {plain(low)} to {plain(high)}"
+            )
         return float(value)
 
     def number(self, key: str, default: float | None, *, low: float, high: float) -> float:
         value = self.get(key)
         if value is None:
             if default is None:
-                raise self.bad(key, f"is missing: give a number from {low:g} to {high:g}")
+                raise self.bad(key, f"is missing: give a number from {plain(low)} to {plain(high)}")
             return default
         return self.checked(key, value, low, high)
 
@@ -115,7 +176,8 @@ class Table:
         if value is None:
             return default
         if type(value) is not int:
-            raise self.bad(key, f"{value!r} is not a whole number")
+            fix = f"give one from {low} to {high}, without quotes or fractions"
+            raise self.bad(key, f"{shown(value)} is not a whole number: {fix}")
         return int(self.checked(key, value, low, high))
 
     def ms(self, key: str, default_ms: float) -> int:
@@ -129,13 +191,15 @@ class Table:
         if value is None:
             return default
         if value not in known:
-            raise self.bad(key, f"{value!r} is none of {', '.join(known)}")
+            raise self.bad(key, f"{shown(value)} is none of {', '.join(known)}")
         return str(value)
 
     def name(self, key: str) -> str:
         value = self.get(key)
+        if value is None:
+            raise self.bad(key, "is missing: give a name of a-z, 0-9 and -")
         if not isinstance(value, str) or not NAME.fullmatch(value):
-            raise self.bad(key, f"{value!r} is no name: use a-z, 0-9 and -")
+            raise self.bad(key, f"{shown(value)} is no name: use a-z, 0-9 and -")
         return value
 
     def seconds(self, key: str, default_s: float | None, *, low: float, high: float) -> int:
@@ -145,14 +209,17 @@ class Table:
     def flag(self, key: str) -> bool:
         value = self.get(key)
         if value is not None and type(value) is not bool:
-            raise self.bad(key, f"{value!r} is neither true nor false")
+            raise self.bad(
+                key, f"{shown(value)} is neither true nor false: write one, without quotes"
+            )
         return bool(value)
 
     def known(self, key: str, value: object, what: str, known: Sequence[str]) -> str:
         """`value`, which must be one of `known`."""
         if value not in known:
-            shown = ", ".join(known[:SHOWN_MAX])
-            raise self.bad(key, f"no {what} {value!r}: there are {shown}")
+            some = ", ".join(known[:SHOWN_MAX]) + (", …" if len(known) > SHOWN_MAX else "")
+            fix = nearest(value, known) if isinstance(value, str) else ""
+            raise self.bad(key, f"no {what} {shown(value)}: {fix or f'there are {some}'}")
         return str(value)
 
     def pair(self, key: str, known: Sequence[str], words: str) -> tuple[str, str]:
@@ -162,31 +229,3 @@ class Table:
             raise self.bad(key, words)
         a, b = (self.known(key, name, "site", known) for name in found)
         return a, b
-
-
-def line_of(text: str, place: Place) -> int | None:
-    """The line of a file, from 1, at which what `place` names is written; where only the table
-    around it is found, the line of its header. None: nowhere."""
-    for end in range(len(place), 0, -1):
-        lines = [n for n, written in _written(text) if written == place[:end]]
-        if lines:
-            return lines[0]
-    return None
-
-
-def _written(text: str) -> Iterator[tuple[int, Place]]:
-    """(line, place) of each header and each key at the beginning of a line."""
-    table: Place = ()
-    counts: dict[str, int] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        line = line.strip()
-        if line.startswith("[["):
-            name = line[2:].partition("]]")[0].strip()
-            counts[name] = counts.get(name, 0) + 1
-            table = (*name.split("."), counts[name])
-            yield number, table
-        elif _HEADER.match(line):
-            table = tuple(line[1:].partition("]")[0].strip().split("."))
-            yield number, table
-        elif "=" in line and not line.startswith("#"):
-            yield number, (*table, line.partition("=")[0].strip().strip('"'))

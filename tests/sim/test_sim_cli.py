@@ -109,9 +109,12 @@ def test_a_soak_over_processes_finds_the_same(weft: Weft, file: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("sites = [", "not TOML"),
-        ("site = 3", ", line 1: site: write at most"),
-        ("duration = 5", ", line 1: duration: is not known here: did you mean duration_s"),
+        (
+            "sites = [",
+            ", line 1: is not TOML: Invalid value: something that was opened is not closed",
+        ),
+        ("site = 3", ", line 1: site: 3 is no list of tables: write [[site]] for each"),
+        ("duration = 5", ", line 1: duration: is not known here: did you mean duration_s?"),
     ],
 )
 def test_a_mistake_in_the_file_exits_2_and_names_it(

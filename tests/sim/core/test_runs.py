@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from mesh.core.replica import Replica
-from sim.cli import load
 from sim.core.scenario import Scenario, parse
 from sim.core.simulation import Result, run
+from sim.reading import load
 from sim.seeding import chance_of
 
 SCENARIOS = Path(__file__).parents[3] / "sim" / "scenarios"
@@ -77,7 +77,7 @@ def test_a_seed_is_a_run_and_another_seed_another(churn: Scenario) -> None:
 
 
 RUN = """
-from sim.cli import load
+from sim.reading import load
 from sim.core.simulation import run
 from sim.seeding import chance_of
 import sys
