@@ -141,7 +141,7 @@ def copy(tables: Tables) -> Tables:
     return apply_delta(tables, FibDelta())
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(steps, st.sampled_from((ID_MAX_TIGHT, 1 << 32)))
 def test_deltas_add_up_to_the_whole(script: list[tuple[object, bool, int]], id_max: int) -> None:
     world = World(id_max)
@@ -164,7 +164,7 @@ many = st.tuples(
 )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(
     st.lists(st.one_of(steps.map(lambda script: script[:3]), many), max_size=25),
     st.sampled_from((ID_MAX_TIGHT, 1 << 32)),
@@ -207,7 +207,6 @@ def test_a_snapshot_stays_as_it_was() -> None:
     assert len(snapshot.endpoints) == 10 == len(compiler.tables().endpoints) + 1
 
 
-@settings(deadline=None)
 @given(steps)
 def test_a_delta_is_minimal_and_ordered(script: list[tuple[object, bool, int]]) -> None:
     world = World(1 << 32)
@@ -242,7 +241,6 @@ def test_what_came_back_before_it_was_taken_is_in_no_delta() -> None:
     assert (dict(delta.put), delta.remove) == ({}, ())
 
 
-@settings(deadline=None)
 @given(steps)
 def test_tenants_never_share_a_row(script: list[tuple[object, bool, int]]) -> None:
     world = World(ID_MAX_TIGHT)
@@ -252,7 +250,6 @@ def test_tenants_never_share_a_row(script: list[tuple[object, bool, int]]) -> No
         assert len(set(domains)) == len(domains)
 
 
-@settings(deadline=None)
 @given(steps)
 def test_without_its_vni_a_vpc_has_nothing_between_sites(
     script: list[tuple[object, bool, int]],
@@ -267,7 +264,6 @@ def test_without_its_vni_a_vpc_has_nothing_between_sites(
         assert subnet_key.vni <= VNI_MAX or subnet.group == 0
 
 
-@settings(deadline=None)
 @given(st.permutations([bytes([n]) for n in range(12)]), st.integers(0, 12))
 def test_numbers_follow_from_the_set_of_names(names: list[bytes], released: int) -> None:
     space = IdSpace(5, 20)

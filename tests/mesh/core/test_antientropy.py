@@ -252,7 +252,7 @@ def test_replies_to_what_was_not_asked_are_ignored() -> None:
     assert mesh.replicas[0].in_sync_ns(peer)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(st.integers(0, 2), st.integers(0, 5), st.integers(0, 3), st.booleans()),

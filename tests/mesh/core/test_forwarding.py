@@ -269,7 +269,7 @@ def test_a_gateway_without_an_underlay_carries_no_traffic() -> None:
     assert it.rows("a1").gateways == {}
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(laws.steps, st.integers(0, 3))
 def test_updates_add_up_to_a_fresh_compilation(played: list[Any], self_index: int) -> None:
     node = laws.NODES[self_index]

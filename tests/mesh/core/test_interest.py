@@ -180,7 +180,7 @@ def test_a_node_says_what_it_keeps_and_nobody_else_says_it_for_it() -> None:
     assert world.view().catalog.all_interests() == set()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 1 << 32), st.sampled_from(["hosted", "all"]))
 def test_followed_step_by_step_it_is_what_the_view_says_at_once(seed: int, policy: Policy) -> None:
     """But for removed VPCs, which stay as they were, whatever else changes."""

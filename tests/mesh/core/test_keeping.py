@@ -183,7 +183,7 @@ def test_a_node_opens_only_after_it_has_asked_for_the_shards_it_came_to_keep() -
     assert not mesh.replicas[1].cloned
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 1 << 32))
 def test_at_rest_who_keeps_a_shard_agrees_and_nobody_else_has_any_of_it(seed: int) -> None:
     """Interest and entitlement come and go, links break, pushes are lost."""

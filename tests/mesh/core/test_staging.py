@@ -108,7 +108,7 @@ class Receiver:
         return len(self.alone) > taken
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(st.integers(0, 1 << 32))
 def test_pieces_of_ever_newer_states_make_the_newest(seed: int) -> None:
     """Whatever is put, deleted, overwritten or restarted between the pieces, and below the ring."""

@@ -32,7 +32,7 @@ from tests.mesh.core.view_records import (
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(steps, rosters(), st.randoms(use_true_random=False), st.integers(1, 7))
 def test_the_view_is_a_function_of_the_records_and_the_roster(
     played: list[Any], roster: dict[NodeId, Member], rng: Any, batch: int
@@ -52,7 +52,7 @@ def test_the_view_is_a_function_of_the_records_and_the_roster(
     assert (incremental.unknown, incremental.invalid) == (rebuilt.unknown, rebuilt.invalid)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(steps)
 def test_what_a_delta_does_not_name_has_not_changed(played: list[Any]) -> None:
     view = FedView()
@@ -83,7 +83,7 @@ def test_what_a_delta_does_not_name_has_not_changed(played: list[Any]) -> None:
         assert conflicts == view.conflicts()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(steps)
 def test_a_reader_that_comes_late_starts_with_everything(played: list[Any]) -> None:
     view = play(FedView(), [FULL, *played])
@@ -96,7 +96,7 @@ def test_a_reader_that_comes_late_starts_with_everything(played: list[Any]) -> N
     assert view.take_delta() == delta
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(steps)
 def test_claims_are_totally_ordered_and_conflicts_need_two_sites(played: list[Any]) -> None:
     view = play(FedView(), [*played, FULL])
@@ -120,7 +120,7 @@ def test_claims_are_totally_ordered_and_conflicts_need_two_sites(played: list[An
     assert contested == seen
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(steps, rosters())
 def test_plain_claims_are_those_that_ranking_finds_alone(
     played: list[Any], roster: dict[NodeId, Member]
@@ -138,7 +138,7 @@ def test_plain_claims_are_those_that_ranking_finds_alone(
             assert (claim.node, claim.mac, claim.host) == (node, mac.hex(":"), None)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(batches, max_size=6), rosters(), st.integers(2, 40))
 def test_records_read_in_bulk_are_as_if_read_one_by_one(
     played: list[Any], roster: dict[NodeId, Member], size: int
@@ -187,7 +187,7 @@ def plain_chains(size: int) -> list[list[Change]]:
     ]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(steps)
 def test_one_vpc_at_most_is_active_under_a_vni_and_installed_subnets_are_disjoint(
     played: list[Any],
@@ -211,7 +211,7 @@ def _covers(cidr: str, addr: bytes) -> bool:
     return ip_address(addr) in ip_network(cidr)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(steps, st.sampled_from(VPCS), st.sampled_from(NODES), small)
 def test_deleted_wins_for_good(
     played: list[Any], vpc: tuple[NodeId, bytes], writer: NodeId, hlc: int
@@ -281,7 +281,7 @@ def _unpacks(blob: bytes) -> bool:
     return True
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(changes(), max_size=20), st.lists(hostile(), max_size=12))
 def test_hostile_records_raise_nothing_and_unreadable_ones_change_nothing(
     honest: list[Change], bad: list[Change]

@@ -108,7 +108,7 @@ def ties(world: SkewedWorld, claims: Sequence[Endpoint]) -> bool:
     return len({claim.site for claim in top}) > 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(plays, plays, st.sampled_from([-50, -1, 1, 30]))
 def test_a_clock_that_is_years_off_decides_nothing_but_ties(
     together: list[Any], apart: list[Any], years: int
@@ -145,7 +145,7 @@ def test_a_clock_that_is_years_off_decides_nothing_but_ties(
     assert one.peerings() == other.peerings()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(plays, st.sampled_from([-50, 1, 30]))
 def test_no_clock_but_its_own_goes_wrong(together: list[Any], years: int) -> None:
     world, _ = played(years * YEAR_NS, together, ())

@@ -52,7 +52,7 @@ def held(store: Store) -> Model:
     return model
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32), batches=st.integers(0, 12))
 def test_what_was_applied_is_what_loads(
     tmp_path_factory: pytest.TempPathFactory, seed: int, batches: int
