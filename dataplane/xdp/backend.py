@@ -283,7 +283,8 @@ class XdpBackend:
         """Take out an interface's row, counters and program."""
         self._delete("ports", [pack.u32(ifindex)])
         self._totals.stop_port(vni, ifindex)
-        self._directory.link_path(ifindex).unlink(missing_ok=True)
+        if (pin := self._directory.link_path(ifindex)).exists():
+            pins.end_link(pin)
 
     def _remove_gateways(self, ids: Iterable[int]) -> None:
         state = self._state
@@ -393,7 +394,7 @@ class XdpBackend:
                 links.attach(fd, ifindex, pin, [path / pin.name for path in older])
         for ifindex, path in pinned.items():
             if ifindex not in wanted:
-                path.unlink()
+                pins.end_link(path)
 
     # ---- reports --------------------------------------------------------------------------------
 

@@ -60,6 +60,7 @@ class _Cmd(IntEnum):
     MAP_DELETE_BATCH = 27
     LINK_CREATE = 28
     LINK_UPDATE = 29
+    LINK_DETACH = 34
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +214,15 @@ def link_create_xdp(prog_fd: int, ifindex: int, flags: int) -> int:
 def link_update(link_fd: int, prog_fd: int) -> None:
     """Change the program of a link atomically: each packet sees the old one or the new one."""
     _bpf(_Cmd.LINK_UPDATE, _attr("=IIII", link_fd, prog_fd, 0, 0))
+
+
+def link_detach(link_fd: int) -> None:
+    """Take a link's program off its interface, before this returns.
+
+    The end of the last descriptor and pin does so too, but some time later: the kernel leaves it to
+    a worker (bpf_link_put in kernel/bpf/syscall.c).
+    """
+    _bpf(_Cmd.LINK_DETACH, _attr("=I", link_fd))
 
 
 def prog_test_run(prog_fd: int, packet: bytes, *, ifindex: int) -> TestRun:

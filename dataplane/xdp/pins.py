@@ -132,9 +132,21 @@ def links_in(path: Path) -> Iterator[tuple[int, Path]]:
 
 def remove(path: Path) -> None:
     """Unpin everything in an instance's directory, links first, and the directory."""
-    for pin in sorted(path.glob("*"), key=lambda pin: not pin.name.startswith("link-")):
+    for _, pin in links_in(path):
+        end_link(pin)
+    for pin in path.glob("*"):
         pin.unlink()
     path.rmdir()
+
+
+def end_link(pin: Path) -> None:
+    """Take a pinned link's program off its interface at once, and the pin away."""
+    fd = kernel.get_pinned(str(pin))
+    try:
+        kernel.link_detach(fd)
+    finally:
+        os.close(fd)
+    pin.unlink()
 
 
 def prune() -> None:
