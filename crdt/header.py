@@ -101,6 +101,10 @@ class Header(NamedTuple):
         unsigned = self._replace(packed=bytes(msgpack.packb(fields)))
         return unsigned._replace(signature=sign(unsigned.message(mesh)))
 
+    def is_same(self, other: Header) -> bool:
+        """Whether both are one signed header, to the byte."""
+        return self.signature == other.signature and self.packed == other.packed
+
     def covers_head(self, epoch: Epoch, head: int) -> bool:
         """Whether everything up to `head` of the earlier `epoch` is included here."""
         for cover in self.covers:

@@ -102,7 +102,9 @@ class Lattice:
 
     def branches(self, id: ChainId) -> list[Chain]:
         """The branches held of a chain, latest epoch first."""
-        held = self._branches.get(id, {})
+        held = self._branches.get(id, _NO_BRANCHES)
+        if len(held) < 2:
+            return [*held.values()]
         return [held[epoch] for epoch in sorted(held, reverse=True)]
 
     def branch(self, id: ChainId, epoch: Epoch) -> Chain | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import IPv4Address
 from struct import Struct
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
@@ -196,6 +197,7 @@ def _patched(rows: Mapping[K, V], delta: TableDelta[K, V]) -> dict[K, V]:
     return patched
 
 
+@lru_cache(maxsize=4096)
 def ip_number(text: str) -> int:
     """An IPv4 address as a number in host order; ValueError if it is not one."""
     return int(IPv4Address(text))

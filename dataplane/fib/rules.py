@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from ipaddress import IPv4Network
 
 from dataplane.fib.facts import AttachmentFact, EndpointFact, GatewayFact, SubnetFact
@@ -102,8 +103,14 @@ def port_row(fact: AttachmentFact, domain: int, *, blocked: bool) -> PortRow:
 
 
 def subnet_key(fact: SubnetFact, domain: int) -> SubnetKey:
-    network = IPv4Network(fact.cidr)
-    return SubnetKey(domain, int(network.network_address), network.prefixlen)
+    return SubnetKey(domain, *_network(fact.cidr))
+
+
+@lru_cache(maxsize=4096)
+def _network(cidr: str) -> tuple[int, int]:
+    """(first address, prefix length)"""
+    network = IPv4Network(cidr)
+    return int(network.network_address), network.prefixlen
 
 
 def subnet_row(

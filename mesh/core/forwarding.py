@@ -67,15 +67,8 @@ class Forwarding:
     def update(self, endpoints_max: int | None = None) -> bool:
         """Take up what changed in the view, but of the endpoints no more than so many. Whether the
         compiler was told anything, here or by the other methods, since the last call."""
-        delta = self._reader.take()
-        for node in sorted(delta.gateways):
-            self._tell_gateway(node)
-        for vpc in sorted(delta.vpcs):
-            self._tell_vpc(vpc)
-        for subnet in sorted(delta.subnets):
-            self._tell_subnet(subnet)
-        for vpc, touched in delta.endpoints.items():
-            self._waiting.touch(vpc, touched)
+        if self._reader:
+            self._take_up(self._reader.take())
         left = sys.maxsize if endpoints_max is None else endpoints_max
         while left > 0 and self._waiting.endpoints:
             vpc, touched = next(iter(self._waiting.endpoints.items()))
@@ -88,6 +81,16 @@ class Forwarding:
             left -= count
         told, self._told = self._told, False
         return told
+
+    def _take_up(self, delta: ViewDelta) -> None:
+        for node in sorted(delta.gateways):
+            self._tell_gateway(node)
+        for vpc in sorted(delta.vpcs):
+            self._tell_vpc(vpc)
+        for subnet in sorted(delta.subnets):
+            self._tell_subnet(subnet)
+        for vpc, touched in delta.endpoints.items():
+            self._waiting.touch(vpc, touched)
 
     def set_live(self, node: NodeId, live: bool) -> None:
         """Whether the node is reached now."""

@@ -71,5 +71,7 @@ class Holdings:
     def take_touched(self) -> list[Touched]:
         """What was touched since the last call: each chain once, in the order of the first touch,
         and each key of it once."""
+        if not self._touched:
+            return []
         touched, self._touched = self._touched, {}
         return [Touched(id.node, id.shard, tuple(keys)) for id, keys in touched.items() if keys]

@@ -209,7 +209,7 @@ class Housekeeper:
     def _refresh_registration(self, now_ns: int) -> list[Op]:
         wanted, node = self._registration, self._author.node
         held = self._view.catalog.registration(node)
-        if wanted is None or (held is not None and replace(held, hlc=0) == replace(wanted, hlc=0)):
+        if wanted is None or (held is not None and replace(wanted, hlc=held.hlc) == held):
             return []
         hlc = self._author.stamp(now_ns, () if held is None else (held.hlc,))
         return [self._author.put(keys.GatewayKey(node), replace(wanted, hlc=hlc))]

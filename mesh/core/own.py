@@ -133,6 +133,8 @@ class OwnChains:
 
     def seal(self) -> list[Sealed]:
         """Sign what was written since the last call, chain by chain."""
+        if not self._dirty:
+            return []
         sealed = []
         for shard in sorted(self._dirty):
             own = self._open[shard]

@@ -256,7 +256,8 @@ class Replica:
             self._effects.append(Alarm("peer.misbehaved", {"peer": peer, "reason": str(error)}))
             self._effects.append(DropPeer(peer, str(error)))
             self.peer_down(peer, now_ns)
-        self._maybe_open(now_ns)
+        if self._opens_at_ns is not None:
+            self._maybe_open(now_ns)
 
     def peer_up(self, peer: NodeId, now_ns: int) -> None:
         """A link to a member is there. The transport has authenticated it."""
@@ -360,17 +361,28 @@ class Replica:
     def drain(self) -> list[Effect]:
         """The effects since the last call, in order; own writes are signed here."""
         self._seal()
-        for peer in self._sync.peers():
-            for group in wire.chunks(
-                (delta, wire.size_of(delta))
-                for delta, sender in self._outbox
-                if sender != peer and self._sync.pushes(peer, delta.header.chain.shard)
-            ):
-                self._send(peer, wire.Deltas(tuple(group)), push=True)
-        self._outbox.clear()
+        if self._outbox:
+            self._push()
         effects, self._effects = self._effects, []
         self.pressing = False
         return effects
+
+    def _push(self) -> None:
+        """Send each peer what is news to it. Most are sent the same frames: these are made once."""
+        outbox, self._outbox = self._outbox, []
+        made: dict[tuple[int, ...], list[bytes]] = {}
+        for peer in self._sync.peers():
+            news = tuple(
+                i
+                for i, (delta, sender) in enumerate(outbox)
+                if sender != peer and self._sync.pushes(peer, delta.header.chain.shard)
+            )
+            frames = made.get(news)
+            if frames is None:
+                groups = wire.chunks((outbox[i][0], wire.size_of(outbox[i][0])) for i in news)
+                frames = [wire.encode(wire.Deltas(tuple(group))) for group in groups]
+                made[news] = frames
+            self._effects += [Send(peer, frame, True) for frame in frames]
 
     # ---- frames ----
 
@@ -393,7 +405,11 @@ class Replica:
 
     def _take_delta(self, peer: NodeId, delta: Delta, alone: bool, now_ns: int) -> bool:
         """Join a delta of a peer; False when it does not verify. See `fetching.Host`."""
-        id = delta.header.chain
+        header = delta.header
+        id = header.chain
+        held = self.lattice.branch(id, header.epoch)
+        if held is not None and held.header is not None and held.header.is_same(header):
+            return True  # it has come by another way
         if not self._admissible(peer, delta, now_ns):
             return True
         if id.node == self.node and self._is_clone(delta):

@@ -41,6 +41,7 @@ def within(inner: Span, outer: Span) -> bool:
     return len(inner[0]) == len(outer[0]) and outer[0] <= inner[0] and inner[1] <= outer[1]
 
 
+@lru_cache(maxsize=65_536)
 def gateway_of(cidr: str) -> str:
     """The first host of a network with at least two host bits."""
     return str(ipaddress.ip_network(cidr)[1])

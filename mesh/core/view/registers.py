@@ -65,7 +65,9 @@ def decide(
         for clean, _, other, _, node in ranked
         if other == revision or (other > revision and clean != honest)
     ]
-    rivals = [clean for node, clean in peers if not same_value(records[node], record)]
+    rivals = [
+        clean for node, clean in peers if node != winner and not same_value(records[node], record)
+    ]
     if not rivals:
         return Decided(record, winner)
     # Within a revision the later stamp wins, so as a rule the winner's is when the dispute began.
