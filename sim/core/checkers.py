@@ -32,6 +32,9 @@ VIOLATIONS_MAX = 50
 """A broken build breaks everywhere: the first ones say what is wrong."""
 MISLED = frozenset({"chain.mismatch"})
 """What an honest node may say of another because of what a hostile one sent."""
+OF_SUSPECTS = frozenset({"node.cloned", "key.contested"})
+"""What is said of nodes whose disk was lost or copied: two processes may act as one of them, and a
+key may be replaced twice."""
 CONTENT_ENTRIES_MAX = 256
 """Longer chains are compared at rest only: hashing them at each step would cost the run."""
 
@@ -184,7 +187,7 @@ class StepChecks:
         if alarm.event == "node.cloned":
             self._cloned.add(node)
         about = {alarm.fields.get("node"), alarm.fields.get("peer")}
-        if alarm.event == "node.cloned" and about & self.suspects:
+        if alarm.event in OF_SUSPECTS and about & self.suspects:
             return
         # What a hostile relay makes of a flush is found out only after it has been named.
         if about & self.hostile or (self.hostile and alarm.event in MISLED):

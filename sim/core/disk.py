@@ -35,9 +35,10 @@ class _Branch:
 
 
 class Disk:
-    """One node's disk."""
+    """One node's disk. `seed`: of the key that is in its key file."""
 
-    def __init__(self, statements: Iterable[bytes] = ()) -> None:
+    def __init__(self, statements: Iterable[bytes], seed: bytes) -> None:
+        self.seed = seed
         self._statements: dict[bytes, None] = dict.fromkeys(statements)
         self._branches: dict[tuple[ChainId, Epoch], _Branch] = {}
         self._torn: set[tuple[ChainId, Epoch]] = set()
@@ -47,7 +48,7 @@ class Disk:
 
     def copy(self) -> Disk:
         """A backup: what is stored now."""
-        twin = Disk(self._statements)
+        twin = Disk(self._statements, self.seed)
         twin._branches = {
             id: _Branch(branch.header, dict(branch.records))
             for id, branch in self._branches.items()
@@ -68,6 +69,8 @@ class Disk:
         for effect in effects:
             if isinstance(effect, PersistStatements):
                 self._statements.update(dict.fromkeys(effect.statements))
+                for blob in effect.left:
+                    self._statements.pop(blob, None)
             elif isinstance(effect, Forget):
                 kept = {i: b for i, b in self._branches.items() if i[0].node != effect.node}
                 self._branches = kept

@@ -124,7 +124,17 @@ class Part:
     node: str
 
 
-Event: TypeAlias = Cut | Oneway | Slow | Flap | Crash | Trouble | ClockStep | Clone | Join | Part
+@dataclass(frozen=True, slots=True)
+class Rotate:
+    """A node replaces its key."""
+
+    at_ns: int
+    node: str
+
+
+Event: TypeAlias = (
+    Cut | Oneway | Slow | Flap | Crash | Trouble | ClockStep | Clone | Join | Part | Rotate
+)
 
 
 def read_event(
@@ -243,6 +253,10 @@ def _join(r: _Reading) -> Event:
     return Join(r.at_ns, site)
 
 
+def _rotate(r: _Reading) -> Event:
+    return Rotate(r.at_ns, r.node())
+
+
 def _part(r: _Reading) -> Event:
     kind = next(kind for kind in get_args(Parting) if kind == r.kind)
     return Part(r.at_ns, kind, r.node())
@@ -263,6 +277,7 @@ _READERS: dict[str, Callable[[_Reading], Event]] = {
     "hostile": _trouble,
     "clock": _clock,
     "clone": _clone,
+    "rotate": _rotate,
     "join": _join,
     "leave": _part,
     "retire": _part,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from sim.core.cuts import LinkFaults
 from sim.core.episodes import Episodes
-from sim.core.events import Cut, Flap, Join, Oneway, Part, Slow
+from sim.core.events import Cut, Flap, Join, Oneway, Part, Rotate, Slow
 from sim.core.membership import Membership
 from sim.core.mishaps import NodeFaults
 from sim.core.stage import Stage
@@ -38,7 +38,7 @@ class Faults:
             match event:
                 case Cut() | Oneway() | Slow() | Flap():
                     self._links.schedule(event)
-                case Join() | Part():
+                case Join() | Part() | Rotate():
                     self._members.schedule(event)
                 case _:
                     self._nodes.schedule(event)
@@ -46,6 +46,7 @@ class Faults:
         self._nodes.schedule_chance()
         self._members.schedule_chance()
         self._nodes.mind()
+        self._members.mind()
 
     def frame_sent(self, sender: int, receiver: int, frame: bytes) -> None:
         """For the hostile, who hear what they send and get."""

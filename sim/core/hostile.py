@@ -2,7 +2,8 @@
 
 Frames of its own and of others, cut short, with bits turned, or as they were some time ago; headers
 that it has signed for others, or with a root that its chain does not lead to; chains beyond their
-quota; and two histories of one chain, one to some of its peers and one to the others.
+quota; new keys for others; and two histories of one chain, one to some of its peers and one to the
+others.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from dataclasses import replace
 
 from crdt.chain import Chain
 from crdt.delta import Delta
-from mesh.core import keys, model, wire
+from mesh.core import ed25519, keys, model, wire
 from mesh.core.errors import PeerError
 from mesh.core.ops import MESH_SHARD
+from mesh.core.statements import ROTATE, make_statement, rotation_message
 from sim.core.chance import below, pick
 from sim.core.clock import SECOND_NS
 from sim.core.node import Machine
@@ -36,7 +38,7 @@ class Hostile:
         self._heard: deque[bytes] = deque(maxlen=HEARD_MAX)
         self._acts = (
             self._cut_short, self._turn_bits, self._replay, self._forge, self._misroot,
-            self._exceed, self._fork, self._fork,
+            self._exceed, self._fork, self._fork, self._usurp,
         )  # fmt: skip
         self._next()
 
@@ -75,6 +77,26 @@ class Hostile:
 
     def _replay(self) -> None:
         self._send(pick(self._stage.chance, self._heard))
+
+    def _usurp(self) -> None:
+        """A new key for another node, that neither that node nor its key has signed."""
+        process, chance = self._machine.process, self._stage.chance
+        assert process is not None
+        roster, me = process.replica.roster, process.identity.node
+        members = roster.members()
+        victim = members[pick(chance, sorted(members))]
+        mine = chance.randbytes(32)
+        heads = chance.randbytes(32)
+        key = ed25519.public_key(mine)
+        message = rotation_message(roster.mesh_id, victim.node, victim.key, key, heads)
+        fields = {
+            "node": victim.node, "old": victim.key, "key": key, "heads": heads,
+            "proof": ed25519.sign(mine, message),
+        }  # fmt: skip
+        if victim.node != me:
+            mesh, turn = roster.mesh_id, victim.rotations
+            blob = make_statement(mine, victim.node, mesh, ROTATE, fields, turn)
+            self._send(wire.encode(wire.Statements((blob,))))
 
     # ---- deltas ----
 

@@ -119,6 +119,14 @@ class Ledger:
                 if not all(_includes(found, *position) for position in fact.unmet):
                     fact.certain = False
 
+    def rotated(self, owner: NodeId, disk: Disk) -> None:
+        """The owner has a new key. What its old one has signed counts as far as the owner has it:
+        a tail that it had lost with an earlier disk, and not met again, is nobody's any more."""
+        held = _headers([disk])
+        for (node, _, _), fact in self._facts.items():
+            if node == owner and not _includes(held.get(fact.chain, ()), fact.epoch, fact.head):
+                fact.certain = False
+
     def distrust(self, owner: NodeId) -> None:
         """Of this node's writes, earlier and later ones, none is promised any more."""
         self._distrusted.add(owner)

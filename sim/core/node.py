@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Literal, Protocol, TypeAlias
 
@@ -22,6 +22,7 @@ from mesh.core.effects import (
     DropPeer,
     Effect,
     MembersChanged,
+    PersistStatements,
     Send,
     Stored,
 )
@@ -39,7 +40,7 @@ from sim.core.chance import ChanceOf
 from sim.core.clock import MS_NS, SECOND_NS, Clock
 from sim.core.disk import Disk, TornError
 from sim.core.network import Network
-from sim.core.signing import Signatures
+from sim.core.signing import Signatures, public_key
 
 WALL_START_NS = 1_767_225_600 * SECOND_NS
 """Wall-clock time at the start of every run: 2026-01-01, so that runs do not depend on today."""
@@ -61,11 +62,21 @@ class Identity:
     name: str
     site: str
     seed: bytes
+    """of its first key, as is `key`"""
     key: bytes
     node: NodeId
     underlay: str
     newer: bool = False
     """of a later version, which writes what others do not know"""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a process shows to whoever it shakes hands with."""
+
+    key: bytes
+    rotations: Sequence[bytes]
+    """those that led to the key"""
 
 
 decode_shared = lru_cache(maxsize=FRAMES_SHARED)(wire.decode)
@@ -114,6 +125,8 @@ class World:
     """so many nodes, the first, keep views and rows; the others only replicate"""
     nodes: list[NodeId]
     """by index; a clone has an index of its own and its original's id"""
+    shown: dict[int, Shown] = field(default_factory=dict)
+    """by index, of every process that runs or ran"""
 
 
 MachineState: TypeAlias = Literal["member", "waiting", "copy", "clone", "hostile", "gone"]
@@ -176,7 +189,8 @@ class Process:
         self._machine = machine
         self._world = world
         chance = world.chance_of(f"node/{identity.index}/{machine.starts}")
-        self.sign = world.signatures.signer(identity.seed)
+        self._chance = chance
+        self.sign = world.signatures.signer(machine.disk.seed)
         self.verify = world.signatures.verify
         self.clock = HybridClock()
         lattice, damaged = machine.disk.lattice(roster, self.verify)
@@ -184,7 +198,7 @@ class Process:
             identity.node,
             roster,
             lattice,
-            sign=self.sign,
+            sign=self._signed,
             nonce=chance.randbytes,
             jitter=chance.random,
             now_ns=world.clock.now_ns,
@@ -199,6 +213,8 @@ class Process:
         """peers that were linked and are not"""
         self._instances: dict[NodeId, int] = {}
         """linked node -> which machine it is: two may run as one node"""
+        self._linked_keys: dict[NodeId, bytes] = {}
+        """linked node -> the key that it showed"""
         self._blocked_until_ns: dict[int, int] = {}
         self._digests: dict[str, bytes] | None = None
         self._alive = True
@@ -222,6 +238,7 @@ class Process:
 
     def begin(self) -> None:
         """Go: everything around the process is set up."""
+        self._show_key()
         self.absorb()
         self._have_house_kept()
 
@@ -295,6 +312,34 @@ class Process:
         self.replica.add_statements([statement], self._world.clock.now_ns)
         self.absorb()
 
+    def rotate(self, *, dies: bool) -> bool:
+        """Replace the key, in the steps of `mesh/node/rotating.py`; False: not now.
+
+        `dies`: the process is to be ended at once, when the new key is in use and nobody knows.
+        """
+        disk = self._machine.disk
+        if self._busy or self.store_fails or disk.full or not self.replica.writable:
+            return False
+        seed = self._chance.randbytes(32)
+        self._world.signatures.know(seed)
+        blobs = self.replica.rotation(disk.seed, seed)
+        disk.apply([PersistStatements(tuple(blobs))])
+        disk.seed = seed
+        if not dies:
+            self.sign = self._world.signatures.signer(seed)
+            self.replica.rotated(blobs, public_key(seed), self._world.clock.now_ns)
+            self._show_key()
+            self.absorb()
+        return True
+
+    def _signed(self, message: bytes) -> bytes:
+        return self.sign(message)
+
+    def _show_key(self) -> None:
+        key = public_key(self._machine.disk.seed)
+        rotations = self.replica.roster.rotations(self.identity.node)
+        self._world.shown[self.identity.index] = Shown(key, rotations)
+
     @property
     def attachments(self) -> Iterable[tuple[str, str, str]]:
         """(VPC id, IP, MAC) of the interfaces that lead to pods."""
@@ -331,14 +376,19 @@ class Process:
         return (
             not self._busy
             and not self.store_fails
-            and (replica.writable or replica.cloned or replica.retired)
+            and (replica.writable or replica.cloned or replica.retired or replica.ousted)
         )
 
     # ---- what the network brings ----
 
     def admits(self, peer: int) -> bool:
-        blocked = self._blocked_until_ns.get(peer, 0) > self._world.clock.now_ns
-        return not blocked and not self.refuses(peer)
+        if self._blocked_until_ns.get(peer, 0) > self._world.clock.now_ns:
+            return False
+        shown = self._world.shown[peer]
+        if shown.rotations and self.replica.roster.node_of_key(shown.key) is None:
+            self.replica.add_statements(shown.rotations, self._world.clock.now_ns)
+            self.absorb()
+        return not self.refuses(peer)
 
     def refuses(self, peer: int) -> bool:
         node, replica = self._node_of(peer), self.replica
@@ -346,11 +396,13 @@ class Process:
             return True
         if self._instances.get(node, peer) != peer:
             return True  # that node is linked, and alive
-        return replica.roster.active(node) is None
+        member = replica.roster.active(node)
+        return member is None or member.key != self._world.shown[peer].key
 
     def link_up(self, peer: int) -> None:
         node = self._node_of(peer)
         self._instances[node] = peer
+        self._linked_keys[node] = self._world.shown[peer].key
         self.replica.peer_up(node, self._world.clock.now_ns)
         self.down.discard(node)
         self.forwarding.set_live(node, True)
@@ -358,7 +410,7 @@ class Process:
 
     def link_down(self, peer: int) -> None:
         node = self._node_of(peer)
-        del self._instances[node]
+        del self._instances[node], self._linked_keys[node]
         self.replica.peer_down(node, self._world.clock.now_ns)
         self.down.add(node)
         self.forwarding.set_live(node, False)
@@ -467,12 +519,8 @@ class Process:
                     peer = self._instances.get(effect.peer)
                     if peer is not None:
                         network.send(me, peer, effect.frame, effect.push)
-                case MembersChanged() if self.sees:
-                    self.view.set_members(self.replica.roster.members())
-                    if self.interests is not None:
-                        self.interests.members_changed()
-                    self._have_house_kept()
-                    self._read()
+                case MembersChanged():
+                    self._members_changed()
                 case DropPeer():
                     peer = self._instances.get(effect.peer)
                     if peer is not None:
@@ -481,6 +529,19 @@ class Process:
                         network.drop(me, peer)
                 case _:
                     pass  # the store's part is done, alarms were told to the probe
+
+    def _members_changed(self) -> None:
+        members = self.replica.roster.members()
+        if self.sees:
+            self.view.set_members(members)
+            if self.interests is not None:
+                self.interests.members_changed()
+            self._have_house_kept()
+            self._read()
+        for node, key in sorted(self._linked_keys.items()):
+            member = members.get(node)
+            if member is not None and member.key != key and node in self._instances:
+                self._world.network.drop(self.identity.index, self._instances[node])
 
     def kill(self) -> None:
         """The process ends now. Of the batch under way, all or nothing reaches the disk."""

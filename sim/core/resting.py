@@ -4,6 +4,7 @@
   order is the same, and so is the reference's; the rows are what a compiler makes of it from
   nothing; the data plane has them;
 - the disk holds what the memory holds;
+- everybody knows the key that each node has;
 - every conflict has two live claims.
 
 What views and rows must be holds at any time, and is also looked at midway.
@@ -23,6 +24,7 @@ from mesh.core.view import View
 from sim.core import reference
 from sim.core.checkers import Violations, chain_text, content_hash
 from sim.core.node import Machine, Process
+from sim.core.signing import public_key
 
 
 class RestChecks:
@@ -43,9 +45,13 @@ class RestChecks:
             )
         self.reference(first)
         self._conflicts(first)
+        keys = {machine.identity.node: public_key(machine.disk.seed) for machine in machines}
         for machine in machines:
             process = machine.process
             assert process is not None
+            members = process.replica.roster.members()
+            if any(members[node].key != key for node, key in keys.items() if node in members):
+                self._violations.add("a node's key is known to all", machine.identity.name)
             if not process.sees:
                 if process.differ_from(first):
                     self._violations.add("digests are equal", machine.identity.name)
@@ -101,6 +107,8 @@ class RestChecks:
     def _disk(self, machine: Machine, process: Process) -> None:
         lattice = process.replica.lattice
         stored, _ = machine.disk.lattice(process.replica.roster, process.verify)
+        if not set(process.replica.roster.statements()) <= set(machine.disk.statements):
+            self._violations.add("disk and memory agree", f"{machine.identity.name}: the roster")
         for id in lattice.chains():
             if list(lattice.entries(id)) != list(stored.entries(id)):
                 self._violations.add(

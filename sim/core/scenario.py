@@ -129,6 +129,8 @@ class Faults:
     joins: int = 0
     retires: int = 0
     """of these some leave, some are dead, some compromised; a part is forgotten later"""
+    rotations: int = 0
+    """nodes that replace their key; now and then the process ends in the middle of it"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,6 +439,7 @@ def _faults(table: Table) -> Faults:
         down_ns=table.seconds("down_s", 10.0, low=0.01, high=DURATION_S_MAX),
         joins=count("joins", CHURN_MAX),
         retires=count("retires", CHURN_MAX),
+        rotations=count("rotations", CHURN_MAX),
     )
     table.done()
     return faults

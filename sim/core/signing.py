@@ -16,10 +16,15 @@ from crdt.header import Sign
 from mesh.core import ed25519
 
 VERIFIED_MAX = 1 << 16
+public_key = lru_cache(maxsize=4096)(ed25519.public_key)
+"""Runs of one process have the same nodes."""
 
 
 class Signatures(Protocol):
     """The `sign` and `verify` of all nodes of a run."""
+
+    def know(self, seed: bytes) -> None:
+        """A node has a new key."""
 
     def signer(self, seed: bytes) -> Sign: ...
 
@@ -35,6 +40,9 @@ def verify_shared(key: bytes, message: bytes, signature: bytes) -> bool:
 class Ed25519:
     """The real ones."""
 
+    def know(self, seed: bytes) -> None:
+        pass
+
     def signer(self, seed: bytes) -> Sign:
         return partial(ed25519.sign, seed)
 
@@ -43,10 +51,13 @@ class Ed25519:
 
 
 class KeyedHashes:
-    """BLAKE2b under the node's seed. `seeds`: of every node of the run."""
+    """BLAKE2b under the node's seed. `seeds`: the first of every node of the run."""
 
     def __init__(self, seeds: Iterable[bytes]) -> None:
-        self._seeds = {_public_key(seed): seed for seed in seeds}
+        self._seeds = {public_key(seed): seed for seed in seeds}
+
+    def know(self, seed: bytes) -> None:
+        self._seeds[public_key(seed)] = seed
 
     def signer(self, seed: bytes) -> Sign:
         return partial(_keyed_hash, seed)
@@ -54,9 +65,6 @@ class KeyedHashes:
     def verify(self, key: bytes, message: bytes, signature: bytes) -> bool:
         seed = self._seeds.get(key)
         return seed is not None and _keyed_hash(seed, message) == signature
-
-
-_public_key = lru_cache(maxsize=4096)(ed25519.public_key)
 
 
 def _keyed_hash(seed: bytes, message: bytes) -> bytes:

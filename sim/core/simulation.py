@@ -26,6 +26,7 @@ from sim.core.disk import Disk
 from sim.core.episodes import Episodes
 from sim.core.events import ClockStep
 from sim.core.faults import Faults
+from sim.core.keychecks import KeyChecks
 from sim.core.ledger import Ledger
 from sim.core.measures import LOOK_NS, HealTimes, PushTimes
 from sim.core.network import Network
@@ -143,13 +144,16 @@ class Simulation:
         self._branched_readings = 0
         self.clock.leapt = self._leapt
         statements = statements_of(identities[:members], scenario.quota)
-        self.machines = [Machine(identity, Disk(statements), world) for identity in identities]
+        self.machines = [
+            Machine(identity, Disk(statements, identity.seed), world) for identity in identities
+        ]
         for machine in self.machines[members:]:
             machine.state = "waiting" if machine.identity.index < joining else "copy"
         skews = [site.clock_skew_ns for site in scenario.sites for _ in range(site.gateways)]
         for machine, skew_ns in zip(self.machines, skews, strict=False):
             machine.skew_ns = skew_ns
         self._tidy = TidyChecks(self.violations, clocks_go=not _steps_clocks(scenario))
+        self._keys = KeyChecks(self.violations)
         self._rest = RestChecks(self.violations)
         self._chance = chance_of("simulation")
         self.users = Users(
@@ -204,6 +208,7 @@ class Simulation:
         assert machine.process is not None
         self._steps.drained(node, effects, lattice, machine.process.replica.roster.members())
         self._tidy.drained(machine.process, effects, self.clock.now_ns)
+        self._keys.drained(machine.process, effects)
         self._compare_branched(machine.process, effects, lattice)
         self.ledger.drained(node)
         self._push.drained(node, owner, effects)
@@ -261,6 +266,10 @@ class Simulation:
         self._steps.hostile.add(node)
         self.ledger.distrust(node)
         self._disk_gone(node)
+
+    def rotated(self, index: int) -> None:
+        machine = self.machines[index]
+        self.ledger.rotated(machine.identity.node, machine.disk)
 
     def parted(self, node: NodeId, forgotten: bool) -> None:
         if forgotten:

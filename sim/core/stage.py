@@ -32,6 +32,9 @@ class Witness(Protocol):
     def hostile(self, node: NodeId) -> None:
         """The node's key is in the wrong hands: nothing of it is promised any more."""
 
+    def rotated(self, index: int) -> None:
+        """A node has a new key, and named what of the old one counts."""
+
     def parted(self, node: NodeId, forgotten: bool) -> None:
         """The node goes for good: only what others have of it counts, or nothing."""
 

@@ -114,6 +114,22 @@ def copied() -> Scenario:
     return parse({**churn_table(), "sites": 4, "workload": workload, "faults": faults})
 
 
+@pytest.fixture
+def rotated() -> Scenario:
+    """Nodes replace their keys, some again after they came back from before that; copies of nodes
+    run on under a key that was replaced."""
+    faults = {"cuts": 3, "rotations": 4, "clones": 2, "crashes": 2, "down_s": 20}
+    event = [
+        {"at_s": 5, "rotate": "c"},
+        {"at_s": 8, "cut": [["c"]], "for_s": 15},
+        {"at_s": 10, "restore": "c", "from_s": 4},
+        {"at_s": 14, "rotate": "c"},
+    ]
+    workload = {"vpcs": 1, "rate_per_s": 4, "endpoints": 1}
+    table = {**churn_table(), "sites": 4, "workload": workload, "faults": faults}
+    return parse({**table, "event": event})
+
+
 def churn_table() -> dict[str, Any]:
     """As a file would have it."""
     return {

@@ -18,7 +18,7 @@ from crdt.delta import Delta
 from crdt.entry import record_of, seq_bytes
 from crdt.header import ChainId, Epoch
 from crdt.lattice import Applied, Lattice, Rejected
-from mesh.core import housekeeping, own
+from mesh.core import housekeeping, own, rotations
 from mesh.core.antientropy import AntiEntropy
 from mesh.core.effects import Effect, Persist
 from mesh.core.housekeeping import Housekeeper
@@ -379,6 +379,39 @@ def interest_not_ended(patch: Patch) -> None:
     patch.setattr(Interests, "_decide", clinging)
 
 
+def rotation_forged(patch: Patch) -> None:
+    """Whoever says that a node has a new key is believed."""
+    patch.setattr(Roster, "_signs", lambda self, line, statement: True)
+
+
+def first_rotation_stays(patch: Patch) -> None:
+    """Of two rotations of one key the one counts that came first."""
+    line_of = rotations.line_of
+
+    def by_arrival(first: bytes, turns: Any, heads: Any) -> rotations.Line:
+        earliest: dict[bytes, Any] = {}
+        for rotation in turns:
+            earliest.setdefault(rotation.replaced_key(), rotation)
+        return line_of(first, earliest.values(), heads)
+
+    patch.setattr(rotations, "line_of", by_arrival)
+    patch.setattr(Roster, "_let_go", lambda self, fresh: None)
+
+
+def old_key_counts_on(patch: Patch) -> None:
+    """What a key signs after it was replaced is taken like what it signed before."""
+
+    def of_header(self: rotations.Line, header: Any) -> Any:
+        return [self.in_use, *(key for key, _ in self.replaced)]
+
+    patch.setattr(rotations.Line, "of_header", of_header)
+
+
+def new_key_drops_all(patch: Patch) -> None:
+    """What was signed before the rotation counts no more."""
+    patch.setattr(rotations.Line, "of_header", lambda self, header: [self.in_use])
+
+
 @dataclass(frozen=True)
 class Found:
     """By which of the checks a bug may be found, and in which family of runs."""
@@ -432,6 +465,10 @@ BUGS: dict[Callable[[Patch], None], Found] = {
     fork_not_ranked: Found({REFERENCE}, "forked"),
     failed_store_forgotten: Found({"disk and memory agree", REST}, "full_disks"),
     housekeeping_never_ends: Found({REST}),
+    rotation_forged: Found({"a node's key is known to all", REST}, "hostile"),
+    first_rotation_stays: Found({"a node's key is known to all", REST}, "rotated"),
+    old_key_counts_on: Found({"a replaced key counts no further than was said"}, "rotated"),
+    new_key_drops_all: Found({"nothing written is lost", REST}, "rotated"),
 }
 
 

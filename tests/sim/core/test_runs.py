@@ -117,6 +117,7 @@ FAMILIES: dict[str, dict[str, int]] = {
     "disks": {"cuts": 2, "power_losses": 2, "torn": 2, "full_disks": 2, "restores": 1},
     "clocks and slow peers": {"cuts": 2, "clock_steps": 3, "stalls": 2, "slow_links": 2},
     "copies": {"cuts": 3, "clones": 1, "crashes": 1},
+    "keys": {"cuts": 2, "rotations": 3, "crashes": 1, "restores": 2, "clones": 1, "retires": 1},
     "all at once": {
         "cuts": 2, "oneway_cuts": 1, "joins": 1, "retires": 1, "torn": 1, "full_disks": 1,
         "stalls": 1, "clock_steps": 1, "restores": 1,
