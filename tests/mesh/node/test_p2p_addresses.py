@@ -25,8 +25,9 @@ from tests.mesh.node.p2p_peers import (
     running,
     seed_of,
 )
+from tests.own_time import OWN_TIME
 
-pytestmark = pytest.mark.trio
+pytestmark = OWN_TIME
 
 LOOPBACK6 = "/ip6/::1/tcp/0"
 BLACK_HOLE = "/ip4/192.0.2.77/tcp/7400"

@@ -42,8 +42,9 @@ from tests.mesh.node.p2p_peers import (
     running,
     seed_of,
 )
+from tests.own_time import OWN_TIME
 
-pytestmark = pytest.mark.trio
+pytestmark = OWN_TIME
 
 PUSH = CHANNEL_PROTOCOLS["push"]
 

@@ -28,8 +28,9 @@ from tests.mesh.node.p2p_peers import (
     seed_of,
 )
 from tests.mesh.node.test_p2p_hostile import misbehave, open_link, session_with
+from tests.own_time import OWN_TIME
 
-pytestmark = pytest.mark.trio
+pytestmark = OWN_TIME
 
 
 def spawn_in(nursery: trio.Nursery) -> circuit.Spawn:

@@ -29,8 +29,9 @@ from tests.mesh.node.p2p_peers import (
     raw_conduits,
     running,
 )
+from tests.own_time import OWN_TIME
 
-pytestmark = pytest.mark.trio
+pytestmark = OWN_TIME
 
 
 async def test_two_nodes_carry_frames_both_ways_in_order() -> None:

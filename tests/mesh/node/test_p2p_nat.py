@@ -30,8 +30,9 @@ from tests.mesh.node.p2p_peers import (
     link_up,
     running,
 )
+from tests.own_time import OWN_TIME
 
-pytestmark = pytest.mark.trio
+pytestmark = OWN_TIME
 
 _numbers = itertools.count()
 
