@@ -31,7 +31,7 @@ from dataplane.fib.facts import (
 from dataplane.xdp import backend as xdp_backend
 from dataplane.xdp import links, pins
 
-WAIT_S = 10.0
+WAIT_S = 30.0
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:

@@ -20,14 +20,9 @@ from mesh.node.api import serve
 from mesh.node.config import read_config, render_config
 from mesh.node.node import Node
 from mesh.node.setup import NewNode, found, join
+from tests.ports import free_port
 
 DEADLINE_S = 30.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from mesh.cli import app
-from tests.mesh.api_nodes import Running, free_port, in_memory, until
+from tests.mesh.api_nodes import Running, in_memory, until
+from tests.ports import free_port
 
 pytestmark = pytest.mark.usefixtures("sites")
 

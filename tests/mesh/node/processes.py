@@ -29,7 +29,8 @@ from mesh.node.config import write_config
 from mesh.node.keys import make_private_directory, write_seed
 from mesh.node.setup import NewNode
 from mesh.node.store import Store
-from tests.mesh.api_nodes import free_port, in_memory
+from tests.mesh.api_nodes import in_memory
+from tests.ports import free_port
 
 DEADLINE_S = 60.0
 """For what takes a second or two on a machine that does nothing else."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -19,6 +18,7 @@ from mesh.core.ops import NodeId
 from mesh.node.config import read_config
 from mesh.node.node import MOVES_HELD, Node
 from mesh.node.setup import NewNode, found, join
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
@@ -33,12 +33,6 @@ async def no_api(
 ) -> None:
     task_status.started()
     await trio.sleep_forever()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def new_node(home: Path, name: str, site: str) -> NewNode:

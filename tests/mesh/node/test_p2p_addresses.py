@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import socket
 from random import Random
 
 import pytest
@@ -26,6 +25,7 @@ from tests.mesh.node.p2p_peers import (
     seed_of,
 )
 from tests.own_time import OWN_TIME
+from tests.ports import free_port
 
 pytestmark = OWN_TIME
 
@@ -72,8 +72,7 @@ async def test_a_node_listens_on_both_families_and_is_reached_on_either() -> Non
 
 
 async def test_both_wildcards_can_share_a_port() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     wildcards = [f"/ip6/::/tcp/{port}", f"/ip4/0.0.0.0/tcp/{port}"]
     a, b = Peer(1, Members([1, 2])), Peer(2, Members([1, 2]), listen=wildcards)
     async with running(a, b):
@@ -96,8 +95,7 @@ class FourOnly(TcpNet):
 
 
 async def test_a_machine_without_ipv6_has_no_ipv6_addresses_and_no_trouble() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     both = [f"/ip4/0.0.0.0/tcp/{port}", f"/ip6/::/tcp/{port}"]
     a = Peer(1, Members([1]), listen=both, net=FourOnly())
     async with running(a):

@@ -19,7 +19,8 @@ import pytest
 from mesh.cli import app
 from mesh.node.config import read_config, render_config
 from mesh.node.config_fields import FIELDS
-from tests.mesh.api_nodes import Running, founded, free_port, until
+from tests.mesh.api_nodes import Running, founded, until
+from tests.ports import free_port
 
 Change = Callable[..., None]
 

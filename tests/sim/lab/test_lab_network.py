@@ -22,7 +22,7 @@ from sim.lab.topology import POD_IF, POD_MTU, WAN_IF, LabSpec, Topology, plan, p
 Build = Callable[..., Topology]
 Pairs = set[tuple[str, str]]
 
-DEADLINE_S = 5.0
+DEADLINE_S = 30.0
 SIOCETHTOOL = 0x8946  # <linux/sockios.h>
 ETHTOOL_GTXCSUM = 0x16  # <linux/ethtool.h>
 ETHTOOL_GGRO = 0x2B

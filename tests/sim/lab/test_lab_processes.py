@@ -18,7 +18,7 @@ from sim.lab.topology import Topology
 
 Build = Callable[..., Topology]
 
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
 IGNORES_TERM = "import signal, time; signal.signal(15, signal.SIG_IGN); print('on', flush=True)"
 
 
