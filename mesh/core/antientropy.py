@@ -9,7 +9,9 @@
   compare the sum of all others: when that is equal, only named chains differ, and only their heads
   are told; otherwise all is told as when the link came up. What was said is compared as of the
   moment at which it was said.
-- Who is behind asks (`fetching`). An answer freezes the interval it began with.
+- Who is behind asks (`fetching`). An answer freezes the interval it began with (`serving`).
+- When many links come up together, a few of them are told all shards at once, and the others as
+  those have answered. A peer that tells its own is answered at once: it keeps the same rule.
 
 It knows nothing of what a delta does once it is whole, nor of the roster but its digest.
 """
@@ -29,11 +31,19 @@ from mesh.core.errors import PeerError
 from mesh.core.fetching import Fetching, Host
 from mesh.core.ops import MESH_SHARD, NodeId
 from mesh.core.roster import Roster
+from mesh.core.serving import Answers
 
 SECOND_NS = 1_000_000_000
 PERIOD_NS = 10 * SECOND_NS
 AGAIN_NS = SECOND_NS
 """After an answer brought news, the other peers are asked this soon: it may be news to them."""
+EXCHANGES_MAX = 8
+"""Links that are told all shards at once and have not answered yet: each may be answered with the
+heads of every chain."""
+ANSWER_NS = 2 * SECOND_NS
+"""Who has not answered after so long is not waited for by the others."""
+BUSY_NS = SECOND_NS // 4
+"""How soon a link that has to wait is looked at again, at most."""
 RECENT_MAX = wire.NAMED_MAX // 2
 """Chains that one side names: 1.6 s of 20 updates a second, and several round trips."""
 Shards: TypeAlias = frozenset[str] | None
@@ -70,15 +80,21 @@ class Peer:
     """whether the next exchange tells all shards: the link is new"""
     asked: int = 0
     """the number of our last SYNC until that is answered: when it is lost it is said again"""
+    asked_ns: int = -ANSWER_NS
+    """when the first of them was sent, if it was of our accord"""
     number: int = 0
     """of its last SYNC"""
+
+    @property
+    def untold(self) -> bool:
+        """Whether it has not been told anything since the link came up."""
+        return self.whole and not self.asked
 
     def common(self, shard: str) -> bool:
         """Whether both have told that they keep the shard."""
         return all(told is None or shard in told for told in (self.mine, self.theirs))
 
     named: Named | None = None
-    serving: sync.Serving | None = None
     told: bool = False
     """whether it has told all that it holds since the link came up"""
     in_sync_ns: int | None = None
@@ -115,6 +131,7 @@ class AntiEntropy:
         self._interest: Shards = None
         self._entitled: Entitled | None = None
         self._fetching = Fetching(lattice, roster, host)
+        self._answers = Answers(lattice, host.send)
 
     # ---- what the replica asks ----
 
@@ -187,12 +204,13 @@ class AntiEntropy:
             for other in self._peers.values():
                 self._hasten(other, now_ns)
         self._fetching.down(peer, now_ns)
+        self._answers.down(peer, now_ns)
 
     def set_interest(self, shards: Shards, entitled: Entitled | None) -> None:
         """What this node keeps, and who may have what: peers for whom that differs are told."""
         self._interest, self._entitled = shards, entitled
         for peer, state in sorted(self._peers.items()):
-            if self._for(peer) != state.mine:
+            if not state.untold and self._for(peer) != state.mine:
                 self._tell_shards(peer, state)
 
     def lagging(self, peer: NodeId, now_ns: int) -> None:
@@ -203,13 +221,17 @@ class AntiEntropy:
     def timer(self, now_ns: int) -> None:
         for peer in self._fetching.overdue(now_ns):
             self._give_up(peer, now_ns)
+        self._answers.timer(now_ns)
         for peer, state in sorted(self._peers.items()):
             if now_ns >= state.sync_at_ns:
                 self._start(peer, state, now_ns)
 
     def next_deadline_ns(self) -> int | None:
         due = [state.sync_at_ns for state in self._peers.values()]
-        return min([*due, *self._fetching.deadlines_ns()], default=None)
+        due += self._fetching.deadlines_ns()
+        if (turns_ns := self._answers.next_deadline_ns()) is not None:
+            due.append(turns_ns)
+        return min(due, default=None)
 
     def receive(self, peer: NodeId, frame: wire.Frame, now_ns: int) -> None:
         """Take a frame of this conversation; others are ignored. Raises PeerError."""
@@ -231,12 +253,9 @@ class AntiEntropy:
             case wire.Heads():
                 self._take_heads(peer, state, frame, now_ns)
             case wire.Want():
-                state.serving = sync.Serving(frame, self._lattice, state.mine)
-                self._serve(peer, state)
+                self._answers.want(peer, frame, state.mine, now_ns)
             case wire.More():
-                if state.serving is not None and state.serving.want == frame.id:
-                    state.serving.credit = min(state.serving.credit + 1, sync.WINDOW)
-                    self._serve(peer, state)
+                self._answers.more(peer, frame.id, now_ns)
             case wire.Part():
                 if not self._fetching.part(peer, frame, now_ns):
                     self._give_up(peer, now_ns)
@@ -257,15 +276,25 @@ class AntiEntropy:
     # ---- comparing ----
 
     def _start(self, peer: NodeId, state: Peer, now_ns: int) -> None:
+        if state.untold and self._asking(now_ns) >= EXCHANGES_MAX:
+            state.sync_at_ns = now_ns + 1 + self._spread(BUSY_NS)
+            return
         state.sync_at_ns = now_ns + state.period_ns // 2 + self._spread(state.period_ns)
         state.period_ns = min(2 * state.period_ns, PERIOD_NS)
         self._fetching.pump(peer, now_ns)
         if self._fetching.busy(peer):
             return  # the answer under way closes what would be found
         if state.whole:
+            if state.untold:
+                state.asked_ns = now_ns
             self._tell_shards(peer, state)
         else:
             self._send(peer, wire.Probe(self._probe(state)))
+
+    def _asking(self, now_ns: int) -> int:
+        """Links that were told all shards and may be about to answer."""
+        late_ns = now_ns - ANSWER_NS
+        return sum(s.asked != 0 and s.asked_ns > late_ns for s in self._peers.values())
 
     def _tell_shards(self, peer: NodeId, state: Peer) -> None:
         question = self.question(peer, must=False)
@@ -275,6 +304,8 @@ class AntiEntropy:
     def _answer_sync(self, peer: NodeId, state: Peer, frame: wire.Sync, now_ns: int) -> None:
         if frame.mesh != self._roster.mesh_id:
             raise PeerError("sync of another mesh")
+        if state.untold:
+            self._tell_shards(peer, state)  # it has had to wait: what both keep decides the answer
         first, state.heard = not state.heard, True
         state.number = frame.number
         state.theirs = None if frame.every else frozenset(frame.shards)
@@ -433,14 +464,6 @@ class AntiEntropy:
             self._send(peer, offered)
         if not frame.shard:  # of whole shards more may come: TOLD ends them
             self._fetching.pump(peer, now_ns)
-
-    def _serve(self, peer: NodeId, state: Peer) -> None:
-        assert state.serving is not None
-        for frame in state.serving.frames():
-            self._send(peer, frame)
-            if isinstance(frame, wire.Done):
-                state.serving = None
-                return
 
     # ---- inner ----
 

@@ -3,6 +3,8 @@
 - A chain is asked of one peer at a time. WANT names what is held of each chain, and what is staged
   of it; the answer is DELTAS and PARTs, `sync.WINDOW` chunks ahead and one more for each MORE, then
   DONE. So the receiver sets the pace, and a big answer never queues up in the sender.
+- A few peers are asked at once, the next one when one of those is done; one that is long about it
+  is not waited for.
 - Nothing of a large answer is applied before its last piece is there. When it breaks off, what has
   come is staged, and whoever is asked next goes on from there (`staging`).
 - What was staged of several peers and does not verify is nobody's proven lie: it is dropped, the
@@ -28,6 +30,8 @@ from mesh.core.wire import Held
 WANT_CHAINS_MAX = 2048
 """Chains asked for at once: what a whole partition has changed in one round trip, and small enough
 that several peers share a bootstrap."""
+ASKED_MAX = 8
+"""Peers asked at once."""
 WANT_TIMEOUT_NS = 10_000_000_000
 QUEUE_MAX = 100_000
 """Chains waiting to be asked for from one peer; the next exchange finds what is left out."""
@@ -59,6 +63,7 @@ class Fetch:
     """of the answer whose pieces are coming"""
     parts: int = 0
     """pieces taken of the answer under way"""
+    begun_ns: int = 0
     deadline_ns: int = 0
     advanced: bool = False
     """whether anything was applied since nothing was asked"""
@@ -76,6 +81,8 @@ class Fetching:
         self._stages = Stages()
         self._suspects: set[NodeId] = set()
         self._next_want = 1
+        self._turns: dict[NodeId, None] = {}
+        """peers with something to be asked for, in the order of their turns"""
 
     # ---- reading ----
 
@@ -84,8 +91,8 @@ class Fetching:
         return self._wanted.get(short) == peer
 
     def busy(self, peer: NodeId) -> bool:
-        """Whether an answer of the peer is awaited."""
-        return self._fetches[peer].want is not None
+        """Whether an answer of the peer is awaited, or it is to be asked when there is room."""
+        return self._fetches[peer].want is not None or peer in self._turns
 
     def queued(self, peer: NodeId, short: bytes) -> bool:
         return short in self._fetches[peer].queue
@@ -114,6 +121,8 @@ class Fetching:
         self._release(peer, fetch, now_ns)
         fetch.queue.clear()
         fetch.fresh.clear()
+        self._turns.pop(peer, None)
+        self._next(now_ns)
 
     # ---- asking ----
 
@@ -129,10 +138,24 @@ class Fetching:
                 fetch.fresh.add(short)
 
     def pump(self, peer: NodeId, now_ns: int) -> None:
-        """Ask for the next chains, unless an answer is under way."""
+        """Ask for the next chains, unless an answer is under way; if there is no room, later."""
         fetch = self._fetches[peer]
-        if fetch.want is not None:
+        if fetch.want is not None or not fetch.queue:
             return
+        self._turns[peer] = None
+        self._next(now_ns)
+
+    def _next(self, now_ns: int) -> None:
+        """Ask those whose turn it is."""
+        recent_ns = now_ns - WANT_TIMEOUT_NS
+        asked = sum(f.want is not None and f.begun_ns > recent_ns for f in self._fetches.values())
+        while self._turns and asked < ASKED_MAX:
+            peer = next(iter(self._turns))
+            del self._turns[peer]
+            asked += self._ask(peer, self._fetches[peer], now_ns)
+
+    def _ask(self, peer: NodeId, fetch: Fetch, now_ns: int) -> bool:
+        """Whether there was anything to ask for that is not asked of another one."""
         staged: dict[bytes, wire.Cursor] = {}
         while fetch.queue and len(fetch.asked) < WANT_CHAINS_MAX:
             short = next(iter(fetch.queue))
@@ -149,8 +172,9 @@ class Fetching:
                 staged[short] = wire.Cursor(stage.epoch, stage.cursor)
         if fetch.asked:
             fetch.want, self._next_want = self._next_want, self._next_want + 1
-            fetch.deadline_ns = now_ns + WANT_TIMEOUT_NS
+            fetch.begun_ns, fetch.deadline_ns = now_ns, now_ns + WANT_TIMEOUT_NS
             self._host.send(peer, wire.Want(fetch.want, dict(fetch.asked), staged))
+        return bool(fetch.asked)
 
     # ---- answers ----
 
@@ -185,7 +209,8 @@ class Fetching:
             return False
         self._release(peer, fetch, now_ns)
         self.pump(peer, now_ns)
-        if fetch.want is not None or not fetch.advanced:
+        self._next(now_ns)
+        if self.busy(peer) or not fetch.advanced:
             return False
         fetch.advanced = False
         return True
