@@ -77,6 +77,8 @@ class Interests:
         """VPCs of which this node keeps the shard; for reading only"""
         self.version = 0
         """goes up when `vpcs`, or who is entitled to anything, may have changed"""
+        self._said_version: int | None = None
+        """the last that `update` has answered for"""
         self.holders: dict[str, frozenset[NodeId]] = {}
         """of each of `vpcs`, the other active members that hold it; for reading only"""
         self.holders_version = 0
@@ -112,7 +114,8 @@ class Interests:
         self.version += 1
 
     def update(self) -> bool:
-        """Follow the view; whether this node's interest, or anybody's entitlement, may differ."""
+        """Follow the view; whether this node's interest, or anybody's entitlement, may differ from
+        what it was at the last call: at the first one it does."""
         changed, self._touched = self._touched, set()
         if self._reader:
             delta = self._reader.take()
@@ -126,16 +129,17 @@ class Interests:
                 changed.update((found.vpc,) if found else self._standings)
             if delta.peerings:
                 changed |= self._read_peerings()
-        if not changed:
+        if not changed and self.version == self._said_version:
             return False
-        before = self.version
         moved = {vpc for vpc in changed if self._derive(vpc)}
         around = {other for vpc in moved for other in self._peered.get(vpc, ())}
         for vpc in sorted(changed | around):
             self._decide(vpc)
             self._find_holders(vpc)
         self.version += bool(moved)
-        return self.version != before
+        news = self.version != self._said_version
+        self._said_version = self.version
+        return news
 
     # ---- what is asked ----
 

@@ -38,7 +38,7 @@ class Hostile:
         self._heard: deque[bytes] = deque(maxlen=HEARD_MAX)
         self._acts = (
             self._cut_short, self._turn_bits, self._replay, self._forge, self._misroot,
-            self._exceed, self._fork, self._fork, self._usurp,
+            self._exceed, self._fork, self._fork, self._usurp, self._pry,
         )  # fmt: skip
         self._next()
 
@@ -97,6 +97,15 @@ class Hostile:
             mesh, turn = roster.mesh_id, victim.rotations
             blob = make_statement(mine, victim.node, mesh, ROTATE, fields, turn)
             self._send(wire.encode(wire.Statements((blob,))))
+
+    def _pry(self) -> None:
+        """It says that it keeps everything, and asks what there is."""
+        process, chance = self._machine.process, self._stage.chance
+        assert process is not None
+        roster = process.replica.roster
+        digest = roster.digest()[-wire.DIGEST_BYTES :]
+        number = 1 + below(chance, 1 << 20)
+        self._send(wire.encode(wire.Sync(roster.mesh_id, digest, {}, True, True, number)))
 
     # ---- deltas ----
 

@@ -143,15 +143,15 @@ class Ledger:
                 fact.certain = False
 
     def compare(
-        self, lattices: Iterable[tuple[str, Lattice, Callable[[str], bool]]]
+        self, lattices: Iterable[tuple[str, Lattice, Callable[[NodeId, str], bool]]]
     ) -> tuple[list[str], list[str]]:
-        """(lost, resurrected): each key once, in words. Each lattice with its node's name and which
-        shards it keeps: the others it need not have."""
+        """(lost, resurrected): each key once, in words. Each lattice with its node's name, and of
+        whom it is to have what he has written in a shard."""
         lost: dict[Place, str] = {}
         resurrected: dict[Place, str] = {}
-        for name, lattice, keeps in lattices:
+        for name, lattice, has in lattices:
             for place, fact in self._facts.items():
-                if not fact.certain or place[0] in self._distrusted or not keeps(place[1]):
+                if not fact.certain or place[0] in self._distrusted or not has(*place[:2]):
                     continue
                 if place[0] in self._parted and not _includes(
                     (branch.header for branch in lattice.branches(fact.chain) if branch.header),

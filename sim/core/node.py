@@ -350,6 +350,12 @@ class Process:
         while self.interests is not None and follow(self.interests, self.replica, self.writer):
             self.view.update(self.replica.take_touched())
 
+    def hears(self, writer: NodeId, shard: str) -> bool:
+        """Whether what that node writes in the shard is kept here, and sent: one whose site the VPC
+        shuts out keeps what it has written there to itself."""
+        admitted = self.interests is None or self.interests.entitled(writer, shard)
+        return self.replica.keeps(shard) and admitted
+
     def differ_from(self, other: Process) -> list[str]:
         """Of what both keep, the shards (or the roster) that are not the same."""
         mine, theirs = self.digests(), other.digests()

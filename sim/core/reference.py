@@ -16,7 +16,7 @@ a view into the same form, so that the two can be compared row by row:
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from hashlib import sha256
 from typing import Any, TypeAlias
 
@@ -78,6 +78,19 @@ def read(held: Iterable[Held], members: Mapping[NodeId, Member]) -> Rows:
     return _Reader(held, members).rows()
 
 
+def admitted(held: Iterable[Held], members: Mapping[NodeId, Member]) -> dict[str, set[str] | None]:
+    """Of every VPC that is there: the sites that may have its shard; None: all."""
+    return _Reader(held, members).admitted()
+
+
+def kept(
+    held: Iterable[Held], members: Mapping[NodeId, Member], site: str, uses: Set[str]
+) -> set[str]:
+    """The VPCs that are there and whose shards a node of the site keeps, by what they have to do
+    with it. `uses`: those in which it has an interface, or has written."""
+    return _Reader(held, members).kept(site, uses)
+
+
 def rows_of(view: View) -> Rows:
     """The same rows, as a view has them."""
     rows: Rows = {}
@@ -129,6 +142,8 @@ class _Reader:
         self.members = {node: m for node, m in members.items() if m.state != "forgotten"}
         self.registers: dict[keys.Key, dict[NodeId, Any]] = {}
         self.claims: dict[tuple[str, bytes], dict[NodeId, model.Claim]] = {}
+        self.keepers: set[tuple[NodeId, str]] = set()
+        """(node, VPC) of what nodes say that they keep"""
         creators: dict[str, NodeId] = {}
         for node, shard, raw, record in held:
             try:
@@ -138,8 +153,12 @@ class _Reader:
                 continue
             if isinstance(decoded, model.VpcRecord) and isinstance(key, keys.VpcKey):
                 creators[key.vpc] = decoded.creator  # proved by the id, whoever wrote it
-            if node not in self.members or isinstance(decoded, model.Interest):
+            if isinstance(decoded, model.Interest) and isinstance(key, keys.InterestKey):
+                if key.node == node:
+                    self.keepers.add((node, key.vpc))
                 continue  # what a node keeps changes nothing of what there is
+            if node not in self.members:
+                continue
             if isinstance(decoded, model.Claim) and isinstance(key, keys.EndpointKey):
                 self.claims.setdefault((shard, key.addr), {})[node] = decoded
             else:
@@ -350,6 +369,46 @@ class _Reader:
                 yield ("peering", a, b), "half"
             elif a < b:
                 yield ("peering", a, b), "active"
+
+    def admitted(self) -> dict[str, set[str] | None]:
+        """A VPC's shard is for the sites on its list and the homes of its subnets (no list: all),
+        for its owner, and for those that a VPC with an active peering to it is for."""
+        own = {
+            vpc: {*record.sites, *self.concerned(vpc)} if record.sites else None
+            for vpc, record in self.live.items()
+        }
+        found: dict[str, set[str] | None] = dict(own)
+        for vpc, other in self.peered():
+            mine, theirs = found[vpc], own[other]
+            found[vpc] = None if mine is None or theirs is None else mine | theirs
+        return found
+
+    def concerned(self, vpc: str) -> set[str]:
+        """A VPC's owner, and the homes of its subnets."""
+        homes = {site for s, _ in self.subnets.get(vpc, {}).values() for site in s.sites}
+        return {*homes, self.owner(vpc) or ""}
+
+    def peered(self) -> list[tuple[str, str]]:
+        """Active peerings, from either side."""
+        pairs = [(a, b) for (_, a, b), state in self.peerings() if state == "active"]
+        return [*pairs, *((b, a) for a, b in pairs)]
+
+    def kept(self, site: str, uses: Set[str]) -> set[str]:
+        """What is for the site and concerns it: its own, those in which it has something or a
+        retired node of it had, and those peered with such a one."""
+        left = {
+            vpc
+            for node, vpc in self.keepers
+            if node in self.everybody
+            and self.everybody[node].state == "retired"
+            and self.site(node) == site
+        }
+        hosted = {
+            vpc for vpc in self.live if site in self.concerned(vpc) or vpc in uses or vpc in left
+        }
+        wanted = hosted | {vpc for vpc, other in self.peered() if other in hosted}
+        admitted = self.admitted()
+        return {v for v in wanted if (sites := admitted[v]) is None or site in sites}
 
     # ---- conflicts ----
 

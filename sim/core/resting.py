@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from mesh.core import keys
 from mesh.core.errors import RequestError
 from mesh.core.forwarding import Forwarding
-from mesh.core.interest import Interests
 from mesh.core.keytext import parse_key
 from mesh.core.ops import MESH_SHARD
 from mesh.core.view import View
@@ -84,18 +83,15 @@ class RestChecks:
                 self._violations.add("entries are equal", f"{name}: {chain_text(id)}")
 
     def _interest(self, process: Process) -> None:
-        """It keeps what a reading from nothing calls for, and nothing of others in other VPCs."""
+        """It keeps what the records call for, and nothing of others in other VPCs."""
         interests, replica = process.interests, process.replica
         if interests is None:
             return
-        fresh = Interests(
-            process.identity.node, process.identity.site, process.view, replica.writes
-        )
-        for vpc, _, _ in process.attachments:
-            fresh.attach(vpc)
-        fresh.update()
         name, live = process.identity.name, process.view.vpcs.keys()
-        if interests.vpcs & live != fresh.vpcs & live:
+        uses = {vpc for vpc, _, _ in process.attachments} | set(filter(replica.writes, live))
+        held = reference.held_by(replica)
+        wanted = reference.kept(held, process.view.members, process.identity.site, uses)
+        if interests.vpcs & live != wanted:
             self._violations.add("a node keeps what its site has to do with", name)
         for id in replica.lattice.chains():
             foreign = id.shard != MESH_SHARD and id.node != process.identity.node
@@ -134,11 +130,19 @@ class RestChecks:
 
     def reference(self, process: Process) -> None:
         """The view of a node, at rest or not, against what the design makes of its records."""
-        held = reference.held_by(process.replica)
+        held = list(reference.held_by(process.replica))
         # The roster as the view was told of it: a store that is busy keeps news from it.
         expected = reference.read(held, process.view.members)
         for words in reference.differences(expected, reference.rows_of(process.view)):
             self._violations.add("the view is the reference's", words)
+        if process.interests is None:
+            return
+        sites = sorted({member.site for member in process.view.members.values()})
+        for vpc, admitted in reference.admitted(held, process.view.members).items():
+            for site in sites:
+                if process.interests.admits(vpc, site) != (admitted is None or site in admitted):
+                    words = f"{process.identity.name}: {vpc[:8]}, {site}"
+                    self._violations.add("whom a VPC's shard is for is the reference's", words)
 
     def _conflicts(self, process: Process) -> None:
         for conflict in process.view.conflicts():

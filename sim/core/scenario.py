@@ -9,7 +9,8 @@ job. Times are virtual seconds from the start; latencies are one way.
     sites = 3                  # a, b, c; or one [[site]] each: name, gateways, at, …
     signatures = "ed25519"     # or "keyed-hash", a stand-in where nobody forges
     quota = 200                # records that a node may write into the mesh shard
-    interest = "hosted"        # nodes keep what their site has to do with; default: "every" shard
+    interest = "hosted"        # nodes keep what their site has to do with; default: "every" shard;
+                               # "either": the one with half of the seeds, the other with the rest
     views = 20                 # how many of the nodes keep a view and rows; by default all
 
     [network]                  # see Weather; latency_ms between sites, link = [["a", "b", 80], …]
@@ -41,6 +42,8 @@ RATE_MAX = 1000.0
 EVENTS_MAX = 10_000
 CHURN_MAX = 50
 """Nodes that come or go by chance."""
+HOSTED_SHARES = {"every": 0.0, "either": 0.5, "hosted": 1.0}
+"""What nodes keep -> in how many of the runs only what their sites have to do with."""
 LATENCY_MS_MIN = 0.5
 KM_PER_MS = 120.0
 """Light in a fibre goes 200 km in a ms, and no fibre goes straight."""
@@ -162,8 +165,9 @@ class Scenario:
     """Ed25519 and no stand-in: what a run with forgers needs"""
     quota: int = MESH_RECORDS
     """Records that a node may hold in the mesh shard, as its admission says."""
-    hosted: bool = False
-    """A node keeps only the VPCs that its site has to do with; else every shard."""
+    hosted_share: float = 0.0
+    """Of the runs those in which a node keeps only the VPCs that its site has to do with; in the
+    others it keeps every shard."""
     views: int = NODES_MAX
     """The first so many nodes keep views and rows; the others replicate only."""
 
@@ -213,9 +217,9 @@ def parse(raw: Mapping[str, Any], *, small: bool = False) -> Scenario:
     )
     if hostile and signatures != "ed25519":
         raise top.bad("signatures", 'a hostile node forges: leave this out, or write "ed25519"')
-    hosted = top.one_of("interest", "every", ("every", "hosted")) == "hosted"
+    hosted_share = HOSTED_SHARES[top.one_of("interest", "every", tuple(HOSTED_SHARES))]
     views = top.whole("views", NODES_MAX, low=1, high=NODES_MAX)
-    if hosted and views < NODES_MAX:
+    if hosted_share and views < NODES_MAX:
         raise top.bad("interest", "it follows from views, and some nodes keep none")
     quota = top.whole("quota", MESH_RECORDS, low=1, high=QUOTA_MAX)
     expected = _expected(top.table("expect"))
@@ -233,7 +237,7 @@ def parse(raw: Mapping[str, Any], *, small: bool = False) -> Scenario:
         expected,
         signatures == "ed25519",
         quota,
-        hosted,
+        hosted_share,
         views,
     )
 

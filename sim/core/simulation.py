@@ -23,6 +23,7 @@ from sim.core.chance import ChanceOf, below
 from sim.core.checkers import StepChecks, Violation, Violations
 from sim.core.clock import SECOND_NS, Clock
 from sim.core.disk import Disk
+from sim.core.entitlement import EntitlementChecks
 from sim.core.episodes import Episodes
 from sim.core.events import ClockStep
 from sim.core.faults import Faults
@@ -134,7 +135,7 @@ class Simulation:
             chance_of,
             signatures_of(scenario, identities),
             self,
-            scenario.hosted,
+            chance_of("interest").random() < scenario.hosted_share,
             scenario.views,
             [identity.node for identity in identities],
         )
@@ -154,6 +155,7 @@ class Simulation:
             machine.skew_ns = skew_ns
         self._tidy = TidyChecks(self.violations, clocks_go=not _steps_clocks(scenario))
         self._keys = KeyChecks(self.violations)
+        self._entitlement = EntitlementChecks(self.violations)
         self._rest = RestChecks(self.violations)
         self._chance = chance_of("simulation")
         self.users = Users(
@@ -209,6 +211,7 @@ class Simulation:
         self._steps.drained(node, effects, lattice, machine.process.replica.roster.members())
         self._tidy.drained(machine.process, effects, self.clock.now_ns)
         self._keys.drained(machine.process, effects)
+        self._entitlement.drained(machine.process, effects, self.clock.now_ns)
         self._compare_branched(machine.process, effects, lattice)
         self.ledger.drained(node)
         self._push.drained(node, owner, effects)
@@ -460,8 +463,8 @@ class Simulation:
         lattices = []
         for machine in self._members():
             assert machine.process is not None
-            replica = machine.process.replica
-            lattices.append((machine.identity.name, replica.lattice, replica.keeps))
+            process = machine.process
+            lattices.append((machine.identity.name, process.replica.lattice, process.hears))
         self.lost, self.resurrected = self.ledger.compare(lattices)
         for words in self.lost:
             self.violations.add("nothing written is lost", words)

@@ -10,7 +10,7 @@ from mesh.core.clock import HybridClock
 from mesh.core.effects import Alarm, DropPeer
 from mesh.core.interest import Interests
 from mesh.core.keeping import follow
-from mesh.core.ops import Op
+from mesh.core.ops import MESH_SHARD, Op
 from mesh.core.view import View
 from mesh.core.writer import Writer
 from tests.mesh.core.test_replica import Wire
@@ -116,3 +116,11 @@ def test_a_peering_brings_the_other_vpc_and_its_end_takes_it_away() -> None:
     nodes.do(1, "remove_peering", "blue", "red")
     assert (nodes.holders(red), nodes.holders(blue)) == ([], [])
     assert not any(isinstance(effect, DropPeer | Alarm) for _, effect in nodes.effects)
+
+
+def test_a_node_that_knows_nothing_yet_keeps_the_mesh_shard_and_no_other() -> None:
+    nodes = Nodes(1)
+    replica = nodes.replicas[0]
+    assert replica.keeps(MESH_SHARD)
+    assert not replica.keeps("ab" * 16)
+    assert not nodes.interests[0].update(), "it was said once"

@@ -65,6 +65,28 @@ def hosted() -> Scenario:
 
 
 @pytest.fixture
+def prying() -> Scenario:
+    """The same, and one of the nodes wants to have what is not for its site."""
+    mix = {"create": 2, "delete": 1, "admit": 2, "peering": 1}
+    workload: dict[str, Any] = {"vpcs": 3, "sites_per_vpc": 1, "endpoints": 2, "addresses": 4}
+    workload |= {"rate_per_s": 3, "mix": mix}
+    table = {**churn_table(), "sites": 4, "workload": workload, "interest": "hosted"}
+    event = [{"at_s": 4, "hostile": "d", "for_s": 60}]
+    return parse({**table, "duration_s": 60, "faults": {"cuts": 1}, "event": event})
+
+
+@pytest.fixture
+def joining() -> Scenario:
+    """Nodes join behind cuts, and meet VPCs of which they have not heard and that may shut them
+    out."""
+    mix = {"create": 2, "delete": 1, "admit": 3}
+    workload: dict[str, Any] = {"vpcs": 3, "sites_per_vpc": 2, "endpoints": 2, "addresses": 4}
+    workload |= {"rate_per_s": 4, "mix": mix}
+    table = {**churn_table(), "sites": 4, "workload": workload, "interest": "hosted"}
+    return parse({**table, "faults": {"cuts": 4, "joins": 4}})
+
+
+@pytest.fixture
 def full_disks() -> Scenario:
     """Disks that take nothing for a while."""
     faults = {"cuts": 2, "full_disks": 4, "down_s": 20}

@@ -379,6 +379,50 @@ def interest_not_ended(patch: Patch) -> None:
     patch.setattr(Interests, "_decide", clinging)
 
 
+def interest_ignored(patch: Patch) -> None:
+    """Every node takes whatever it is given, and keeps it."""
+
+    def decide(self: Interests, vpc: str) -> None:
+        if vpc not in self.vpcs:
+            self.vpcs.add(vpc)
+            self.version += 1
+
+    patch.setattr(Interests, "_decide", decide)
+
+
+def newcomer_takes_all(patch: Patch) -> None:
+    """A node that has read nothing of the mesh yet keeps every shard."""
+    update = Interests.update
+
+    def later(self: Interests) -> bool:
+        return update(self) and bool(self._standings)
+
+    patch.setattr(Interests, "update", later)
+
+
+def entitlement_not_asked(patch: Patch) -> None:
+    """A VPC's shard is given to whoever says that it keeps it."""
+
+    def wanted(self: AntiEntropy, peer: bytes) -> Any:
+        return self._interest
+
+    patch.setattr(AntiEntropy, "_for", wanted)
+
+
+def homes_not_entitled(patch: Patch) -> None:
+    """Only the VPC's own list of sites says whom its shard is for."""
+    derive = Interests._derive
+
+    def listed(self: Interests, vpc: str) -> bool:
+        news = derive(self, vpc)
+        live = self._catalog.vpcs.get(vpc)
+        if live is not None and live.sites:
+            self._standings[vpc].admitted = {*live.sites}
+        return news
+
+    patch.setattr(Interests, "_derive", listed)
+
+
 def rotation_forged(patch: Patch) -> None:
     """Whoever says that a node has a new key is believed."""
     patch.setattr(Roster, "_signs", lambda self, line, statement: True)
@@ -465,6 +509,10 @@ BUGS: dict[Callable[[Patch], None], Found] = {
     fork_not_ranked: Found({REFERENCE}, "forked"),
     failed_store_forgotten: Found({"disk and memory agree", REST}, "full_disks"),
     housekeeping_never_ends: Found({REST}),
+    interest_ignored: Found({"a node keeps what its site has to do with"}, "hosted"),
+    newcomer_takes_all: Found({"nothing of a VPC that is not for the site"}, "joining"),
+    entitlement_not_asked: Found({"a VPC's shard is given only to whom it is for"}, "prying"),
+    homes_not_entitled: Found({"whom a VPC's shard is for is the reference's"}, "prying"),
     rotation_forged: Found({"a node's key is known to all", REST}, "hostile"),
     first_rotation_stays: Found({"a node's key is known to all", REST}, "rotated"),
     old_key_counts_on: Found({"a replaced key counts no further than was said"}, "rotated"),
