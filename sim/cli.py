@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shlex
-import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,32 +13,55 @@ import click
 from mesh.cli.app import ExitNo, Group
 from mesh.cli.options import prints
 from mesh.cli.output import Output
-from mesh.core.errors import BadInput
+from mesh.core.errors import BadInput, NotReady
+from sim.core.clock import seconds
 from sim.core.recording import Recording
 from sim.core.scenario import Scenario
-from sim.core.simulation import Result, run
-from sim.reading import load
+from sim.core.simulation import Result, Simulation
+from sim.progress import bar, watched
+from sim.reading import load, text_of
 from sim.seeding import chance_of
+from sim.soaking import Sweep, pool_for, sweep
 
 SEED_MAX: Final = (1 << 63) - 1
 SEEDS_MAX: Final = 100_000_000
 JOBS_MAX: Final = 256
-CHUNK_SEEDS: Final = 4
-"""Seeds that a process takes at a time: a few, so that a failure is seen early."""
+EXAMPLE: Final = Path(__file__).parent / "scenarios" / "example.toml"
 
 _scenario_argument = click.argument("file", type=click.Path(path_type=Path))
 _small_option = click.option(
     "--small", is_flag=True, help="With what the file's [small] says: a first look."
 )
+_force_option = click.option("--force", is_flag=True, help="Write over a file that is there.")
 
 
 @click.group(cls=Group)
 def sim() -> None:
     """Simulate a whole mesh: the nodes' own code on a virtual clock, network and disks.
 
-    A run is a function of its scenario and its seed, to the last byte. A scenario is a TOML file;
-    see sim/scenarios.
+    A run is a function of its scenario and its seed, to the last byte. A scenario is a TOML file:
+    `weft sim init` writes one that explains itself, `weft sim from-live` one of the mesh you have.
     """
+
+
+@sim.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@_force_option
+def init(file: Path, force: bool) -> None:
+    """Write an example of a scenario, with a comment on everything in it."""
+    write_new(file, EXAMPLE.read_text(encoding="utf-8"), force=force)
+    click.echo(f"{file}: written; try: {shlex.join(['weft', 'sim', 'run', str(file)])}", err=True)
+
+
+def write_new(file: Path, text: str, *, force: bool) -> None:
+    """Write a scenario where none is yet. Raises BadInput."""
+    try:
+        with file.open("w" if force else "x", encoding="utf-8") as opened:
+            opened.write(text)
+    except FileExistsError:
+        raise BadInput(f"{file}: is there already: name another file, or add --force") from None
+    except OSError as error:
+        raise BadInput(f"{file}: cannot be written: {error.strerror}") from None
 
 
 @sim.command("run")
@@ -67,10 +85,10 @@ def run_command(out: Output, file: Path, seed: int, report: Path | None, small: 
     """Run a scenario once; exit 1 if something that must hold did not."""
     scenario = load(file, small=small)
     if report is None:
-        _tell(out, file, _run(scenario, seed), small=small)
+        result = _run(scenario, seed)
     else:
         result = _run_reported(scenario, file, seed, report, small=small)
-        _tell(out, file, result, small=small)
+    _tell(out, file, result, small=small)
 
 
 @sim.command()
@@ -79,55 +97,77 @@ def run_command(out: Output, file: Path, seed: int, report: Path | None, small: 
 @click.option(
     "--jobs",
     type=click.IntRange(1, JOBS_MAX),
-    default=os.cpu_count() or 1,
     show_default="one a core",
-    help="Processes.",
+    help="Processes on this machine.",
+)
+@click.option(
+    "--dask",
+    metavar="ADDRESS",
+    help="Run them on a Dask cluster instead: its scheduler, tcp://HOST:8786.",
 )
 @_small_option
 @prints
-def soak(out: Output, file: Path, seeds: str, jobs: int, small: bool) -> None:
-    """Run many seeds; stop at the first violation and say how to replay it."""
+def soak(
+    out: Output, file: Path, seeds: str, jobs: int | None, dask: str | None, small: bool
+) -> None:
+    """Run many seeds; stop at the first violation and say how to replay it.
+
+    What is found is the same however many run at a time, and wherever. Ctrl-C ends it with what was
+    found so far.
+    """
     scenario, wanted = load(file, small=small), _seeds(seeds)
-    began_s = time.monotonic()
-    done = writes = frames = faults = 0
-    failed: Result | None = None
-    interrupted = False
+    if jobs is not None and dask is not None:
+        raise BadInput("--jobs is for this machine, --dask for a cluster: give one of the two")
+    found, began_s = Sweep(wanted), time.monotonic()
+    ended: BaseException | None = None
+    pool = pool_for(scenario, wanted, jobs or os.cpu_count() or 1, dask)
     try:
-        shown = sys.stderr if sys.stderr.isatty() else io.StringIO()
-        with click.progressbar(length=len(wanted), label="seeds", file=shown, show_pos=True) as bar:
-            for result in _results(scenario, wanted, jobs):
-                done += 1
-                writes += result.writes
-                frames += result.frames
-                faults += result.faults
-                bar.label = f"{done / (time.monotonic() - began_s):.1f} seeds/s"
-                bar.update(1)
-                if not result.ok:
-                    failed = result
-                    break
-    except KeyboardInterrupt:
-        interrupted = True
-    seconds = time.monotonic() - began_s
+        with bar("seeds", len(wanted)) as show:
+            for _ in sweep(pool, found):
+                rate = found.seen / (time.monotonic() - began_s)
+                show(found.seen, f"{found.seen} of {len(wanted)}, {rate:.1f} seeds/s")
+    except (KeyboardInterrupt, NotReady) as error:
+        ended = error
+        found.interrupted()
+    finally:
+        pool.close()
+    _tell_sweep(out, file, found, time.monotonic() - began_s, ended, small=small)
+    if ended is not None:
+        raise ended
+
+
+def _tell_sweep(
+    out: Output,
+    file: Path,
+    found: Sweep,
+    took_s: float,
+    ended: BaseException | None,
+    *,
+    small: bool,
+) -> None:
+    """Print what was found. Raises ExitNo after a violation."""
     summary: dict[str, object] = {
-        "seeds": len(wanted),
-        "done": done,
-        "seconds": round(seconds, 1),
-        "seeds_per_s": round(done / seconds, 1),
-        "writes": writes,
-        "frames": frames,
-        "faults": faults,
-        "failed_seed": failed.seed if failed else None,
+        "seeds": len(found.seeds),
+        "done": found.done,
+        "seconds": round(took_s, 1),
+        "seeds_per_s": round(found.done / took_s, 1),
+        "writes": found.writes,
+        "frames": found.frames,
+        "faults": found.faults,
+        "fingerprint": found.fingerprint,
+        "failed_seed": found.failed.seed if found.failed else None,
     }
-    if failed is not None:
+    if isinstance(ended, KeyboardInterrupt):
+        said = "a violation" if found.failed else "no violation"
+        click.echo(f"interrupted: {found.done} of {len(found.seeds)} seeds, {said}", err=True)
+    if found.failed is not None:
         if not out.json:
             out.record(summary)
-        _tell(out, file, failed, summary if out.json else None, small=small)
+        _tell(out, file, found.failed, summary if out.json else None, small=small)
     elif out.json:
         out.document({**summary, "violations": []})
     else:
         out.record(summary)
-    if interrupted:
-        raise KeyboardInterrupt
 
 
 def _seeds(text: str) -> range:
@@ -140,8 +180,24 @@ def _seeds(text: str) -> range:
     return range(low, high + 1)
 
 
-def _run(scenario: Scenario, seed: int) -> Result:
-    return run(scenario, seed, chance_of(seed))
+def _run(scenario: Scenario, seed: int, recording: Recording | None = None) -> Result:
+    """Run once, and show how far it is."""
+    simulation = Simulation(scenario, chance_of(seed), recording)
+    clock, end_s = simulation.clock, seconds(scenario.duration_ns)
+
+    def look() -> tuple[float, str]:
+        now_s = seconds(clock.now_ns)
+        words = f"{now_s:.1f} of {end_s:g} virtual s" if now_s < end_s else "coming to rest"
+        return now_s, words
+
+    try:
+        with watched("run", end_s, look):
+            return simulation.run(seed)
+    except KeyboardInterrupt:
+        found = len(simulation.violations.found)
+        at = f"at {seconds(clock.now_ns):.1f} of {end_s:g} virtual s"
+        click.echo(f"interrupted: {at}, {found or 'no'} violations until then", err=True)
+        raise
 
 
 def _run_reported(
@@ -163,8 +219,8 @@ def _run_reported(
     except OSError as error:
         raise BadInput(f"--report: {report}: {error.strerror}") from None
     recording = Recording()
-    result = run(scenario, seed, chance_of(seed), recording)
-    source = file.read_text(encoding="utf-8")
+    result = _run(scenario, seed, recording)
+    source = text_of(file)
     replay = _replay(file, seed, small=small)
     text = page.render(page.Run(str(file), source, replay, scenario, result, recording))
     report.write_text(text, encoding="utf-8")
@@ -176,22 +232,6 @@ def _replay(file: Path, seed: int, *, small: bool) -> str:
     """The command that does it again."""
     more = ["--small"] if small else []
     return shlex.join(["weft", "sim", "run", str(file), "--seed", str(seed), *more])
-
-
-def _results(scenario: Scenario, seeds: range, jobs: int) -> Iterator[Result]:
-    """In the order of the seeds, so that the first violation is the same however many jobs."""
-    if jobs == 1 or len(seeds) == 1:
-        for seed in seeds:
-            yield _run(scenario, seed)
-        return
-    pool = ProcessPoolExecutor(jobs)
-    try:
-        # In batches: what is submitted is run, also after a violation.
-        for start in range(0, len(seeds), CHUNK_SEEDS * jobs * 8):
-            batch = seeds[start : start + CHUNK_SEEDS * jobs * 8]
-            yield from pool.map(partial(_run, scenario), batch, chunksize=CHUNK_SEEDS)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _tell(
@@ -208,7 +248,8 @@ def _tell(
     else:
         record = result.json()
         del record["violations"]
-        out.record(record)
+        # Milliseconds matter here.
+        out.record({k: f"{v:.3f}" if isinstance(v, float) else v for k, v in record.items()})
         for violation in result.violations:
             click.echo(f"{violation.at_s:>10.3f} s  {violation.check}: {violation.detail}")
     if not result.ok:

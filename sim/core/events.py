@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 from sim.core.clock import SECOND_NS
-from sim.core.tables import NAME, Table
+from sim.core.tables import NAME, Table, shown
 
 DURATION_S_MAX = 400 * 24 * 3600.0
 FACTOR_MAX = 1000.0
@@ -180,7 +180,7 @@ class _Reading:
     def node(self) -> str:
         """A node's name; a site's name stands for its first gateway."""
         value = self.table.get(self.kind)
-        if f"{value}-1" in self.nodes:
+        if isinstance(value, str) and f"{value}-1" in self.nodes:
             return f"{value}-1"
         return self.table.known(self.kind, value, "node", self.nodes)
 
@@ -249,7 +249,7 @@ def _clone(r: _Reading) -> Event:
 def _join(r: _Reading) -> Event:
     site = r.table.get("join")
     if not isinstance(site, str) or not NAME.fullmatch(site):
-        raise r.table.bad("join", f"{site!r} is no site: use a-z, 0-9 and -")
+        raise r.table.bad("join", f"{shown(site)} is no site: use a-z, 0-9 and -")
     return Join(r.at_ns, site)
 
 
@@ -284,3 +284,5 @@ _READERS: dict[str, Callable[[_Reading], Event]] = {
     "compromise": _part,
     "forget": _part,
 }
+
+KINDS = tuple(_READERS)

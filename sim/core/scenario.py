@@ -13,6 +13,7 @@ job. Times are virtual seconds from the start; latencies are one way.
                                # "either": the one with half of the seeds, the other with the rest
     views = 20                 # how many of the nodes keep a view and rows; by default all
 
+    [[vpc]]                    # name, endpoints = { a = 5, c = 2 }; in place of [workload] vpcs
     [network]                  # see Weather; latency_ms between sites, link = [["a", "b", 80], …]
     [workload]                 # see Workload
     [faults]                   # by chance, see Faults
@@ -44,6 +45,15 @@ CHURN_MAX = 50
 """Nodes that come or go by chance."""
 HOSTED_SHARES = {"every": 0.0, "either": 0.5, "hosted": 1.0}
 """What nodes keep -> in how many of the runs only what their sites have to do with."""
+STRETCHED = 200
+"""The number of a VPC's stretched subnet; those homed at its sites count from 1."""
+VPCS_MAX = 1000
+ENDPOINTS_MAX = 10_000
+"""Of one VPC at one site, where VPCs are laid out one by one."""
+ENDPOINTS_IN_ALL_MAX = 200_000
+"""What a run of minutes on one machine can carry."""
+EXTRA = "extra-"
+"""How names of VPCs begin that users of a run make and remove."""
 LATENCY_MS_MIN = 0.5
 KM_PER_MS = 120.0
 """Light in a fibre goes 200 km in a ms, and no fibre goes straight."""
@@ -93,6 +103,14 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True)
+class LaidOut:
+    """A VPC, and how many endpoints it has at which sites at the start."""
+
+    name: str
+    endpoints: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Workload:
     """What users do. `mix` weighs the kinds of `MIX`; `addresses` bounds the addresses used in a
     subnet, so that few of them make for many meetings."""
@@ -107,6 +125,8 @@ class Workload:
     burst: int = 1
     """requests that a user makes at once"""
     mix: Mapping[OpKind, float] = field(default_factory=lambda: dict(MIX))
+    laid_out: tuple[LaidOut, ...] = ()
+    """in place of `vpcs`, `sites_per_vpc` and `endpoints`: the VPCs one by one"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +228,7 @@ def parse(raw: Mapping[str, Any], *, small: bool = False) -> Scenario:
     sites, places = _sites(top)
     network = top.table("network")
     latency_ns, links, weather = _network(network, sites, places)
-    workload = _workload(top.table("workload"))
+    workload = _workload(top.table("workload"), _laid_out(top, sites))
     faults = _faults(top.table("faults"))
     events = _events(top, sites, duration_s, faults.retires > 0)
     hostile = any(isinstance(e, Trouble) and e.kind == "hostile" for e in events)
@@ -250,6 +270,7 @@ def _merged(raw: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         merged[key] = _merged(merged[key], value) if both else value
     if "sites" in over:
         merged.pop("site", None)
+        merged.pop("vpc", None)
     return merged
 
 
@@ -291,7 +312,8 @@ def _events(
     top: Table, sites: tuple[Site, ...], duration_s: float, by_chance: bool
 ) -> tuple[Event, ...]:
     tables = top.tables("event", EVENTS_MAX)
-    joins = [str(table.get("join")) for table in tables if "join" in table]
+    wanted = [table.get("join") for table in tables]
+    joins = [site for site in wanted if isinstance(site, str)]
     names = list(dict.fromkeys([*(site.name for site in sites), *joins]))
     nodes = [f"{site.name}-{i}" for site in sites for i in range(1, site.gateways + 1)]
     nodes += [name for name, _ in _joining(sites, joins, None)]
@@ -401,7 +423,33 @@ def _network(
 # ---- what users do, what goes wrong by chance ----
 
 
-def _workload(table: Table) -> Workload:
+def _laid_out(top: Table, sites: tuple[Site, ...]) -> tuple[LaidOut, ...]:
+    names = [site.name for site in sites]
+    found: dict[str, LaidOut] = {}
+    for table in top.tables("vpc", VPCS_MAX):
+        name = table.name("name")
+        if name in found:
+            raise table.bad("name", f"there is a VPC {name} already: rename one")
+        if name.startswith(EXTRA):
+            raise table.bad("name", f"names that begin with {EXTRA} are taken: choose another")
+        counts = table.table("endpoints")
+        for site in counts:
+            if site not in names:
+                raise counts.unknown(site, names)
+        endpoints = {s: counts.whole(s, 0, low=0, high=ENDPOINTS_MAX) for s in counts}
+        if not 0 < len(endpoints) < STRETCHED:
+            raise table.bad("endpoints", f"name 1 to {STRETCHED - 1} sites: {{ {names[0]} = 5 }}")
+        table.done()
+        found[name] = LaidOut(name, endpoints)
+    in_all = sum(sum(vpc.endpoints.values()) for vpc in found.values())
+    if in_all > ENDPOINTS_IN_ALL_MAX:
+        raise top.bad("vpc", f"{in_all} endpoints in all: have at most {ENDPOINTS_IN_ALL_MAX}")
+    return tuple(found.values())
+
+
+def _workload(table: Table, laid_out: tuple[LaidOut, ...]) -> Workload:
+    for key in ("vpcs", "sites_per_vpc", "endpoints") if laid_out else ():
+        table.absent(key, "each [[vpc]] says so itself: leave this out")
     weights = table.table("mix")
     mix: dict[OpKind, float] = {
         kind: weights.number(kind, 0.0 if weights else weight, low=0.0, high=1e6)
@@ -411,13 +459,14 @@ def _workload(table: Table) -> Workload:
     if not any(mix.values()):
         raise table.bad("mix", "all weights are 0: give at least one kind a weight")
     workload = Workload(
-        vpcs=table.whole("vpcs", 2, low=1, high=1000),
+        vpcs=table.whole("vpcs", 2, low=1, high=VPCS_MAX),
         sites_per_vpc=table.whole("sites_per_vpc", 0, low=0, high=SITES_MAX),
         endpoints=table.whole("endpoints", 2, low=0, high=200),
         addresses=table.whole("addresses", 6, low=1, high=200),
         rate_per_s=table.number("rate_per_s", 2.0, low=0.0, high=RATE_MAX),
         burst=table.whole("burst", 1, low=1, high=100),
         mix=mix,
+        laid_out=laid_out,
     )
     table.done()
     return workload

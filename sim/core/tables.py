@@ -125,7 +125,10 @@ class Table:
 
     def table(self, key: str) -> Table:
         raw = self.get(key)
-        place = f"[{self._where.strip('[]')}.{key}]" if self._where else f"[{key}]"
+        if self._where.startswith("[["):
+            place = f"{self._where} {key}"
+        else:
+            place = f"[{self._where.strip('[]')}.{key}]" if self._where else f"[{key}]"
         return Table(place, {} if raw is None else raw, (*self._place, key))
 
     def tables(self, key: str, count_max: int) -> list[Table]:

@@ -1,13 +1,8 @@
-"""What users do: requests at random nodes, made of what the node they ask shows them.
-
-The world is laid out as in the lab: every VPC has the same CIDR 10.0.0.0/16, a subnet 10.0.I.0/24
-homed at site I (from 1), and 10.0.200.0/24 stretched over all sites. Few addresses are used, so
-that claims, moves and removals of one address meet.
-"""
+"""What users do: requests at random nodes, made of what the node they ask shows them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -18,28 +13,19 @@ from mesh.core.errors import NotReady, RequestError
 from mesh.core.ops import MESH_SHARD, Delete, Op, Put
 from sim.core.chance import Chance, below, pick, pick_weighted
 from sim.core.clock import SECOND_NS, Clock
+from sim.core.layout import EXTRA_FIRST, VNI_FIRST, Layout
 from sim.core.node import Machine, Process
-from sim.core.scenario import OpKind, Workload
+from sim.core.scenario import STRETCHED, OpKind, Workload
 
-VPC_CIDR = "10.0.0.0/16"
-STRETCHED = 200
-"""The third number of the stretched subnet's addresses; home subnets count from 1."""
-EXTRA_FIRST = 240
-"""Subnets that come and go."""
 EXTRAS_MAX = 4
-VNI_FIRST = 100
+"""VPCs that come and go, and subnets."""
 EXTRA_VNI_FIRST = 10_000
 NEWER_KIND = b"~"
 NEWER_FIELD = 99
 FOREIGN_VNI = 666
 FOREIGN_MOBILITY = 9
-FIRST_HOST = 10
 AGAIN_NS = 2 * SECOND_NS
 SETUP_RETRY_NS = SECOND_NS // 4
-
-
-def vpc_name(i: int) -> str:
-    return f"vpc-{i}"
 
 
 class Users:
@@ -64,8 +50,7 @@ class Users:
         self._sites = list(dict.fromkeys(machine.identity.site for machine in first))
         self._asking = machines[:views] if views < len(machines) else machines
         """the nodes that users talk to: those that can show them something"""
-        self._homes = [self._sites_of(i) for i in range(workload.vpcs)]
-        """by VPC: the sites at which it has endpoints"""
+        self._layout = Layout(workload, self._sites)
         self._clock = clock
         self._chance = chance
         self._until_ns = 0
@@ -87,18 +72,11 @@ class Users:
             "trespass": self._trespass,
         }
 
-    def _sites_of(self, vpc: int) -> list[str]:
-        """All sites, or so many in turn that each hosts as many VPCs as the others."""
-        count, sites = self._workload.sites_per_vpc, self._sites
-        if not count or count >= len(sites):
-            return sites
-        return [sites[(vpc * count + j) % len(sites)] for j in range(count)]
-
     # ---- the beginning ----
 
     def set_up(self) -> None:
         """Make VPCs and subnets, each at the first gateway of its owner's site."""
-        for i in range(self._workload.vpcs):
+        for i in range(len(self._layout.vpcs)):
             self._set_up_vpc(i)
         for machine in self._first:
             self._first_endpoints(machine)
@@ -111,18 +89,18 @@ class Users:
         if process is None or not process.replica.writable:
             self._clock.after(SETUP_RETRY_NS, partial(self._set_up_vpc, i))
             return
-        name = vpc_name(i)
-        self._ask(process, partial(process.writer.add_vpc, name, VNI_FIRST + i, [VPC_CIDR]))
-        homes = self._homes[i]
+        name, cidrs = self._layout.vpcs[i], [self._layout.cidr]
+        self._ask(process, partial(process.writer.add_vpc, name, VNI_FIRST + i, cidrs))
+        homes = self._layout.homes[name]
         for number, home in enumerate(homes, 1):
             if number < STRETCHED:
                 self._add_subnet(process, name, f"home-{home}", number, [home])
-        self._add_subnet(process, name, "stretched", STRETCHED, homes[:100])
+        self._add_subnet(process, name, "stretched", STRETCHED, list(homes[:100]))
 
     def _add_subnet(
         self, process: Process, vpc: str, name: str, number: int, sites: list[str]
     ) -> None:
-        cidr = f"10.0.{number}.0/24"
+        cidr = self._layout.subnet(number)
         # A site without a member yet is refused; the whole roster is known from the start here.
         self._ask(process, partial(process.writer.add_subnet, name, vpc, cidr, sites))
 
@@ -131,18 +109,18 @@ class Users:
         if process is not None and not process.sees:
             self._first_records(machine)
             return
-        names = self._vpcs_at(machine.identity.site)
+        names = self._layout.vpcs_at(machine.identity.site)
         if process is None or not all(self._complete(process, name) for name in names):
             self._clock.after(SETUP_RETRY_NS, partial(self._first_endpoints, machine))
             return
         for name in names:
-            for _ in range(self._workload.endpoints):
-                self._claim_at(process, name, self._address(machine.identity.site, name))
+            for ip in self._first_ips(machine, name):
+                self._claim_at(process, name, ip)
 
     def _first_records(self, machine: Machine) -> None:
         """The same at a node without a view, from what the first node sees."""
         process, seeing = machine.process, self._asking[0].process
-        names = self._vpcs_at(machine.identity.site)
+        names = self._layout.vpcs_at(machine.identity.site)
         ready = seeing is not None and all(self._complete(seeing, name) for name in names)
         if process is None or seeing is None or not ready or not process.replica.writable:
             self._clock.after(SETUP_RETRY_NS, partial(self._first_records, machine))
@@ -150,17 +128,17 @@ class Users:
         puts: dict[bytes, Put] = {}
         for name in names:
             vpc = seeing.view.vpc(name).id
-            for _ in range(self._workload.endpoints):
-                ip = self._address(machine.identity.site, name)
+            for ip in self._first_ips(machine, name):
                 hlc = process.clock.now(process.wall_ns)
                 claim = model.Claim(0, hlc, model.derived_mac(vpc, ip))
                 key = keys.pack(keys.EndpointKey(keys.addr_of(ip)))
                 puts[vpc.encode() + key] = Put(vpc, key, model.encode(claim))
         self._ask(process, lambda now_ns: list(puts.values()))
 
-    def _vpcs_at(self, site: str) -> list[str]:
-        """Names of the VPCs that have endpoints at the site."""
-        return [vpc_name(i) for i, homes in enumerate(self._homes) if site in homes]
+    def _first_ips(self, machine: Machine, vpc: str) -> Iterator[str]:
+        here = [m for m in self._first if m.identity.site == machine.identity.site]
+        site, number = machine.identity.site, here.index(machine)
+        return self._layout.first_ips(self._chance, site, vpc, number, len(here))
 
     def _complete(self, process: Process, vpc: str) -> bool:
         """Whether the node has seen a VPC's subnets."""
@@ -208,24 +186,14 @@ class Users:
 
     # ---- endpoints ----
 
-    def _address(self, site: str, vpc: str) -> str:
-        homes = next(homes for i, homes in enumerate(self._homes) if vpc_name(i) == vpc)
-        number = homes.index(site) + 1 if site in homes else STRETCHED
-        if number >= STRETCHED or self._chance.random() < 0.5:
-            number = STRETCHED
-        return f"10.0.{number}.{FIRST_HOST + below(self._chance, self._workload.addresses)}"
-
-    def _any_vpc(self) -> str:
-        return vpc_name(below(self._chance, self._workload.vpcs))
-
     def _claim_at(self, process: Process, vpc: str, ip: str) -> bool:
         name = f"pod-{below(self._chance, 1000)}"
         return self._ask(process, partial(process.writer.add_endpoint, vpc, ip, name=name))
 
     def _create(self, process: Process) -> None:
         site = process.identity.site
-        vpc = pick(self._chance, self._vpcs_at(site) or [self._any_vpc()])
-        self._claim_at(process, vpc, self._address(site, vpc))
+        vpc = pick(self._chance, self._layout.vpcs_at(site) or [self._layout.any_vpc(self._chance)])
+        self._claim_at(process, vpc, self._layout.any_ip(self._chance, site, vpc))
 
     def _own(self, process: Process) -> tuple[str, str] | None:
         """(VPC id, IP) of one of the node's own claims."""
@@ -262,8 +230,8 @@ class Users:
 
     def _claim(self, process: Process) -> None:
         """Two sites claim one address of the stretched subnet at the same time."""
-        vpc = self._any_vpc()
-        ip = f"10.0.{STRETCHED}.{FIRST_HOST + below(self._chance, self._workload.addresses)}"
+        vpc = self._layout.any_vpc(self._chance)
+        ip = self._layout.stretched_ip(self._chance)
         self._claim_at(process, vpc, ip)
         site = process.identity.site
         others = [m.process for m in self._asking if m.process and m.identity.site != site]
@@ -308,7 +276,7 @@ class Users:
         writer = process.writer
         match below(self._chance, 4):
             case 0 | 1:
-                self._ask(process, partial(writer.add_vpc, name, vni, [VPC_CIDR]))
+                self._ask(process, partial(writer.add_vpc, name, vni, [self._layout.cidr]))
             case 2:
                 tenant = f"tenant-{below(self._chance, 3)}"
                 self._ask(process, partial(writer.set_vpc, name, tenant=tenant))
@@ -337,18 +305,21 @@ class Users:
         if self._chance.random() < 0.5:
             sites.remove(pick(self._chance, sites))
         admitted = sites if len(sites) < len(self._sites) else []
-        self._ask(process, partial(process.writer.set_vpc, self._any_vpc(), sites=admitted))
+        self._ask(
+            process,
+            partial(process.writer.set_vpc, self._layout.any_vpc(self._chance), sites=admitted),
+        )
 
     def _subnet(self, process: Process) -> None:
         number = EXTRA_FIRST + below(self._chance, EXTRAS_MAX)
-        vpc, name = self._any_vpc(), f"extra-{number}"
+        vpc, name = self._layout.any_vpc(self._chance), f"extra-{number}"
         if self._chance.random() < 0.6:
             self._add_subnet(process, vpc, name, number, [pick(self._chance, self._sites)])
         else:
             self._ask(process, partial(process.writer.remove_subnet, name, vpc))
 
     def _peering(self, process: Process) -> None:
-        a, b = self._any_vpc(), self._any_vpc()
+        a, b = self._layout.any_vpc(self._chance), self._layout.any_vpc(self._chance)
         writer = process.writer
         edit = writer.add_peering if self._chance.random() < 0.6 else writer.remove_peering
         self._ask(process, partial(edit, a, b))

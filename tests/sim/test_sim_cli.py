@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import pytest
 
 from mesh.cli.app import run
 from mesh.core.replica import Replica
+from sim.cli import EXAMPLE
+from sim.core.events import KINDS
 
 ROOT = Path(__file__).parents[2]
 SCENARIO = """
@@ -88,24 +91,6 @@ def test_a_violation_exits_1_with_the_command_that_replays_it(
     assert f"weft sim run '{file}' --seed 3" in done.stderr
 
 
-def test_a_soak_stops_at_the_first_violation(weft: Weft, file: Path, broken: None) -> None:
-    done = weft("soak", str(file), "--seeds", "4-90", "--jobs", "1", "-o", "json")
-    assert done.exit_code == 1
-    found = json.loads(done.stdout)
-    assert (found["done"], found["failed_seed"]) == (1, 4)
-    assert f"weft sim run '{file}' --seed 4" in done.stderr
-
-
-def test_a_soak_over_processes_finds_the_same(weft: Weft, file: Path) -> None:
-    done = weft("soak", str(file), "--seeds", "1-9", "--jobs", "2", "-o", "json")
-    assert done.exit_code == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert (found["seeds"], found["done"], found["failed_seed"]) == (9, 9, None)
-    assert found["writes"] > 9
-    assert found["frames"] > 90
-    assert found["faults"] == 0
-
-
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -166,11 +151,30 @@ def test_the_command_that_is_printed_replays_a_planted_bug(tmp_path: Path) -> No
     assert again.stderr == found.stderr
 
 
-@pytest.mark.parametrize("seeds", ["9-1", "x", "1-", "-3", "1-99999999999999999999"])
-def test_wrong_seeds_exit_2(weft: Weft, file: Path, seeds: str) -> None:
-    done = weft("soak", str(file), f"--seeds={seeds}")
-    assert done.exit_code == 2
-    assert "--seeds" in done.stderr
+def test_the_example_runs_and_is_not_written_over(weft: Weft, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    done = weft("init", str(path))
+    assert done.exit_code == 0
+    assert f"weft sim run {path}" in done.stderr
+    assert weft("run", str(path)).exit_code == 0
+    assert weft("run", str(path), "--small").exit_code == 0
+    path.write_text("mine")
+    done = weft("init", str(path))
+    assert (done.exit_code, path.read_text()) == (2, "mine")
+    assert "--force" in done.stderr
+    assert weft("init", str(path), "--force").exit_code == 0
+    assert path.read_text() == EXAMPLE.read_text()
+    assert weft("init", str(tmp_path / "no" / "file")).exit_code == 2
+    assert weft("init", str(tmp_path)).exit_code == 2
+
+
+def test_the_example_says_something_of_every_table_and_event() -> None:
+    text = EXAMPLE.read_text()
+    tables = {"[[site]]", "[[vpc]]", "[[event]]", "[network]", "[workload]", "[workload.mix]"}
+    for table in tables | {"[faults]", "[expect]", "[small]"}:
+        assert f"\n{table}" in text, table
+    for kind in KINDS:
+        assert re.search(rf"\b{kind}\b", text), kind
 
 
 def test_a_report_is_written_beside_the_same_result(weft: Weft, file: Path, tmp_path: Path) -> None:
@@ -196,7 +200,7 @@ def test_a_violation_has_its_report_too(
 def test_a_report_that_cannot_be_written_is_refused_before_the_run(
     weft: Weft, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sim.cli.run", lambda *_: pytest.fail("ran"))
+    monkeypatch.setattr("sim.cli.Simulation", lambda *_: pytest.fail("ran"))
     done = weft("run", str(file), "--report", str(tmp_path / "no" / "out.html"))
     assert done.exit_code == 2
     assert "--report: " in done.stderr
