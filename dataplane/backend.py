@@ -14,12 +14,14 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 from dataplane.drops import DropEvent
 from dataplane.fib.rows import (
     EndpointKey,
+    EntitledKey,
     FibDelta,
     K,
     SubnetKey,
     Tables,
     V,
     endpoint_name,
+    entitled_name,
     subnet_name,
 )
 
@@ -47,6 +49,11 @@ class Capacity:
     def groups(self) -> int:
         """One for each gateway, and one for each site, of which there are no more."""
         return 2 * self.gateways
+
+    @property
+    def entitled(self) -> int:
+        """One for each VPC, or for each site that it names: as many as subnets or fewer."""
+        return self.subnets
 
 
 DEFAULT_CAPACITY = Capacity()
@@ -227,6 +234,8 @@ def row_name(table: str, key: object) -> str:
     """`table KEY`, the form in which audits name rows."""
     if isinstance(key, bytes):
         return f"{table} {endpoint_name(EndpointKey.unpack(key))}"
+    if isinstance(key, EntitledKey):
+        return f"{table} {entitled_name(key)}"
     if isinstance(key, SubnetKey):
         return f"{table} {subnet_name(key)}"
     return f"{table} {key}"

@@ -7,7 +7,7 @@ programs under `xdp/bpf` do, so a path can be followed from pod to pod through s
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -25,9 +25,14 @@ from dataplane.backend import (
 )
 from dataplane.drops import DROPS_TAKEN_MAX, DropEvent
 from dataplane.fib.rows import (
+    ANY_SITE,
+    MOVED_GRACE_NS,
+    MOVED_MAX,
     NO_GROUP,
     EndpointKey,
     EndpointRow,
+    EntitledKey,
+    EntitledRow,
     FibDelta,
     GatewayRow,
     GroupRow,
@@ -94,6 +99,9 @@ class MemoryBackend:
         self._refused: dict[PackedKey, PackedRow] = {}
         """Rows that there was no room for."""
         self._subnets: dict[SubnetKey, SubnetRow] = {}
+        self._entitled: dict[EntitledKey, EntitledRow] = {}
+        self._moved: OrderedDict[PackedKey, tuple[int, int]] = OrderedDict()
+        """Endpoint → the group that it was behind, and when that changed: the oldest first."""
         self._peers: dict[int, int] = {}
         self._prefixes: dict[int, list[SubnetKey]] = {}
         self._now_ns = now_ns
@@ -110,6 +118,7 @@ class MemoryBackend:
             FibDelta(
                 gateways=_difference(self._gateways, tables.gateways),
                 groups=_difference(self._groups, tables.groups),
+                entitled=_difference(self._entitled, tables.entitled),
                 ports=_difference(self._ports, tables.ports),
                 endpoints=_difference(self._endpoints, tables.endpoints),
                 subnets=_difference(self._subnets, tables.subnets),
@@ -119,6 +128,8 @@ class MemoryBackend:
     def apply(self, delta: FibDelta) -> None:
         _patch(self._gateways, delta.gateways)
         _patch(self._groups, delta.groups)
+        _patch(self._entitled, delta.entitled)
+        self._remember(delta.moved)
         _patch(self._ports, delta.ports)
         _patch(self._subnets, delta.subnets)
         if delta.gateways:
@@ -144,10 +155,18 @@ class MemoryBackend:
         if self._refused:
             raise TableFull("endpoints", len(self._refused), self.usage())
 
+    def _remember(self, moved: Mapping[PackedKey, int]) -> None:
+        for key, group in moved.items():
+            self._moved[key] = group, self._now_ns()
+            self._moved.move_to_end(key)
+        while len(self._moved) > MOVED_MAX:
+            self._moved.popitem(last=False)
+
     def audit(self, tables: Tables) -> AuditReport:
         audit = Audit()
         audit.compare("gateways", tables.gateways, self._gateways)
         audit.compare("groups", tables.groups, self._groups)
+        audit.compare("entitled", tables.entitled, self._entitled)
         audit.compare("ports", tables.ports, self._ports)
         audit.compare("endpoints", tables.endpoints, self._endpoints)
         audit.compare("subnets", tables.subnets, self._subnets)
@@ -203,6 +222,9 @@ class MemoryBackend:
             "groups": [
                 {"id": id, "name": row.name, "gateways": list(row.gateways)}
                 for id, row in sorted(self._groups.items())
+            ],
+            "entitled": [
+                {"vni": key.vni, "site": row.site} for key, row in sorted(self._entitled.items())
             ],
             "ports": [
                 {
@@ -306,11 +328,46 @@ class MemoryBackend:
             return self._drop(stranger, DropReason.UNKNOWN_PEER, words)
         packet = _Packet(src, dst, vni, outer=outer_src, gateway=peer)
         self._count_gateway(peer, "rx_packets")
+        refused = self._check_source(packet, self._gateways[peer])
+        if refused is not None:
+            return refused
         endpoint = self._endpoint(vni, ip_number(dst))
         if endpoint is None:
             words = f"{dst} of VNI {vni} is not reached from here"
             return self._drop(packet, DropReason.NOT_LOCAL, words)
         return self._to_endpoint(packet, endpoint)
+
+    def _check_source(self, packet: _Packet, peer: GatewayRow) -> Verdict | None:
+        """The drop, if a gateway may not have sent what came by its tunnel (`source.h`). Errors
+        from the address of a subnet's gateway are not told from other packets."""
+        source = self._endpoint(packet.vni, ip_number(packet.src))
+        if source is not None and self._leads_to_site(peer, source.group):
+            return None
+        sites = (ANY_SITE, peer.site_group)
+        if not any(EntitledKey(packet.vni, site) in self._entitled for site in sites):
+            words = f"site {peer.site} may not send for VNI {packet.vni}"
+            return self._drop(packet, DropReason.NOT_ENTITLED, words)
+        if (
+            peer.own_site
+            or self._was_at(peer, packet.vni, packet.src, MOVED_GRACE_NS)
+            or self._was_at(peer, packet.vni, packet.dst, None)
+        ):
+            return None
+        words = f"{packet.src} is not claimed at site {peer.site}"
+        return self._drop(packet, DropReason.FOREIGN_SOURCE, words)
+
+    def _leads_to_site(self, peer: GatewayRow, group: int) -> bool:
+        if group in (peer.group, peer.site_group):
+            return True
+        other = self._groups.get(group)
+        return other is not None and other.site_group == peer.site_group
+
+    def _was_at(self, peer: GatewayRow, vni: int, ip: str, within_ns: int | None) -> bool:
+        """Whether an address was at the peer's site before it moved, so long ago at most."""
+        group, at_ns = self._moved.get(EndpointKey(vni, ip_number(ip)).pack(), (NO_GROUP, 0))
+        if within_ns is not None and self._now_ns() - at_ns > within_ns:
+            return False
+        return group != NO_GROUP and self._leads_to_site(peer, group)
 
     def _to_endpoint(self, packet: _Packet, row: EndpointRow) -> Verdict:
         if row.ifname:

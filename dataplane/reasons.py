@@ -36,6 +36,8 @@ class DropReason(IntEnum):
     NOT_LOCAL = 22  # arrived by tunnel for an address that is not reached through here
     LOOP = 23  # would go back to the gateway that sent it
     NO_ROOM = 24  # the driver refused to move the packet's head or tail
+    NOT_ENTITLED = 25  # the sending site may not send for this VNI
+    FOREIGN_SOURCE = 26  # the inner source is not claimed at the sending site
 
     @property
     def text(self) -> str:

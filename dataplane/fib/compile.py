@@ -31,6 +31,8 @@ from dataplane.fib.rows import (
     NO_GROUP,
     VNI_MAX,
     EndpointKey,
+    EntitledKey,
+    EntitledRow,
     FibDelta,
     GatewayRow,
     GroupRow,
@@ -110,6 +112,7 @@ class Compiler:
         self._ifnames: defaultdict[str, dict[int, set[str]]] = defaultdict(dict)
         self._gateway_rows: _Table[int, GatewayRow] = _Table()
         self._group_rows: _Table[int, GroupRow] = _Table()
+        self._entitled_rows: _Table[EntitledKey, EntitledRow] = _Table()
         self._port_rows: _Table[str, PortRow] = _Table()
         self._endpoint_rows = EndpointTable()
         self._subnet_rows: _Table[SubnetKey, SubnetRow] = _Table()
@@ -120,7 +123,7 @@ class Compiler:
         """A gateway appeared, changed or went (None). Rewrites its row and its two groups."""
         if fact is not None:
             _check(fact.id == id, f"gateway fact of {fact.id.hex()} set as {id.hex()}")
-            rules.gateway_row(fact)
+            ip_number(fact.underlay)
         old = self._gateways.get(id)
         if old == fact:
             return
@@ -175,6 +178,10 @@ class Compiler:
             self._vpcs[id] = fact
             if fact.forwarded:
                 self._vni_holders[fact.vni].add(id)
+            for site in fact.sites:
+                moved |= self._group_ids.acquire(rules.site_group(site))
+        for site in old.sites if old is not None else ():
+            moved |= self._group_ids.release(rules.site_group(site))
         if moved:
             self._show(touched | self._vpcs.keys())
             self._rebuild()
@@ -284,12 +291,15 @@ class Compiler:
 
     def take_delta(self) -> FibDelta:
         """What changed since the last call (or since the beginning)."""
+        endpoints, moved = self._endpoint_rows.take()
         return FibDelta(
             gateways=self._gateway_rows.take(),
             groups=self._group_rows.take(),
+            entitled=self._entitled_rows.take(),
             ports=self._port_rows.take(),
-            endpoints=self._endpoint_rows.take(),
+            endpoints=endpoints,
             subnets=self._subnet_rows.take(),
+            moved=moved,
         )
 
     def tables(self) -> Tables:
@@ -297,6 +307,7 @@ class Compiler:
         return Tables(
             gateways=MappingProxyType(self._gateway_rows.rows),
             groups=MappingProxyType(self._group_rows.rows),
+            entitled=MappingProxyType(self._entitled_rows.rows),
             ports=MappingProxyType(self._port_rows.rows),
             endpoints=self._endpoint_rows,
             subnets=MappingProxyType(self._subnet_rows.rows),
@@ -307,6 +318,7 @@ class Compiler:
         return Tables(
             gateways=dict(self._gateway_rows.rows),
             groups=dict(self._group_rows.rows),
+            entitled=dict(self._entitled_rows.rows),
             ports=dict(self._port_rows.rows),
             endpoints=self._endpoint_rows.snapshot(),
             subnets=dict(self._subnet_rows.rows),
@@ -329,20 +341,23 @@ class Compiler:
     def _emit_gateway(self, fact: GatewayFact, *, gone: bool = False) -> None:
         if fact.id == self._self_id:
             return
-        self._gateway_rows.set(
-            self._gateway_ids.number(fact.id), None if gone else rules.gateway_row(fact)
-        )
+        number, group_number = self._gateway_ids.number, self._group_ids.number
         name = rules.gateway_group(fact.id)
-        row = None if gone else rules.group_row(name, (fact,), self._gateway_ids.number)
-        self._group_rows.set(self._group_ids.number(name), row)
+        gateway, group = None, None
+        if not gone:
+            gateway = rules.gateway_row(fact, self._self_site, group_number)
+            group = rules.group_row(name, gateway.site_group, (fact,), number)
+        self._gateway_rows.set(number(fact.id), gateway)
+        self._group_rows.set(group_number(name), group)
 
     def _emit_site_group(self, site: str) -> None:
         if site == self._self_site:
             return
         name = rules.site_group(site)
         members = [self._gateways[id] for id in sorted(self._gateways_at.get(site, ()))]
-        row = rules.group_row(name, members, self._gateway_ids.number)
-        self._group_rows.set(self._group_ids.number(name), row)
+        number = self._group_ids.number(name)
+        row = rules.group_row(name, number, members, self._gateway_ids.number)
+        self._group_rows.set(number, row)
 
     def _emit_subnet(self, vpc: str, key: SubnetKey) -> None:
         domain = self.domain(vpc)
@@ -398,21 +413,32 @@ class Compiler:
         )
 
     def _emit_vpc(self, vpc: str) -> None:
+        for entitled, row in self._entitled(vpc).items():
+            self._entitled_rows.set(entitled, row)
         for key in sorted(self._subnets_of.get(vpc, ())):
             self._emit_subnet(vpc, key)
         for ip in sorted(self._ifnames.get(vpc, ())):
             self._emit_address(vpc, ip)
 
     def _retract(self, vpc: str) -> None:
-        """Take out a VPC's subnet and port rows, under the domain that it has now."""
+        """Take out a VPC's rows but its endpoints', under the domain that it has now."""
         domain = self.domain(vpc)
         if domain is None:
             return
+        for entitled in self._entitled(vpc):
+            self._entitled_rows.set(entitled, None)
         for key in self._subnets_of.get(vpc, ()):
             self._subnet_rows.set(key._replace(vni=domain), None)
         for ifnames in self._ifnames.get(vpc, {}).values():
             for ifname in ifnames:
                 self._port_rows.set(ifname, None)
+
+    def _entitled(self, vpc: str) -> dict[EntitledKey, EntitledRow]:
+        fact = self._vpcs.get(vpc)
+        if fact is None:
+            return {}
+        number = self._group_ids.number
+        return rules.entitled_rows(fact, forwarded=self._forwarded(vpc), number=number)
 
     def _renumber(self, moved: bool) -> None:
         """Have endpoint rows lead to the groups' present numbers."""
@@ -422,8 +448,11 @@ class Compiler:
     def _rebuild(self) -> None:
         """Write everything anew. Only when two names collided in one number: about never."""
         self._renumber(True)
-        for table in (self._gateway_rows, self._group_rows, self._port_rows, self._subnet_rows):
-            table.clear()
+        self._gateway_rows.clear()
+        self._group_rows.clear()
+        self._entitled_rows.clear()
+        self._port_rows.clear()
+        self._subnet_rows.clear()
         for id in sorted(self._gateways):
             self._emit_gateway(self._gateways[id])
         for site in sorted(self._gateways_at):
@@ -460,6 +489,11 @@ def compile_all(facts: Facts, *, id_max: int = rules.ID_MAX) -> Tables:
     group_ids = assign(_group_names(facts), 1, id_max)
     gateways, groups = _gateway_tables(facts, gateway_ids, group_ids)
 
+    entitled: dict[EntitledKey, EntitledRow] = {}
+    for vpc in facts.vpcs:
+        entitled |= rules.entitled_rows(
+            vpc, forwarded=vpc.id in forwarded, number=group_ids.__getitem__
+        )
     subnets: dict[SubnetKey, SubnetRow] = {}
     for subnet in sorted(facts.subnets, key=lambda fact: fact.id, reverse=True):
         if subnet.vpc in domains:
@@ -478,18 +512,18 @@ def compile_all(facts: Facts, *, id_max: int = rules.ID_MAX) -> Tables:
     ports: dict[str, PortRow] = {}
     here = {address for address, claim in claims.items() if _is_here(claim, facts)}
     for address in claims.keys() | attached.keys():
-        vpc, ip = address
-        if vpc not in domains:
+        owner, ip = address
+        if owner not in domains:
             continue
         row = rules.endpoint_row(
             claims.get(address),
             attached.get(address),
             here=address in here,
-            forwarded=vpc in forwarded,
+            forwarded=owner in forwarded,
             number=group_ids.__getitem__,
         )
         if row is not None:
-            endpoints[EndpointKey(domains[vpc], ip).pack()] = row.pack()
+            endpoints[EndpointKey(domains[owner], ip).pack()] = row.pack()
     for attachment in facts.attachments:
         if attachment.vpc in domains:
             address = (attachment.vpc, ip_number(attachment.ip))
@@ -498,7 +532,7 @@ def compile_all(facts: Facts, *, id_max: int = rules.ID_MAX) -> Tables:
                 domains[attachment.vpc],
                 blocked=address not in here or attached[address] != attachment,
             )
-    return Tables(gateways, groups, ports, endpoints, subnets)
+    return Tables(gateways, groups, entitled, ports, endpoints, subnets)
 
 
 def _domains(vpcs: Iterable[VpcFact], id_max: int) -> tuple[dict[str, int], set[str]]:
@@ -521,6 +555,7 @@ def _group_names(facts: Facts) -> set[bytes]:
     elsewhere = (fact for fact in facts.endpoints if not _is_here(fact, facts))
     names = {rules.endpoint_group(fact.site, fact.gateway) for fact in elsewhere}
     names |= {name for fact in facts.subnets if (name := rules.subnet_group(fact)) is not None}
+    names |= {rules.site_group(site) for fact in facts.vpcs for site in fact.sites}
     for fact in facts.gateways:
         names |= {rules.site_group(fact.site), rules.gateway_group(fact.id)}
     return names
@@ -538,13 +573,15 @@ def _gateway_tables(
     members: defaultdict[bytes, list[GatewayFact]] = defaultdict(list)
     for fact in facts.gateways:
         if fact.id != facts.self_id:
-            gateways[gateway_ids[fact.id]] = rules.gateway_row(fact)
+            row = rules.gateway_row(fact, facts.self_site, group_ids.__getitem__)
+            gateways[gateway_ids[fact.id]] = row
             members[rules.gateway_group(fact.id)].append(fact)
         if fact.site != facts.self_site:
             members[rules.site_group(fact.site)].append(fact)
-    groups = {
-        group_ids[name]: row
-        for name, its_gateways in members.items()
-        if (row := rules.group_row(name, its_gateways, gateway_ids.__getitem__)) is not None
-    }
+    groups: dict[int, GroupRow] = {}
+    for name, those in members.items():
+        site = group_ids[rules.site_group(those[0].site)]
+        group = rules.group_row(name, site, those, gateway_ids.__getitem__)
+        if group is not None:
+            groups[group_ids[name]] = group
     return gateways, groups

@@ -19,6 +19,8 @@ from typing import NamedTuple
 from dataplane.fib.rows import (
     DOMAIN_BYTES,
     HEAD_BYTES,
+    MOVED_MAX,
+    NO_GROUP,
     PAD,
     PackedKey,
     PackedRow,
@@ -120,6 +122,7 @@ class EndpointTable(EndpointRows):
         super().__init__()
         self._before: dict[PackedKey, PackedRow | None] = {}
         self._after: dict[PackedKey, PackedRow | None] = {}
+        self._renumbered = False
         self._frozen: set[tuple[str, bytes]] = set()
         """Partitions that a snapshot shares."""
 
@@ -212,6 +215,7 @@ class EndpointTable(EndpointRows):
 
     def renumber(self, numbers: Mapping[int, int]) -> None:
         """Groups have other numbers now: old → new."""
+        self._renumbered = True
         heads = {packed_head(old): packed_head(new) for old, new in numbers.items()}
         for vpc, parts in self._claims.items():
             shown, local = self._shown.get(vpc), self._local_of(vpc)
@@ -225,21 +229,29 @@ class EndpointTable(EndpointRows):
                     if shown is not None and shown.forwarded and addr not in local:
                         self._note(shown.domain + addr, old, row)
 
-    def take(self) -> TableDelta[PackedKey, PackedRow]:
-        """What changed since the last call."""
+    def take(self) -> tuple[TableDelta[PackedKey, PackedRow], dict[PackedKey, int]]:
+        """What changed since the last call; and of what is elsewhere now than it was, and was not
+        here, the group that it was behind."""
         before, after = self._before, self._after
         self._before, self._after = {}, {}
         put: dict[PackedKey, PackedRow] = {}
         remove: list[PackedKey] = []
+        moved: dict[PackedKey, int] = {}
         for key in sorted(after):
-            row = after[key]
-            if row == before[key]:
+            row, old = after[key], before[key]
+            if row == old:
                 continue
             if row is None:
                 remove.append(key)
-            else:
-                put[key] = row
-        return TableDelta(put, tuple(remove))
+                continue
+            put[key] = row
+            if old is not None and old[:HEAD_BYTES] != row[:HEAD_BYTES] and len(moved) < MOVED_MAX:
+                was = group_of(old)
+                if was != NO_GROUP:
+                    moved[key] = was
+        if self._renumbered:  # the numbers are others, whether the places are or not
+            self._renumbered, moved = False, {}
+        return TableDelta(put, tuple(remove)), moved
 
     def snapshot(self) -> EndpointRows:
         """The rows as they are, for a reader that takes its time; it costs one dict a VPC."""

@@ -26,6 +26,7 @@ class VpcFact:
     id: str
     vni: int
     forwarded: bool = True
+    sites: tuple[str, ...] = ()  # that may have endpoints in it; empty: all
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What the compiler says: rows of the five tables, and the difference between two states of them.
+"""What the compiler says: rows of the six tables, and the difference between two states of them.
 
 Endpoint rows are many, and packed as the kernel's map holds them; the rest are tuples.
 
@@ -38,6 +38,12 @@ NO_GROUP = 0
 
 MAC_BYTES = 6
 
+MOVED_MAX = 1 << 14
+"""Endpoints in one delta that are said to have moved, and remembered by a backend: what is beyond
+that has no grace (see `xdp/bpf/source.h`)."""
+MOVED_GRACE_NS = 10_000_000_000
+"""For so long the former site of an endpoint may send with its address: that is on its way."""
+
 
 class GatewayRow(NamedTuple):
     """A peer gateway, keyed by its u32 id."""
@@ -45,6 +51,9 @@ class GatewayRow(NamedTuple):
     node: bytes
     site: str
     underlay: int  # IPv4, host order
+    group: int  # that leads to it alone
+    site_group: int  # the number of its site's group, also where that has no row
+    own_site: bool  # it is of this machine's site
 
 
 class GroupRow(NamedTuple):
@@ -52,6 +61,22 @@ class GroupRow(NamedTuple):
 
     name: str  # "site/NAME" or "gateway/HEX", for people
     gateways: tuple[int, ...]
+    site_group: int  # of the site that it leads to
+
+
+ANY_SITE = 0
+"""Stands for a site's group in the key of what all sites are entitled to."""
+
+
+class EntitledKey(NamedTuple):
+    """A VPC that a site may send for through tunnels."""
+
+    vni: int
+    site_group: int  # ANY_SITE: every site may
+
+
+class EntitledRow(NamedTuple):
+    site: str  # for people; empty: all
 
 
 class PortRow(NamedTuple):
@@ -149,6 +174,7 @@ class Tables:
 
     gateways: Mapping[int, GatewayRow] = field(default_factory=dict)
     groups: Mapping[int, GroupRow] = field(default_factory=dict)
+    entitled: Mapping[EntitledKey, EntitledRow] = field(default_factory=dict)
     ports: Mapping[str, PortRow] = field(default_factory=dict)
     endpoints: Mapping[PackedKey, PackedRow] = field(default_factory=dict)
     subnets: Mapping[SubnetKey, SubnetRow] = field(default_factory=dict)
@@ -171,12 +197,29 @@ class FibDelta:
 
     gateways: TableDelta[int, GatewayRow] = field(default_factory=TableDelta)
     groups: TableDelta[int, GroupRow] = field(default_factory=TableDelta)
+    entitled: TableDelta[EntitledKey, EntitledRow] = field(default_factory=TableDelta)
     ports: TableDelta[str, PortRow] = field(default_factory=TableDelta)
     endpoints: TableDelta[PackedKey, PackedRow] = field(default_factory=TableDelta)
     subnets: TableDelta[SubnetKey, SubnetRow] = field(default_factory=TableDelta)
+    moved: Mapping[PackedKey, int] = field(default_factory=dict)
+    """Of the endpoints in `endpoints.put` that were behind another group: which."""
+
+    @property
+    def put(self) -> Tables:
+        """The rows to write, in all tables."""
+        return Tables(
+            gateways=self.gateways.put,
+            groups=self.groups.put,
+            entitled=self.entitled.put,
+            ports=self.ports.put,
+            endpoints=self.endpoints.put,
+            subnets=self.subnets.put,
+        )
 
     def __bool__(self) -> bool:
-        return any((self.gateways, self.groups, self.ports, self.endpoints, self.subnets))
+        return any(
+            (self.gateways, self.groups, self.entitled, self.ports, self.endpoints, self.subnets)
+        )
 
 
 def apply_delta(tables: Tables, delta: FibDelta) -> Tables:
@@ -184,6 +227,7 @@ def apply_delta(tables: Tables, delta: FibDelta) -> Tables:
     return Tables(
         gateways=_patched(tables.gateways, delta.gateways),
         groups=_patched(tables.groups, delta.groups),
+        entitled=_patched(tables.entitled, delta.entitled),
         ports=_patched(tables.ports, delta.ports),
         endpoints=_patched(tables.endpoints, delta.endpoints),
         subnets=_patched(tables.subnets, delta.subnets),
@@ -217,6 +261,11 @@ def mac_bytes(text: str) -> bytes:
 
 def mac_text(mac: bytes) -> str:
     return mac.hex(":")
+
+
+def entitled_name(key: EntitledKey) -> str:
+    """How reports name a row: `VNI/SITE GROUP`."""
+    return f"{key.vni}/{key.site_group}"
 
 
 def endpoint_name(key: EndpointKey) -> str:

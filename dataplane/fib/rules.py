@@ -6,6 +6,7 @@
 - An address that nobody claims goes to its subnet's home from elsewhere, and is dropped at home; in
   a stretched subnet it is dropped everywhere.
 - A VPC that lost its VNI has rows only for what is attached here, under a number of its own.
+- A site is entitled to send for a VPC that admits it, if that may use its VNI between sites.
 - A local port is blocked unless its address is claimed for this machine: it would send with
   another's address, or one that was taken from it. The port stays, so that nothing else carries
   what it sends, while its VPC is known.
@@ -17,12 +18,15 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from ipaddress import IPv4Network
 
-from dataplane.fib.facts import AttachmentFact, EndpointFact, GatewayFact, SubnetFact
+from dataplane.fib.facts import AttachmentFact, EndpointFact, GatewayFact, SubnetFact, VpcFact
 from dataplane.fib.rows import (
+    ANY_SITE,
     GROUP_GATEWAYS_MAX,
     NO_GROUP,
     VNI_MAX,
     EndpointRow,
+    EntitledKey,
+    EntitledRow,
     GatewayRow,
     GroupRow,
     PortRow,
@@ -60,20 +64,40 @@ def claimed_here(site: str, gateway: bytes | None, self_id: bytes, self_site: st
     return site == self_site if gateway is None else gateway == self_id
 
 
-def gateway_row(fact: GatewayFact) -> GatewayRow:
-    return GatewayRow(fact.id, fact.site, ip_number(fact.underlay))
+def gateway_row(fact: GatewayFact, self_site: str, number: Callable[[bytes], int]) -> GatewayRow:
+    """`number` gives a group's."""
+    return GatewayRow(
+        fact.id,
+        fact.site,
+        ip_number(fact.underlay),
+        group=number(gateway_group(fact.id)),
+        site_group=number(site_group(fact.site)),
+        own_site=fact.site == self_site,
+    )
 
 
 def group_row(
-    name: bytes, gateways: Iterable[GatewayFact], number: Callable[[bytes], int]
+    name: bytes, site_group: int, gateways: Iterable[GatewayFact], number: Callable[[bytes], int]
 ) -> GroupRow | None:
-    """The group of these gateways; None without any. `number` gives a node's gateway id."""
+    """The group of these gateways of a site; None without any. `number` gives a node's gateway
+    id."""
     members = list(gateways)
     preferred = [fact for fact in members if fact.up] or members
     if not preferred:
         return None
     ids = sorted(number(fact.id) for fact in preferred)[:GROUP_GATEWAYS_MAX]
-    return GroupRow(name.decode(), tuple(ids))
+    return GroupRow(name.decode(), tuple(ids), site_group)
+
+
+def entitled_rows(
+    fact: VpcFact, *, forwarded: bool, number: Callable[[bytes], int]
+) -> dict[EntitledKey, EntitledRow]:
+    """Who may send for a VPC. `number` gives a group's."""
+    if not forwarded:
+        return {}
+    if not fact.sites:
+        return {EntitledKey(fact.vni, ANY_SITE): EntitledRow("")}
+    return {EntitledKey(fact.vni, number(site_group(s))): EntitledRow(s) for s in fact.sites}
 
 
 def endpoint_row(

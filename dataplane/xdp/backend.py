@@ -3,8 +3,8 @@
 Rules of this file:
 - Opening prepares maps and programs and changes no packet's way. The first sync fills the maps and
   only then puts the programs in place, so none ever runs on tables that are not there yet.
-- Rows are written gateways, groups, ports, endpoints, subnets, and removed in reverse: no row
-  points to one that is missing.
+- Rows are written gateways, groups, entitled, ports, endpoints, subnets, and removed in reverse: no
+  row points to one that is missing.
 - What only this machine knows (interface indexes, link addresses) is kept here for the few rows
   that need it, and looked up again by `refresh_adjacency`. A way that was known once is kept while
   it cannot be looked up: a cut underlay heals without anybody's help.
@@ -24,7 +24,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, ParamSpec, TypeVar
 
@@ -46,11 +46,6 @@ from dataplane.fib.rows import (
     FibDelta,
     GatewayRow,
     GroupRow,
-    PackedKey,
-    PackedRow,
-    PortRow,
-    SubnetKey,
-    SubnetRow,
     Tables,
     ifname_of,
     ip_text,
@@ -171,7 +166,7 @@ class XdpBackend:
         _look_up_ways(state, tables.gateways.values())
         self._stop_counting(former)
         self._refused = {name: {} for name in TABLES}
-        self._write(tables.gateways, tables.groups, tables.ports, tables.endpoints, tables.subnets)
+        self._write(tables)
         for name in reversed(TABLES):
             self._maps.delete_stale(name, self._generation)
         self._freed.update(TABLES)
@@ -197,16 +192,14 @@ class XdpBackend:
         state.detach_endpoints(delta.endpoints.remove)
         state.look_up_interfaces(delta.ports.put)
         _look_up_ways(state, delta.gateways.put.values())
-        self._write(
-            delta.gateways.put,
-            delta.groups.put,
-            delta.ports.put,
-            delta.endpoints.put,
-            delta.subnets.put,
-        )
+        now_ns = time.monotonic_ns()
+        moved = [(key, pack.moved_value(group, now_ns)) for key, group in delta.moved.items()]
+        self._maps.remember(moved)
+        self._write(delta.put)
         self._delete("subnets", [pack.subnet_key(key) for key in delta.subnets.remove])
         self._delete("endpoints", delta.endpoints.remove)
         self._remove_ports(delta.ports.remove)
+        self._delete("entitled", [pack.entitled_key(key) for key in delta.entitled.remove])
         self._delete("groups", [pack.u32(id) for id in delta.groups.remove])
         for group in delta.groups.remove:
             self._groups.pop(group, None)
@@ -214,35 +207,31 @@ class XdpBackend:
         self._switch()
         self._settle()
 
-    def _write(
-        self,
-        gateways: Mapping[int, GatewayRow],
-        groups: Mapping[int, GroupRow],
-        ports: Mapping[str, PortRow],
-        endpoints: Mapping[PackedKey, PackedRow],
-        subnets: Mapping[SubnetKey, SubnetRow],
-    ) -> None:
+    def _write(self, rows: Tables) -> None:
         """Write rows in order."""
         state, generation, put = self._state, self._generation, self._put
-        put("gateways", state.gateway_rows(gateways, generation))
-        for id in gateways:
+        put("gateways", state.gateway_rows(rows.gateways, generation))
+        for id in rows.gateways:
             self._maps.start_counting("gateway_traffic", pack.u32(id))
-        if gateways:
+        if rows.gateways:
             put("peers", state.peer_rows(generation))
         group_rows = [
-            (pack.u32(id), pack.group_value(row, generation)) for id, row in groups.items()
+            (pack.u32(id), pack.group_value(row, generation)) for id, row in rows.groups.items()
         ]
         put("groups", group_rows)
-        put("ports", state.port_rows(ports, generation))
-        for ifname in ports:
+        value = pack.entitled_value(generation)
+        put("entitled", [(pack.entitled_key(key), value) for key in rows.entitled])
+        put("ports", state.port_rows(rows.ports, generation))
+        for ifname in rows.ports:
             if (interface := state.interfaces.get(ifname)) is not None:
                 self._maps.start_counting("port_traffic", pack.u32(interface.ifindex))
-        for vni in sorted({row.vni for row in ports.values()} | {key.vni for key in subnets}):
+        vnis = {row.vni for row in rows.ports.values()} | {key.vni for key in rows.subnets}
+        for vni in sorted(vnis):
             self._maps.start_counting("vpc_drops", pack.u32(vni))
-        put("endpoints", state.endpoint_rows(endpoints, generation))
+        put("endpoints", state.endpoint_rows(rows.endpoints, generation))
         subnet_rows = [
             (pack.subnet_key(key), pack.subnet_value(row, generation))
-            for key, row in subnets.items()
+            for key, row in rows.subnets.items()
         ]
         put("subnets", subnet_rows)
 
@@ -342,7 +331,7 @@ class XdpBackend:
             for id, row in state.gateways.items()
             if ways.get(row.underlay) != state.ways.get(row.underlay)
         }
-        self._write(gateways, {}, ports, endpoints, {})
+        self._write(Tables(gateways=gateways, ports=ports, endpoints=endpoints))
         if self._switched:
             self._attach_all(thorough=True)
         return state.unresolved()

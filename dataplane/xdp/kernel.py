@@ -40,6 +40,7 @@ class MapType(IntEnum):
     ARRAY = 2
     PERCPU_HASH = 5
     PERCPU_ARRAY = 6
+    LRU_HASH = 9
     LPM_TRIE = 11
     RINGBUF = 27
 

@@ -10,11 +10,11 @@ import struct
 from dataclasses import dataclass
 
 from dataplane.backend import DEFAULT_CAPACITY, Capacity
-from dataplane.fib.rows import GROUP_GATEWAYS_MAX
+from dataplane.fib.rows import ANY_SITE, GROUP_GATEWAYS_MAX, MOVED_GRACE_NS, MOVED_MAX
 from dataplane.reasons import REASONS_MAX, DropReason
 from dataplane.xdp.kernel import MAP_NO_PREALLOC, MapType
 
-ABI = 2
+ABI = 3
 """Part of the pin path. Programs of different ABIs never share a map."""
 
 GATEWAY_MAC = bytes.fromhex("027765667401")  # locally administered: "weft", 1
@@ -22,6 +22,7 @@ GATEWAY_MAC = bytes.fromhex("027765667401")  # locally administered: "weft", 1
 
 PORT_BLOCKED = 1
 GATEWAY_RESOLVED = 1
+PEER_OWN_SITE = 1
 OUTER_BYTES = 36
 """What a tunnel adds to an inner frame inside the outer IP packet: IPv4 20, UDP 8, Geneve 8."""
 
@@ -67,8 +68,16 @@ SUBNET_KEY = Layout("subnet_key", (("prefix_bits", "I"), ("vni", "4s"), ("networ
 SUBNET_VALUE = Layout("subnet_value", (("group", "I"), ("gateway_ip", "4s"), ("generation", "I")))
 GROUP_VALUE = Layout(
     "group_value",
-    (("count", "I"), ("generation", "I"), ("gateways", f"{4 * GROUP_GATEWAYS_MAX}s")),
+    (
+        ("count", "I"),
+        ("site_group", "I"),
+        ("generation", "I"),
+        ("gateways", f"{4 * GROUP_GATEWAYS_MAX}s"),
+    ),
 )
+ENTITLED_KEY = Layout("entitled_key", (("vni", "I"), ("site_group", "I")))
+ENTITLED_VALUE = Layout("entitled_value", (("generation", "I"),))
+MOVED_VALUE = Layout("moved_value", (("at_ns", "Q"), ("group", "I"), ("pad", "I")))
 GATEWAY_VALUE = Layout(
     "gateway_value",
     (
@@ -94,7 +103,16 @@ PORT_VALUE = Layout(
         ("generation", "I"),
     ),
 )
-PEER_VALUE = Layout("peer_value", (("gateway", "I"), ("generation", "I")))
+PEER_VALUE = Layout(
+    "peer_value",
+    (
+        ("gateway", "I"),
+        ("group", "I"),
+        ("site_group", "I"),
+        ("flags", "I"),
+        ("generation", "I"),
+    ),
+)
 CONFIG_VALUE = Layout("config_value", (("underlay", "4s"), ("generation", "I")))
 TRAFFIC = Layout(
     "traffic",
@@ -138,6 +156,9 @@ LAYOUTS = (
     SUBNET_KEY,
     SUBNET_VALUE,
     GROUP_VALUE,
+    ENTITLED_KEY,
+    ENTITLED_VALUE,
+    MOVED_VALUE,
     GATEWAY_VALUE,
     PORT_VALUE,
     PEER_VALUE,
@@ -162,6 +183,21 @@ def maps(capacity: Capacity = DEFAULT_CAPACITY) -> dict[str, MapSpec]:
         MapSpec("gateways", MapType.HASH, 4, GATEWAY_VALUE.packer.size, capacity.gateways),
         MapSpec("peers", MapType.HASH, 4, PEER_VALUE.packer.size, capacity.gateways),
         MapSpec("groups", MapType.HASH, 4, GROUP_VALUE.packer.size, capacity.groups),
+        MapSpec(
+            "entitled",
+            MapType.HASH,
+            ENTITLED_KEY.packer.size,
+            ENTITLED_VALUE.packer.size,
+            capacity.entitled,
+            MAP_NO_PREALLOC,
+        ),
+        MapSpec(
+            "moved",
+            MapType.LRU_HASH,
+            ENDPOINT_KEY.packer.size,
+            MOVED_VALUE.packer.size,
+            MOVED_MAX,
+        ),
         MapSpec("ports", MapType.HASH, 4, PORT_VALUE.packer.size, capacity.ports),
         MapSpec(
             "endpoints",
@@ -207,6 +243,9 @@ def assertions() -> str:
         "GROUP_GATEWAYS_MAX": GROUP_GATEWAYS_MAX,
         "PORT_BLOCKED": PORT_BLOCKED,
         "GATEWAY_RESOLVED": GATEWAY_RESOLVED,
+        "PEER_OWN_SITE": PEER_OWN_SITE,
+        "ANY_SITE": ANY_SITE,
+        "MOVED_GRACE_NS": MOVED_GRACE_NS,
         "OUTER_BYTES": OUTER_BYTES,
         "DROP_EVENTS_WINDOW_NS": DROP_EVENTS_WINDOW_NS,
         "DROP_EVENTS_IN_WINDOW": DROP_EVENTS_IN_WINDOW,

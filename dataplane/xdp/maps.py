@@ -16,6 +16,7 @@ _VALUES = {
     "gateways": layout.GATEWAY_VALUE,
     "peers": layout.PEER_VALUE,
     "groups": layout.GROUP_VALUE,
+    "entitled": layout.ENTITLED_VALUE,
     "ports": layout.PORT_VALUE,
     "endpoints": layout.ENDPOINT_VALUE,
     "subnets": layout.SUBNET_VALUE,
@@ -96,6 +97,10 @@ class Maps:
         spec = self.specs[name]
         used = kernel.count_rows(self._fds[name], spec.key_bytes, spec.value_bytes)
         return Usage(used, self._capacity[name])
+
+    def remember(self, moved: Sequence[tuple[bytes, bytes]]) -> None:
+        """Write where endpoints were; of too many the oldest are forgotten."""
+        kernel.update_rows(self._fds["moved"], moved)
 
     # ---- counters -------------------------------------------------------------------------------
 

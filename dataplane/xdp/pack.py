@@ -10,6 +10,7 @@ import struct
 from dataclasses import dataclass
 
 from dataplane.fib.rows import (
+    EntitledKey,
     GatewayRow,
     GroupRow,
     PackedRow,
@@ -55,6 +56,9 @@ _endpoint_value = layout.ENDPOINT_VALUE.packer
 _subnet_key = layout.SUBNET_KEY.packer
 _subnet_value = layout.SUBNET_VALUE.packer
 _group_value = layout.GROUP_VALUE.packer
+_entitled_key = layout.ENTITLED_KEY.packer
+_entitled_value = layout.ENTITLED_VALUE.packer
+_moved_value = layout.MOVED_VALUE.packer
 _gateway_value = layout.GATEWAY_VALUE.packer
 _port_value = layout.PORT_VALUE.packer
 _peer_value = layout.PEER_VALUE.packer
@@ -78,7 +82,20 @@ def subnet_value(row: SubnetRow, generation: int) -> bytes:
 
 def group_value(row: GroupRow, generation: int) -> bytes:
     ids = b"".join(map(u32, row.gateways))
-    return _group_value.pack(len(row.gateways), generation, ids)
+    return _group_value.pack(len(row.gateways), row.site_group, generation, ids)
+
+
+def entitled_key(key: EntitledKey) -> bytes:
+    return _entitled_key.pack(key.vni, key.site_group)
+
+
+def entitled_value(generation: int) -> bytes:
+    return _entitled_value.pack(generation)
+
+
+def moved_value(group: int, at_ns: int) -> bytes:
+    """`at_ns` of CLOCK_MONOTONIC."""
+    return _moved_value.pack(at_ns, group, 0)
 
 
 def gateway_value(row: GatewayRow, source: int, way: Adjacency | None, generation: int) -> bytes:
@@ -108,8 +125,9 @@ def port_value(row: PortRow, interface: Interface, generation: int) -> bytes:
     )
 
 
-def peer_value(gateway: int, generation: int) -> bytes:
-    return _peer_value.pack(gateway, generation)
+def peer_value(gateway: int, row: GatewayRow, generation: int) -> bytes:
+    flags = layout.PEER_OWN_SITE if row.own_site else 0
+    return _peer_value.pack(gateway, row.group, row.site_group, flags, generation)
 
 
 def config_value(underlay: int, generation: int) -> bytes:
@@ -172,9 +190,13 @@ def read_subnet(raw: bytes) -> InstalledSubnet:
     return InstalledSubnet(group, int.from_bytes(gateway_ip, "big"), generation)
 
 
+def read_entitled_key(raw: bytes) -> EntitledKey:
+    return EntitledKey(*_entitled_key.unpack(raw))
+
+
 def read_group(raw: bytes) -> tuple[int, ...]:
     """The gateway ids of a group."""
-    count, _, ids = _group_value.unpack(raw)
+    count, _, _, ids = _group_value.unpack(raw)
     return tuple(layout.U32.unpack_from(ids, 4 * index)[0] for index in range(count))
 
 

@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv6Address
 from dataplane.backend import Audit, AuditReport, Json
 from dataplane.drops import DROPS_TAKEN_MAX, DropEvent
 from dataplane.fib.rows import (
+    ANY_SITE,
     EndpointKey,
     GroupRow,
     SubnetKey,
@@ -71,6 +72,11 @@ def _audit_gateways(found: Audit, tables: Tables, maps: Maps, state: Resolved) -
     )
     groups = [(pack.u32(id), pack.group_value(row, 0)) for id, row in tables.groups.items()]
     _compare_u32(found, "groups", groups, maps.compared("groups"))
+    found.compare(
+        "entitled",
+        dict.fromkeys(tables.entitled, pack.entitled_value(0)),
+        {pack.read_entitled_key(key): value for key, value in maps.compared("entitled").items()},
+    )
 
 
 def _compare_u32(found: Audit, table: str, expected: Rows, installed: dict[bytes, bytes]) -> None:
@@ -175,6 +181,7 @@ def show(maps: Maps, state: Resolved, groups: Mapping[int, GroupRow]) -> Json:
             }
             for key, value in sorted(maps.rows("groups"))
         ],
+        "entitled": _entitled(maps, state),
         "ports": [_port(_number(key), value, maps) for key, value in sorted(maps.rows("ports"))],
         "endpoints": [
             _endpoint(key, value, maps)
@@ -221,6 +228,15 @@ def _gateway(id: int, raw: bytes, maps: Maps, state: Resolved) -> Json:
         "generation": row.generation,
         **maps.traffic("gateway_traffic", pack.u32(id)),
     }
+
+
+def _entitled(maps: Maps, state: Resolved) -> list[Json]:
+    """Sites are named where they have gateways; the empty name stands for all."""
+    names = {row.site_group: row.site for row in state.gateways.values()} | {ANY_SITE: ""}
+    keys = sorted(pack.read_entitled_key(key) for key, _ in maps.rows("entitled"))
+    return [
+        {"vni": vni, "site": names.get(site_group, f"#{site_group}")} for vni, site_group in keys
+    ]
 
 
 def _port(ifindex: int, raw: bytes, maps: Maps) -> Json:

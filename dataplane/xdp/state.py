@@ -88,7 +88,7 @@ class Resolved:
 
     def peer_rows(self, generation: int) -> Rows:
         return [
-            (pack.ip(address), pack.peer_value(id, generation))
+            (pack.ip(address), pack.peer_value(id, self.gateways[id], generation))
             for address, id in self.peer_owners().items()
         ]
 

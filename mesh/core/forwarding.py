@@ -153,7 +153,7 @@ class Forwarding:
 
     def _tell_vpc(self, vpc: str) -> None:
         live = self._view.vpcs.get(vpc)
-        fact = None if live is None else VpcFact(vpc, live.vni, live.state == "active")
+        fact = None if live is None else VpcFact(vpc, live.vni, live.state == "active", live.sites)
         self._compiler.set_vpc(vpc, fact)
         self._told = True
 

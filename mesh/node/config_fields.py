@@ -41,6 +41,7 @@ CAPACITY_FIELDS: Final = {
     "gateways": "gateways_max",
     "groups": "gateways_max",
     "peers": "gateways_max",
+    "entitled": "subnets_max",
     "ports": "ports_max",
 }
 """Table of the data plane -> field of [dataplane] that says how much room it has."""

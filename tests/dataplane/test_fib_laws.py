@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataplane.fib import endpoints as fib_endpoints
 from dataplane.fib.compile import Compiler, compile_all
 from dataplane.fib.facts import (
     AttachmentFact,
@@ -21,12 +22,14 @@ from dataplane.fib.facts import (
 )
 from dataplane.fib.ids import IdSpace, assign
 from dataplane.fib.rows import (
+    ANY_SITE,
     VNI_MAX,
     EndpointKey,
     EndpointRow,
     FibDelta,
     Tables,
     apply_delta,
+    group_of,
     ip_number,
     ip_text,
     mac_bytes,
@@ -49,7 +52,13 @@ gateways = st.builds(
     st.sampled_from(("192.0.2.1", "192.0.2.2")),
     st.booleans(),
 )
-vpcs = st.builds(VpcFact, st.sampled_from(VPCS), st.just(7) | st.just(8), st.booleans())
+vpcs = st.builds(
+    VpcFact,
+    st.sampled_from(VPCS),
+    st.just(7) | st.just(8),
+    st.booleans(),
+    st.sampled_from(((), ("far",), ("far", "further"))),
+)
 subnets = st.builds(
     SubnetFact,
     st.sampled_from(("s1", "s2", "s3")),
@@ -214,7 +223,7 @@ def test_a_delta_is_minimal_and_ordered(script: list[tuple[object, bool, int]]) 
     for fact, present, _ in script:
         world.step(fact, present)
         delta = world.compiler.take_delta()
-        for name in ("gateways", "groups", "ports", "endpoints", "subnets"):
+        for name in Tables.__slots__:
             change, old = getattr(delta, name), getattr(before, name)
             assert all(old.get(key) != row for key, row in change.put.items())
             assert all(key in old for key in change.remove)
@@ -241,6 +250,37 @@ def test_what_came_back_before_it_was_taken_is_in_no_delta() -> None:
     assert (dict(delta.put), delta.remove) == ({}, ())
 
 
+@given(steps)
+def test_a_delta_says_where_what_moved_was(script: list[tuple[object, bool, int]]) -> None:
+    world = World(1 << 32)
+    before = Tables()
+    for fact, present, pause in script:
+        world.step(fact, present)
+        if pause:
+            continue
+        delta = world.compiler.take_delta()
+        after = apply_delta(before, delta)
+        places = {key: group_of(row) for key, row in before.endpoints.items()}
+        assert delta.moved == {
+            key: place
+            for key, place in places.items()
+            if place and key in after.endpoints and group_of(after.endpoints[key]) != place
+        }
+        before = after
+
+
+def test_of_many_that_move_at_once_a_bounded_number_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fib_endpoints, "MOVED_MAX", 3)
+    compiler = populated(10)
+    macs = {(0x0A00000A + n).to_bytes(4, "big"): mac_bytes(MACS[0]) for n in range(10)}
+    compiler.set_endpoints(VPCS[0], "further", None, macs)
+    delta = compiler.take_delta()
+    assert (len(delta.endpoints.put), len(delta.moved)) == (10, 3)
+
+
+@settings(deadline=None)
 @given(steps)
 def test_tenants_never_share_a_row(script: list[tuple[object, bool, int]]) -> None:
     world = World(ID_MAX_TIGHT)
@@ -340,6 +380,20 @@ VPC = VpcFact(VPCS[0], 7)
 
 def group_names(tables: Tables) -> dict[str, int]:
     return {row.name: len(row.gateways) for row in tables.groups.values()}
+
+
+def test_a_vpc_s_sites_are_entitled_while_it_is_forwarded() -> None:
+    def rows(*facts: object) -> list[tuple[int, str]]:
+        tables = tables_of(FAR_1, ME, *facts)
+        numbers = {row.site_group: row.site for row in tables.gateways.values()} | {ANY_SITE: ""}
+        assert all(numbers.get(k.site_group, r.site) == r.site for k, r in tables.entitled.items())
+        return [(key.vni, row.site) for key, row in tables.entitled.items()]
+
+    assert rows(VpcFact(VPCS[0], 7)) == [(7, "")]
+    assert sorted(rows(VpcFact(VPCS[0], 7, sites=("far", "here")))) == [(7, "far"), (7, "here")]
+    assert rows(VpcFact(VPCS[0], 7, sites=("elsewhere",))) == [(7, "elsewhere")]
+    assert rows(VpcFact(VPCS[0], 7, forwarded=False)) == []
+    assert rows(VpcFact(VPCS[0], 7), VpcFact(VPCS[1], 7, sites=("far",))) == [(7, "")]
 
 
 def test_groups_are_sites_and_gateways_and_none_is_ones_own() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from dataplane import memory
 from dataplane.backend import AUDIT_NAMES_MAX, Backend, Capacity, TableFull, open_backend
 from dataplane.fib.compile import Compiler
 from dataplane.fib.facts import (
@@ -15,7 +16,7 @@ from dataplane.fib.facts import (
     SubnetFact,
     VpcFact,
 )
-from dataplane.fib.rows import EndpointKey, EndpointRow, Tables, ip_text
+from dataplane.fib.rows import EndpointKey, EndpointRow, FibDelta, Tables, ip_text
 from dataplane.memory import MemoryBackend, Verdict
 from dataplane.reasons import REASONS_MAX, DropReason
 
@@ -101,6 +102,63 @@ def test_a_moved_endpoint_is_sent_on_from_where_it_was(sites: list[Site]) -> Non
     assert back.reason is DropReason.LOOP
 
 
+def test_a_site_sends_for_what_is_claimed_there_and_where_it_is_entitled() -> None:
+    clock = [0]
+    site = Site(1, now_ns=lambda: clock[0])
+    to = site.compiler
+    near, b, b2, c = (bytes([number]) * 16 for number in (4, 2, 5, 3))
+    homes = ((near, "s1", 4), (b, "s2", 2), (b2, "s2", 5), (c, "s3", 3))
+    for id, name, number in homes:
+        to.set_gateway(id, GatewayFact(id, name, f"192.0.2.{number}", True))
+    to.set_vpc(RED, VpcFact(RED, 100, sites=("s1", "s2")))
+    to.set_vpc(BLUE, VpcFact(BLUE, 200))
+
+    def claim(number: int, at: str, gateway: bytes | None) -> None:
+        for vpc in (RED, BLUE):
+            ip = f"10.0.2.{number}"
+            to.set_endpoint(vpc, ip, EndpointFact(vpc, ip, at, gateway, MAC))
+
+    to.set_endpoint(RED, "10.0.1.10", EndpointFact(RED, "10.0.1.10", "s1", site.id, MAC))
+    to.set_endpoint(BLUE, "10.0.1.10", EndpointFact(BLUE, "10.0.1.10", "s1", site.id, MAC))
+    claim(10, "s2", b)
+    claim(11, "s2", None)
+    site.push()
+
+    def reason(outer: int, src: str, vni: int = 100, dst: str = "10.0.1.10") -> str:
+        verdict = site.backend.receive(f"192.0.2.{outer}", vni, src, dst)
+        return "" if verdict.reason is None else verdict.reason.text
+
+    for source in ("10.0.2.10", "10.0.2.11"):
+        for gateway in (2, 5):  # whichever of its site's gateways the pod's packets take
+            assert reason(gateway, source) == reason(gateway, source, 200) == ""
+        assert (reason(3, source), reason(3, source, 200)) == ("not-entitled", "foreign-source")
+    assert reason(2, "10.0.1.10") == reason(2, "10.0.2.99") == "foreign-source"
+    assert reason(2, "10.0.2.10", 300) == "not-entitled"
+    assert reason(4, "10.0.2.10") == "", "our own site's gateways send on what they checked"
+    assert reason(4, "10.0.2.10", 300) == "not-entitled"
+    # What moves may come from where it was for ten seconds, and from where it is at once.
+    claim(10, "s3", c)
+    site.push()
+    assert (reason(2, "10.0.2.10"), reason(3, "10.0.2.10", 200)) == ("", "")
+    clock[0] = 10_000_000_000
+    assert reason(2, "10.0.2.10") == ""
+    clock[0] += 1
+    assert reason(2, "10.0.2.10") == "foreign-source"
+    # Where an endpoint was that is here now, its packets are sent on from, whoever sent them.
+    to.set_endpoint(RED, "10.0.2.11", EndpointFact(RED, "10.0.2.11", "s1", site.id, MAC))
+    site.push()
+    assert reason(2, "10.0.3.10", dst="10.0.2.11") == "not-attached"
+    assert reason(2, "10.0.3.10", dst="10.0.1.10") == "foreign-source"
+
+
+def test_what_is_remembered_of_moves_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "MOVED_MAX", 2)
+    backend = MemoryBackend()
+    for number in range(5):
+        backend.apply(FibDelta(moved={EndpointKey(1, number).pack(): 7}))
+    assert [key.ip for key in map(EndpointKey.unpack, backend._moved)] == [3, 4]
+
+
 @pytest.mark.parametrize(
     ("src", "dst", "reason"),
     [
@@ -171,7 +229,11 @@ def test_replace_audit_and_repair(sites: list[Site]) -> None:
         )
     )
     report = damaged.audit(tables)
-    assert report.missing == (f"groups {min(tables.groups)}",)
+    assert report.missing == (
+        f"groups {min(tables.groups)}",
+        "entitled 100/0",
+        "entitled 200/0",
+    )
     assert report.stale == ("endpoints 100/10.0.1.99",)
     assert report.wrong == ("ports blue", "ports red")
     assert damaged.repair(tables) == report

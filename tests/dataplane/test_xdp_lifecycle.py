@@ -22,6 +22,7 @@ from dataplane.fib.facts import EndpointFact, GatewayFact
 from dataplane.fib.rows import EndpointKey, ip_number
 from dataplane.xdp import backend, headers, kernel, layout, links, loader, pins
 from dataplane.xdp.backend import XdpBackend
+from tests.dataplane.conftest import wait_for
 
 VPC, VNI = "v", 77
 SUBNETS = {"10.0.1.0/24": ("a",), "10.0.2.0/24": ("b",)}
@@ -361,7 +362,7 @@ def test_detach_leaves_nothing(pair: Any) -> None:
                 and xdp.get_attr("IFLA_XDP_ATTACHED")
             ]
 
-    assert gateway.run(attached) == []
+    wait_for(lambda: gateway.run(attached) == [], "the kernel lets go of what nothing pins")
 
 
 def test_an_interface_with_a_foreign_program_is_left_alone(site_pair: Any) -> None:

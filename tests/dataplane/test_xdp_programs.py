@@ -6,128 +6,35 @@ import os
 import struct
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from pyroute2 import IPRoute
 
-from dataplane.drops import DropEvent
-from dataplane.fib.facts import EndpointFact, GatewayFact
-from dataplane.fib.rows import mac_text
 from dataplane.reasons import DropReason
-from dataplane.xdp import kernel, layout, links
-
-DROP, PASS, REDIRECT = 1, 2, 4
-VPC, VNI = "v", 0xABCDEF
-ROUTER = mac_text(layout.GATEWAY_MAC)
-ME, PEER = "192.0.2.1", "192.0.2.2"
-ABROAD, ABROAD_MAC = "10.0.2.10", "02:00:00:00:09:01"
-MOVED, MOVED_MAC = "10.0.200.77", "02:00:00:00:09:02"
-NOWHERE = "10.0.200.88"  # claimed for a site without gateways
-IDLE = "10.0.1.20"  # claimed for this gateway, nothing attached
-
-
-@dataclass
-class Bench:
-    """One gateway with two local pods and one peer, and its programs on single packets."""
-
-    gateway: Any
-    pod: Any
-    neighbour: Any
-    blocked: Any
-    packets: Any
-
-    def run(self, program: str, ifname: str, packet: bytes) -> kernel.TestRun:
-        fd = self.gateway.backend._programs[program]
-
-        def once() -> kernel.TestRun:
-            interface = links.interface(ifname)
-            assert interface is not None
-            return kernel.prog_test_run(fd, packet, ifindex=interface.ifindex)
-
-        result: kernel.TestRun = self.gateway.run(once)
-        return result
-
-    def from_pod(self, packet: bytes, ifname: str = "") -> kernel.TestRun:
-        return self.run("xdp_pod", ifname or self.pod.ifname, packet)
-
-    def from_wan(self, packet: bytes) -> kernel.TestRun:
-        return self.run("xdp_wan", "wan0", packet)
-
-    def drops(self) -> dict[str, int]:
-        counts: dict[str, int] = self.gateway.run(self.gateway.backend.counters)["drops"]
-        return counts
-
-    def told(self) -> list[DropEvent]:
-        """The drop events since the last call."""
-        events: list[DropEvent] = self.gateway.run(self.gateway.backend.take_drops)
-        return events
-
-    def window(self, *, drain: bool = True) -> None:
-        """Have the next drop of every reason told, as if a second had passed since the last."""
-        maps = self.gateway.backend._maps
-        count = layout.DROP_COUNT.packer
-        for reason in DropReason:
-            key, width = struct.pack("=I", reason), count.size * kernel.processors()
-            raw = kernel.lookup(maps._fds["drops"], key, width) or b""
-            copies = [
-                count.pack(packets, told, 0, 0, 0) for packets, told, *_ in count.iter_unpack(raw)
-            ]
-            kernel.update(maps._fds["drops"], key, b"".join(copies))
-        if drain:
-            self.told()
-
-    def sent(self, ip: bytes, src: str = "", kind: int = 0x0800) -> bytes:
-        """A frame as the pod sends it."""
-        return bytes(self.packets.ethernet(ROUTER, src or self.pod.mac, ip, kind))
-
-    def datagram(self, dst: str, size: int = 10, **header: Any) -> bytes:
-        payload = self.packets.udp(1000, 2000, bytes(size))
-        return bytes(self.packets.ipv4(header.pop("src", self.pod.ip), dst, payload, **header))
-
-    def tunnelled(self, inner: bytes, src: str = PEER, dst: str = ME, **header: Any) -> bytes:
-        body = self.packets.geneve(header.pop("vni", VNI), inner, **header)
-        outer = self.packets.ipv4(src, dst, self.packets.udp(0xC001, 6081, body))
-        return bytes(self.packets.ethernet("02:00:00:00:00:aa", "02:00:00:00:00:bb", outer))
-
-    def inner(self, dst: str, **header: Any) -> bytes:
-        """A frame as the peer puts it into the tunnel."""
-        ip = self.datagram(dst, src=ABROAD, **header)
-        return bytes(self.packets.ethernet(self.pod.mac, ROUTER, ip))
+from dataplane.xdp import kernel, layout
+from tests.dataplane.workbench import (
+    ABROAD,
+    ABROAD_MAC,
+    CLOSED_VNI,
+    IDLE,
+    ME,
+    MOVED,
+    NOWHERE,
+    PASS,
+    PEER,
+    REDIRECT,
+    ROUTER,
+    VNI,
+    Bench,
+    check_drop,
+    ip_fields,
+    make_bench,
+)
 
 
 @pytest.fixture(scope="module")
 def bench(module_pair: Any, packets: Any) -> Bench:
-    pair = module_pair
-    pair.vpc(VPC, VNI, {"10.0.1.0/24": ("a",), "10.0.2.0/24": ("b",), "10.0.200.0/24": ("a", "b")})
-    pod = pair.pod(pair.a, "one", VPC, "10.0.1.10")
-    neighbour = pair.pod(pair.a, "two", VPC, "10.0.1.11", mtu=1400)
-    blocked = pair.pod(pair.a, "three", VPC, "10.0.1.12")
-    far = pair.b.id
-    for ip, site, gateway, mac in (
-        (ABROAD, "b", far, ABROAD_MAC),
-        (MOVED, "b", far, MOVED_MAC),
-        (NOWHERE, "c", None, MOVED_MAC),
-        (IDLE, "a", pair.a.id, MOVED_MAC),
-        (blocked.ip, "b", far, MOVED_MAC),
-    ):
-        pair.tell("endpoint", EndpointFact(VPC, ip, site, gateway, mac))
-    pair.open()
-    return Bench(pair.a, pod, neighbour, blocked, packets)
-
-
-def ip_fields(packet: bytes, at: int = 14) -> dict[str, Any]:
-    total, fragment, ttl, protocol = struct.unpack_from("!2xH2xHBB", packet, at)
-    src, dst = packet[at + 12 : at + 16], packet[at + 16 : at + 20]
-    return {
-        "total": total,
-        "fragment": fragment,
-        "ttl": ttl,
-        "protocol": protocol,
-        "src": ".".join(map(str, src)),
-        "dst": ".".join(map(str, dst)),
-    }
+    return make_bench(module_pair, packets)
 
 
 # ---- from a pod ---------------------------------------------------------------------------------
@@ -389,19 +296,6 @@ def test_what_a_pod_may_not_send_is_dropped_for_its_reason(bench: Bench) -> None
         assert (event.vni, event.ifname) == (VNI, bench.pod.ifname), name
 
 
-def check_drop(bench: Bench, name: str, run: Any, frame: bytes, reason: DropReason) -> DropEvent:
-    """The frame is dropped for the reason, counted once, and told of."""
-    bench.window()
-    before = bench.drops()
-    done = run(frame)
-    after = bench.drops()
-    counted = {text: n - before[text] for text, n in after.items() if n != before[text]}
-    assert (done.verdict, counted) == (DROP, {reason.text: 1}), name
-    (event,) = bench.told()
-    assert (event.reason, event.packets) == (reason, 1), name
-    return event
-
-
 def test_a_drop_event_says_whose_packet_it_was(bench: Bench) -> None:
     p, pod = bench.packets, bench.pod
     six = bytes.fromhex("60000000 0008 3a ff") + bytes(15) + b"\1" + bytes(15) + b"\2" + bytes(8)
@@ -427,6 +321,7 @@ def test_a_drop_event_says_whose_packet_it_was(bench: Bench) -> None:
         ("", "", PEER, 0): bench.tunnelled(bench.inner(pod.ip), flags=0x40),
         (ABROAD, IDLE, PEER, VNI): bench.tunnelled(bench.inner(IDLE)),
         (ABROAD, pod.ip, PEER, VNI + 1): bench.tunnelled(bench.inner(pod.ip), vni=VNI + 1),
+        (NOWHERE, pod.ip, PEER, VNI): bench.tunnelled(bench.inner(pod.ip, src=NOWHERE)),
     }
     for told, frame in from_wan.items():
         bench.window()
@@ -577,6 +472,14 @@ def wan_drops(b: Bench) -> dict[str, tuple[bytes, DropReason]]:
     # The options are said to go on beyond the packet.
     overlong = b.tunnelled(b"", first=0x3F)
     malformed = DropReason.MALFORMED
+
+    def source(ip: str) -> bytes:
+        return b.tunnelled(b.inner(b.pod.ip, src=ip))
+
+    def icmp(src: str, kind: bytes, size: int = 30) -> bytes:
+        error = p.ipv4(src, b.pod.ip, kind + bytes(size), protocol=1)
+        return b.tunnelled(p.ethernet(b.pod.mac, ROUTER, error))
+
     longer_inside = b.tunnelled(b.inner(b.pod.ip)[:-4]) + bytes(4)
     return {
         "a stranger": (b.tunnelled(good, src="192.0.2.9"), DropReason.UNKNOWN_PEER),
@@ -592,7 +495,22 @@ def wan_drops(b: Bench) -> dict[str, tuple[bytes, DropReason]]:
             b.tunnelled(p.ethernet(ROUTER, ROUTER, bytes(40), 0x86DD)),
             DropReason.NOT_IPV4,
         ),
-        "another tenant's VNI": (b.tunnelled(good, vni=VNI + 1), DropReason.NOT_LOCAL),
+        "a VNI of nobody's": (b.tunnelled(good, vni=VNI + 1), DropReason.NOT_ENTITLED),
+        "a VPC that its site is not in": (
+            b.tunnelled(good, vni=CLOSED_VNI),
+            DropReason.NOT_ENTITLED,
+        ),
+        "from an address that nobody claims": (source("10.0.2.99"), DropReason.FOREIGN_SOURCE),
+        "from another site's address": (source(NOWHERE), DropReason.FOREIGN_SOURCE),
+        "from an address of ours": (source(b.neighbour.ip), DropReason.FOREIGN_SOURCE),
+        "from a subnet's gateway, and no error": (source("10.0.2.1"), DropReason.FOREIGN_SOURCE),
+        "an echo from a subnet's gateway": (
+            icmp("10.0.2.1", b"\x08\0"),
+            DropReason.FOREIGN_SOURCE,
+        ),
+        "an error from another address": (icmp("10.0.2.99", b"\3\4"), DropReason.FOREIGN_SOURCE),
+        "an error from outside": (icmp("10.9.0.1", b"\3\4"), DropReason.FOREIGN_SOURCE),
+        "an error cut short": (icmp("10.0.2.1", b"\3\4", 5), DropReason.FOREIGN_SOURCE),
         "not here": (b.tunnelled(b.inner("10.0.1.99")), DropReason.NOT_LOCAL),
         "nothing attached": (b.tunnelled(b.inner(IDLE)), DropReason.NOT_ATTACHED),
         "last hop of a fragment": (
@@ -633,38 +551,3 @@ def test_traffic_is_counted_per_port_and_per_gateway(bench: Bench) -> None:
             "rx_bytes": size,
             "drops": 0,
         }
-
-
-def test_a_third_gateway_gets_what_arrives_for_an_endpoint_that_moved_there(
-    module_pair: Any, bench: Bench
-) -> None:
-    """The last test of the module: it adds a gateway that never answers."""
-    third = b"\3" * 16
-    bench.gateway.compiler.set_gateway(third, GatewayFact(third, "c", "192.0.2.3", True))
-    moved = EndpointFact(VPC, MOVED, "c", third, MOVED_MAC)
-    bench.gateway.compiler.set_endpoint(VPC, MOVED, moved)
-    bench.gateway.push()
-    frame = bench.tunnelled(bench.inner(MOVED))
-    check_drop(bench, "unresolved", bench.from_wan, frame, DropReason.UNRESOLVED)
-
-    def know_neighbour() -> None:
-        with IPRoute() as netlink:
-            interface = links.interface("wan0")
-            assert interface is not None
-            netlink.neigh(
-                "replace",
-                dst="192.0.2.3",
-                lladdr="02:00:00:00:00:03",
-                ifindex=interface.ifindex,
-                state=0x80,
-            )
-
-    bench.gateway.run(know_neighbour)
-    assert bench.gateway.run(bench.gateway.backend.refresh_adjacency) == 0
-    done = bench.from_wan(frame)
-    assert done.verdict == REDIRECT
-    assert done.packet[:6] == bytes.fromhex("020000000003")
-    assert ip_fields(done.packet)["dst"] == "192.0.2.3"
-    assert bench.packets.checksum(done.packet[14:34]) == 0
-    assert done.packet[46:49] == VNI.to_bytes(3, "big")
-    assert ip_fields(done.packet, 64)["ttl"] == 63

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from dataplane.fib.facts import EndpointFact, VpcFact
 from dataplane.reasons import DropReason
 from tests.dataplane.conftest import configure, wait_for
 
@@ -166,16 +167,13 @@ def test_a_pod_that_sends_with_another_source_is_dropped_and_counted(tenants: An
 def test_a_tunnel_packet_from_a_stranger_is_dropped_and_counted(
     tenants: Any, packets: Any, eventually: Any
 ) -> None:
-    inner = packets.ethernet(
-        "02:00:00:00:01:01",
-        "02:00:00:00:01:02",
-        packets.ipv4("10.0.2.10", "10.0.1.10", packets.udp(1, 2, b"x")),
-    )
 
-    def send(source: str) -> None:
+    def send(outer: str, inner: str = "10.0.2.10", vni: int = 100) -> None:
+        ip = packets.ipv4(inner, "10.0.1.10", packets.udp(1, 2, b"x"))
+        frame = packets.ethernet("02:00:00:00:01:01", "02:00:00:00:01:02", ip)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as tunnel:
-            tunnel.bind((source, 0))
-            tunnel.sendto(packets.geneve(100, inner), (tenants.a.underlay, 6081))
+            tunnel.bind((outer, 0))
+            tunnel.sendto(packets.geneve(vni, frame), (tenants.a.underlay, 6081))
 
     tenants.add_address(tenants.b, "192.0.2.66")
 
@@ -189,6 +187,33 @@ def test_a_tunnel_packet_from_a_stranger_is_dropped_and_counted(
     assert received() == before
     tenants.b.run(lambda: send(tenants.b.underlay))  # the same packet from a gateway arrives
     eventually(lambda: received() == before + 1, "the packet is delivered")
+    # But a gateway sends for its own site's endpoints only, and for the VPCs that it may.
+    tenants.b.run(lambda: send(tenants.b.underlay, "10.0.200.10"))
+    eventually(lambda: tenants.a.drops("foreign-source") == 1, "the drop is counted")
+    tenants.tell("vpc", VpcFact(RED, 100, sites=("a",)))
+    tenants.tell("endpoint", EndpointFact(RED, "10.0.2.10", "c", None, "02:00:00:00:01:01"))
+    tenants.push()
+    tenants.b.run(lambda: send(tenants.b.underlay))
+    eventually(lambda: tenants.a.drops("not-entitled") == 1, "the drop is counted")
+    assert received() == before + 1
+
+
+def test_a_pod_that_moves_is_reached_by_those_who_have_not_heard(tenants: Any) -> None:
+    """The second site knows that it is gone, the first site does not: through there and back."""
+    red1, red2 = tenants.pods["red1"], tenants.pods["red2"]
+    assert red2.ping("10.0.200.10") == 1
+    mover = tenants.pods["red3"]
+    moved = tenants.pod(tenants.b, "red4", RED, mover.ip)
+    assert tenants.a.compiler.take_delta(), "what the first site is not told"
+    tenants.b.push()
+    tenants.b.run(tenants.b.backend.refresh_adjacency)
+    assert red2.ping(moved.ip) == 1
+    assert red1.ping(red2.ip) == 1
+    # What the first site's tables call its own is sent by the second: that waits for the news.
+    assert moved.ping(red1.ip, timeout_s=0.3) == 0
+    assert tenants.a.drops("foreign-source") == 1
+    tenants.a.sync()
+    assert moved.ping(red1.ip) == 1 and red1.ping(moved.ip) == 1
 
 
 def test_everything_else_on_the_underlay_is_the_stack_s(tenants: Any) -> None:

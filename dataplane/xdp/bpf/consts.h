@@ -30,6 +30,9 @@
 #define REASONS_MAX 32
 #define PORT_BLOCKED 1
 #define GATEWAY_RESOLVED 1
+#define PEER_OWN_SITE 1
+#define ANY_SITE 0
+#define MOVED_GRACE_NS 10000000000ull
 #define DROPPED 0x100 /* beside a reason: a verdict inside the programs, above the XDP ones */
 #define DROP_EVENTS_WINDOW_NS 100000000 /* of one reason on one processor: this long, */
 #define DROP_EVENTS_IN_WINDOW 8         /* so many events at most; all are counted */
@@ -60,6 +63,8 @@ enum drop_reason {
     DROP_NOT_LOCAL = 22,
     DROP_LOOP = 23,
     DROP_NO_ROOM = 24,
+    DROP_NOT_ENTITLED = 25,
+    DROP_FOREIGN_SOURCE = 26,
 };
 
 #endif

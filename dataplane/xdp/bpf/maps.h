@@ -8,6 +8,10 @@ BPF_TABLE_PINNED("array", u32, struct config_value, config, 1, PIN_DIR "/map-con
 BPF_TABLE_PINNED("hash", u32, struct gateway_value, gateways, 1, PIN_DIR "/map-gateways");
 BPF_TABLE_PINNED("hash", u32, struct peer_value, peers, 1, PIN_DIR "/map-peers");
 BPF_TABLE_PINNED("hash", u32, struct group_value, groups, 1, PIN_DIR "/map-groups");
+BPF_TABLE_PINNED("hash", struct entitled_key, struct entitled_value, entitled, 1,
+                 PIN_DIR "/map-entitled", BPF_F_NO_PREALLOC);
+BPF_TABLE_PINNED("lru_hash", struct endpoint_key, struct moved_value, moved, 1,
+                 PIN_DIR "/map-moved");
 BPF_TABLE_PINNED("hash", u32, struct port_value, ports, 1, PIN_DIR "/map-ports");
 BPF_TABLE_PINNED("hash", struct endpoint_key, struct endpoint_value, endpoints, 1,
                  PIN_DIR "/map-endpoints", BPF_F_NO_PREALLOC);

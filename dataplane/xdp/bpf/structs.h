@@ -33,9 +33,25 @@ struct subnet_value {
 
 struct group_value {
     u32 count; /* gateways in use, at least 1 */
+    u32 site_group; /* the number of the site's group */
     u32 generation;
     u32 gateways[GROUP_GATEWAYS_MAX]; /* gateway ids */
-}; /* 72 bytes */
+}; /* 76 bytes */
+
+struct entitled_key {
+    u32 vni;
+    u32 site_group; /* ANY_SITE: every site may send for the VNI */
+}; /* 8 bytes */
+
+struct entitled_value {
+    u32 generation;
+}; /* 4 bytes */
+
+struct moved_value { /* keyed as endpoints; the oldest give way */
+    u64 at_ns; /* CLOCK_MONOTONIC */
+    u32 group; /* where it was before */
+    u32 pad;
+}; /* 16 bytes */
 
 struct gateway_value {
     u32 outer_src; /* network order */
@@ -60,8 +76,11 @@ struct port_value {
 
 struct peer_value {
     u32 gateway;
+    u32 group;      /* that leads to this gateway alone */
+    u32 site_group; /* the number of its site's group */
+    u32 flags;      /* PEER_OWN_SITE: it is of our own site */
     u32 generation;
-}; /* 8 bytes, keyed by outer source address in network order */
+}; /* 20 bytes, keyed by outer source address in network order */
 
 struct config_value {
     u32 underlay; /* network order; tunnels end here, 0: at any address */

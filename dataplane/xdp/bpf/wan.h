@@ -37,7 +37,7 @@ INLINE int relay(struct xdp_md *ctx, struct seen *seen, struct endpoint_value *e
 }
 
 /* `carried`: bytes that the outer packet has for the inner frame. */
-INLINE int from_tunnel(struct xdp_md *ctx, struct seen *seen, u32 carried)
+INLINE int from_tunnel(struct xdp_md *ctx, struct seen *seen, struct peer_value *peer, u32 carried)
 {
     void *end = (void *)(long)ctx->data_end;
     struct ethhdr *eth = (void *)(long)ctx->data;
@@ -49,6 +49,9 @@ INLINE int from_tunnel(struct xdp_md *ctx, struct seen *seen, u32 carried)
     if ((void *)(ip + 1) > end || !ip_well_formed(ctx, ip) || frame_bytes(ip) > carried)
         return drop(DROP_MALFORMED);
     count_gateway_rx(seen->gateway, frame_bytes(ip));
+    int refused = check_source(ctx, peer, seen->vni, ip);
+    if (refused)
+        return refused;
     struct endpoint_key key = {.vni = seen->vni, .ip = ip->daddr};
     struct endpoint_value *endpoint = LOOKUP(endpoints, &key);
     if (!endpoint)
@@ -91,7 +94,7 @@ INLINE int from_underlay(struct xdp_md *ctx, struct seen *seen)
     if (bpf_xdp_adjust_head(ctx, (int)headers))
         return drop(DROP_MALFORMED);
     seen->inside = 1;
-    return from_tunnel(ctx, seen, outer_frame - headers);
+    return from_tunnel(ctx, seen, peer, outer_frame - headers);
 }
 
 #endif

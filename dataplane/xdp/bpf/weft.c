@@ -14,6 +14,7 @@
 #include "answer.h"
 #include "drop.h"
 #include "pod.h"
+#include "source.h"
 #include "wan.h"
 
 /* For the machine's end of each workload's veth. */

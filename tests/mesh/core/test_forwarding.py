@@ -317,7 +317,7 @@ def facts_of(view: FedView, node: NodeId, site: str, down: set[NodeId]) -> Facts
             for g in view.gateways.values()
             if g.underlay
         ),
-        tuple(VpcFact(v.id, v.vni, v.state == "active") for v in view.vpcs.values()),
+        tuple(VpcFact(v.id, v.vni, v.state == "active", v.sites) for v in view.vpcs.values()),
         tuple(
             SubnetFact(s.id, s.vpc, s.cidr, s.sites, s.gateway)
             for s in view.subnets()
