@@ -114,6 +114,16 @@ def test_the_site_where_a_source_was_goes_on_for_a_while(bench: Bench) -> None:
     assert bench.from_wan(frame).verdict == REDIRECT
 
 
+def test_a_site_where_a_source_was_not_has_no_grace(bench: Bench) -> None:
+    moved = "10.0.2.52"
+    for site in ("c", "d"):
+        fact = EndpointFact(VPC, moved, site, None, MOVED_MAC)
+        bench.gateway.compiler.set_endpoint(VPC, moved, fact)
+        bench.gateway.push()
+    frame = bench.tunnelled(bench.inner(bench.pod.ip, src=moved))
+    check_drop(bench, "never there", bench.from_wan, frame, DropReason.FOREIGN_SOURCE)
+
+
 def age(bench: Bench, ip: str, by_ns: int) -> None:
     """Have an endpoint moved so long ago."""
     value = layout.MOVED_VALUE.packer

@@ -50,7 +50,7 @@ INLINE int check_source(struct xdp_md *ctx, struct peer_value *peer, u32 vni, st
 {
     struct endpoint_key key = {.vni = vni, .ip = ip->saddr};
     struct endpoint_value *source = LOOKUP(endpoints, &key);
-    if (source && source->group && leads_to_site(peer, source->group))
+    if (source && leads_to_site(peer, source->group))
         return 0; /* a claim of a site that is not entitled has no row */
     if (!entitled_to(vni, peer->site_group))
         return drop(DROP_NOT_ENTITLED);
