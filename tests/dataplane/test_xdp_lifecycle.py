@@ -259,7 +259,8 @@ def test_an_audit_finds_each_kind_of_damage_and_repair_mends_it(pair: Any) -> No
     maps = gateway.backend._maps
     rows = {name: dict(maps.rows(name)) for name in ("endpoints", "groups", "ports", "subnets")}
     key, value = next(iter(rows["groups"].items()))
-    maps.put("groups", [(key, value[:8] + b"\xff" + value[9:])])
+    first = layout.GROUP_VALUE.offsets["gateways"]
+    maps.put("groups", [(key, value[:first] + b"\xff" + value[first + 1 :])])
     maps.put("endpoints", [(b"\1\0\0\0\1\2\3\4", next(iter(rows["endpoints"].values())))])
     maps.delete("subnets", [next(iter(rows["subnets"]))])
     maps.delete("ports", list(rows["ports"]))
