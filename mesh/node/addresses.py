@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
+from typing import TypeAlias
 
 import trio
 
 ADDRESSES_MAX = 8
+NETWORKS_MAX = 32
+"""A machine with containers may have hundreds; each costs a socket where it is announced in."""
+
+Cidr: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_IFF_MULTICAST = 0x1000  # linux/if.h
 
 # linux/if_addr.h: not the machine's for long, or not yet (RFC 4941, RFC 4862)
 _TEMPORARY, _DADFAILED, _DEPRECATED, _TENTATIVE = 0x01, 0x08, 0x20, 0x40
@@ -34,6 +42,44 @@ def _of_host(underlay: str | None) -> list[str]:
             if text:
                 found.append((text, message.get_attr("IFA_FLAGS") or message["flags"]))
     return choose(underlay, found)
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A network that one of this machine's interfaces is in."""
+
+    own: str
+    """this machine's address in it"""
+    prefix_bits: int
+    multicast: bool
+    """whether others are reached there"""
+
+    @property
+    def cidr(self) -> Cidr:
+        return ipaddress.ip_network(f"{self.own}/{self.prefix_bits}", strict=False)
+
+
+async def networks() -> tuple[Network, ...]:
+    """Those that this machine is in, at most NETWORKS_MAX, without loopback and IPv6 link-local."""
+    return await trio.to_thread.run_sync(_networks)
+
+
+def _networks() -> tuple[Network, ...]:
+    from pyroute2 import IPRoute
+
+    with IPRoute() as route:
+        flags = {link["index"]: link["flags"] for link in route.get_links()}
+        found = {
+            Network(
+                text, message["prefixlen"], bool(flags.get(message["index"], 0) & _IFF_MULTICAST)
+            )
+            for message in route.get_addr()
+            if (text := message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"))
+            and _reachable(text)
+        }
+    return tuple(sorted(found, key=lambda network: (":" in network.own, network.own)))[
+        :NETWORKS_MAX
+    ]
 
 
 def choose(underlay: str | None, found: Sequence[tuple[str, int]]) -> list[str]:

@@ -65,6 +65,7 @@ class Config:
     bootstrap: tuple[str, ...] = ()
     relay: bool = True
     interest: str = "hosted"
+    mdns: bool = False
 
     @property
     def capacity(self) -> Capacity:

@@ -299,6 +299,12 @@ FIELDS: Final = (
         "live", lambda _: "hosted", '"hosted"',
     ),
     Field(
+        "mesh", "mdns", "mdns", Flag(),
+        "Whether this node announces itself in its local networks by multicast DNS, UDP port 5353,"
+        " and dials the members that do; who is none is refused in the handshake.",
+        "live", lambda _: False, "false",
+    ),
+    Field(
         "node", "name", "node_name", Text(validate.name),
         "The node's name, as it was admitted.", "never", why=_IDENTITY,
     ),

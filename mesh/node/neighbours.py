@@ -1,14 +1,14 @@
 """Whom the transport may link with: where members are, and which of them hold what is held here.
 
-An address of a member is what its registration says, and where it was last reached: the address
-book is the store's, so that it is there before any peer is.
+An address of a member is what its registration says, what it announces in the local network, and
+where it was last reached: the address book is the store's, so that it is there before any peer is.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -28,18 +28,26 @@ class Neighbours:
     """Tells `transport` what replica, view and store know of the members."""
 
     def __init__(
-        self, node: NodeId, replica: Replica, view: View, store: Store, transport: Transport
+        self,
+        node: NodeId,
+        replica: Replica,
+        view: View,
+        store: Store,
+        transport: Transport,
+        found: Callable[[NodeId], Sequence[str]],
     ) -> None:
+        """`found`: the addresses of a member in the local network."""
         self._node = node
         self._replica = replica
         self._view = view
         self._store = store
         self._transport = transport
+        self._found = found
         self._holders_version = -1
         self._log = LimitedLog(_logger, trio.current_time)
 
     def dial_members(self) -> None:
-        """Dial active members where they say they listen, else where they were last reached."""
+        """Dial active members where they say they listen and where they were last reached."""
         try:
             book = self._store.addresses()
         except StoreError as error:
@@ -51,7 +59,8 @@ class Neighbours:
                 continue
             gateway = self._view.gateways.get(node)
             registered = gateway.addrs if gateway else ()
-            targets[node] = tuple(dict.fromkeys([*registered, *book.get(node, ())]))
+            known = (*registered, *self._found(node), *book.get(node, ()))
+            targets[node] = tuple(dict.fromkeys(known))
         self._transport.set_targets(targets)
 
     def met(self, up: PeerUp) -> None:

@@ -47,6 +47,7 @@ from mesh.core.writer import Writer
 from mesh.node import addresses
 from mesh.node.boot import boot
 from mesh.node.config import Config, ConfigError
+from mesh.node.discovery import Discovery
 from mesh.node.forwarder import Forwarder
 from mesh.node.inquiry import Inquiries
 from mesh.node.joining import Joining
@@ -133,7 +134,20 @@ class Node:
             rng=random.Random(secrets.randbits(64)),  # noqa: S311  # spreads load, hides nothing
             key_of=self._key_of,
         )
-        self.neighbours = Neighbours(self.id, self.replica, self.view, self.store, self.transport)
+        self.discovery = Discovery(
+            lambda: key.public,
+            self.advertised_addrs,
+            self._identify,
+            lambda: self.neighbours.dial_members(),
+        )
+        self.neighbours = Neighbours(
+            self.id,
+            self.replica,
+            self.view,
+            self.store,
+            self.transport,
+            lambda node: self.discovery.found.get(node, ()),
+        )
         self.inquiries = Inquiries(
             self.replica, lambda node, frame: self.transport.send(node, frame, "sync")
         )
@@ -267,6 +281,7 @@ class Node:
                 nursery.start_soon(self._keep_house)
                 nursery.start_soon(self._catch_up)
                 nursery.start_soon(self._tell_soft_state)
+                nursery.start_soon(self.discovery.run)
                 await nursery.start(serve_api, self)
                 event(_logger, "node.started", node=self.id, site=self.member.site)
                 task_status.started()
@@ -279,6 +294,7 @@ class Node:
     def _use_mesh(self, config: Config) -> None:
         self.transport.set_bootstrap(config.bootstrap)
         self.transport.carry_others(config.relay)
+        self.discovery.use(config.mdns)
         self.interests.set_policy(_policy(config.interest))
         self._absorb()
 

@@ -74,7 +74,7 @@ class Reloading:
             ready.append(lambda: self._public.use(listener))
         if "log_level" in changes:
             ready.append(lambda: set_log_level(config.log_level))
-        if changes.keys() & {"bootstrap", "relay", "interest"}:
+        if changes.keys() & {"bootstrap", "relay", "interest", "mdns"}:
             ready.append(lambda: self._use_mesh(config))
         for step in ready:
             step()

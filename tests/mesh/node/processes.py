@@ -89,9 +89,11 @@ class Process:
     def running(self) -> bool:
         return self._child is not None and self._child.poll() is None
 
-    def start(self, *, wait: bool = True) -> None:
-        """Start it; `wait`: until it takes writes."""
+    def start(self, *, wait: bool = True, netns: str = "") -> None:
+        """Start it, in a network namespace if one is named; `wait`: until it takes writes."""
         command = [sys.executable, "-m", "mesh.cli", "run", "--config", str(self.config)]
+        if netns:
+            command = ["ip", "netns", "exec", netns, *command]
         with self.log.open("ab") as log:
             self._child = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._root())
         if wait:
