@@ -68,9 +68,6 @@ PEERS_MAX = 1024
 STUBS_MAX = 100_000
 """Chains dropped with their shards that are remembered, the last ones: 20 MB."""
 
-Decode = Callable[[bytes], wire.Frame | None]
-"""As `wire.decode`. What is in a frame is never changed: nodes of one process may share it."""
-
 
 class Replica:
     """One node's state of the mesh. See the module's header for the rules.
@@ -98,7 +95,7 @@ class Replica:
         jitter: Callable[[], float],
         now_ns: int,
         verify: Verify = ed25519.verify,
-        decode: Decode = wire.decode,
+        codec: wire.Codec = wire.CODEC,
         hears_first: bool = False,
     ) -> None:
         self.node = node
@@ -107,7 +104,9 @@ class Replica:
         self._own = OwnChains(node, roster.mesh_id, lattice, sign, nonce)
         self.holdings = Holdings(lattice, self._own)
         self._verify = verify
-        self._decode = decode
+        self._codec = codec
+        self._versions: dict[NodeId, int] = {}
+        """linked peer -> the wire version spoken with it"""
         self._key = member.key if (member := roster.members().get(node)) else b""
         host = Host(self._send, self._take_delta)
         self._sync = AntiEntropy(node, lattice, roster, host, self._tell_roster, jitter)
@@ -171,6 +170,10 @@ class Replica:
     def question(self, peer: NodeId) -> wire.Sync:
         """A frame that a linked peer answers with the heads of what differs there, and TOLD."""
         return self._sync.question(peer, must=True)
+
+    def encoded(self, peer: NodeId, frame: wire.Frame) -> bytes:
+        """The bytes of a frame for a linked peer."""
+        return self._codec.encode(frame, self._versions[peer])
 
     def keeps(self, shard: str) -> bool:
         """Whether this node keeps what others write in the shard."""
@@ -249,7 +252,7 @@ class Replica:
             return
         self._seal()
         try:
-            frame = self._decode(data)
+            frame = self._codec.decode(data)
             if frame is not None:
                 self._dispatch(peer, frame, now_ns)
         except PeerError as error:
@@ -259,13 +262,22 @@ class Replica:
         if self._opens_at_ns is not None:
             self._maybe_open(now_ns)
 
-    def peer_up(self, peer: NodeId, now_ns: int) -> None:
-        """A link to a member is there. The transport has authenticated it."""
+    def peer_up(self, peer: NodeId, now_ns: int, speaks: wire.Versions = wire.SPOKEN) -> None:
+        """A link to a member is there, which speaks these versions. The transport has
+        authenticated it."""
         if peer in self._sync or len(self._sync) >= PEERS_MAX:
             return
         if self.roster.active(peer) is None:
             self._effects.append(DropPeer(peer, "no active member"))
             return
+        ours = self._codec.speaks
+        version = ours.common(speaks)
+        if version is None:
+            reason = f"it speaks wire version {speaks}, this node {ours}: upgrade the older one"
+            self._effects.append(Alarm("peer.incompatible", {"peer": peer, "reason": reason}))
+            self._effects.append(DropPeer(peer, "no wire version in common"))
+            return
+        self._versions[peer] = version
         self._seal()
         self._sync.up(peer, now_ns)
 
@@ -370,18 +382,20 @@ class Replica:
     def _push(self) -> None:
         """Send each peer what is news to it. Most are sent the same frames: these are made once."""
         outbox, self._outbox = self._outbox, []
-        made: dict[tuple[int, ...], list[bytes]] = {}
+        made: dict[tuple[int, tuple[int, ...]], list[bytes]] = {}
         for peer in self._sync.peers():
             news = tuple(
                 i
                 for i, (delta, sender) in enumerate(outbox)
                 if sender != peer and self._sync.pushes(peer, delta.header.chain.shard)
             )
-            frames = made.get(news)
+            version = self._versions[peer]
+            frames = made.get((version, news))
             if frames is None:
                 groups = wire.chunks((outbox[i][0], wire.size_of(outbox[i][0])) for i in news)
-                frames = [wire.encode(wire.Deltas(tuple(group))) for group in groups]
-                made[news] = frames
+                encode = self._codec.encode
+                frames = [encode(wire.Deltas(tuple(group)), version) for group in groups]
+                made[version, news] = frames
             self._effects += [Send(peer, frame, True) for frame in frames]
 
     # ---- frames ----
@@ -673,5 +687,6 @@ class Replica:
 
     def _send(self, peer: NodeId, frame: wire.Frame, *, push: bool = False) -> None:
         self.pressing |= not push
-        data = wire.encode(frame)
-        self._effects.append(Send(peer, data if push else wire.zipped(data), push))
+        data = self.encoded(peer, frame)
+        zipped = data if push else wire.zipped(data, self._versions[peer])
+        self._effects.append(Send(peer, zipped, push))

@@ -1,7 +1,11 @@
 """The frames of `/weft/push/1` and `/weft/sync/1`: bounded, versioned msgpack.
 
-A frame is `[version, kind, …]`. Kinds and trailing fields that a newer version adds are ignored;
-a frame that is malformed raises PeerError and costs its sender. Sizes are checked before decoding.
+A frame is `[version, kind, …]`. A version may be added to: kinds and trailing fields that are not
+known are ignored, as is a frame of another version. What an older node would misread makes a new
+version: a link begins with what both ends speak (`Versions`), and all frames on it are of the
+highest version that both do. So a mesh is upgraded node by node, a version at a time.
+
+A frame that is malformed raises PeerError and costs its sender. Sizes are checked before decoding.
 
     SYNC       mesh, roster digest, [[shard, digest], …], every, must, number
                                                              "this is what I keep for you"
@@ -42,7 +46,26 @@ from mesh.core.errors import PeerError
 
 T = TypeVar("T")
 
+
+class Versions(NamedTuple):
+    """The wire versions that a node speaks: all from `lowest` to `highest`."""
+
+    lowest: int
+    highest: int
+
+    def common(self, other: Versions) -> int | None:
+        """The highest that both speak; None: there is none."""
+        highest = min(self.highest, other.highest)
+        return highest if highest >= max(self.lowest, other.lowest) else None
+
+    def __str__(self) -> str:
+        single = self.lowest == self.highest
+        return str(self.lowest) if single else f"{self.lowest} to {self.highest}"
+
+
 WIRE_VERSION = 1
+SPOKEN = Versions(WIRE_VERSION, WIRE_VERSION)
+"""By this node. A release that adds a version speaks it beside the one before."""
 FRAME_BYTES_MAX = 4 << 20
 """The transport refuses longer frames before it reads them."""
 CHUNK_BYTES = 256 << 10
@@ -68,7 +91,7 @@ FIRST, LAST = b"", b"\xff" * (SHORT_BYTES + 1)
 
 SYNC, SAME, HEADS, DELTAS, WANT, PART, MORE, DONE, HAVE, ASK, STATEMENTS = range(1, 12)
 PROBE, RECENT, TOLD, ZIPPED = range(12, 16)
-_CONTAINERS_MAX = 20 * VECTOR_MAX
+CONTAINERS_MAX = 20 * VECTOR_MAX
 """Lists in a frame: the largest is a vector of chains with sixteen branches each."""
 _ARRAY = 0x90
 """msgpack: an array of up to 15; version and kind are one byte each after it."""
@@ -229,19 +252,20 @@ def encode(frame: Frame) -> bytes:
     return bytes(msgpack.packb([WIRE_VERSION, *_fields(frame)]))
 
 
-def zipped(data: bytes) -> bytes:
-    """A frame for where bytes count more than time: compressed, if that makes it shorter.
+def zipped(data: bytes, version: int = WIRE_VERSION) -> bytes:
+    """A frame of that version for where bytes count more than time: compressed, if that makes it
+    shorter.
 
     Names, ids and keys of a frame repeat each other: half of it goes, at 100 MB/s.
     """
     if len(data) < ZIP_BYTES_MIN:
         return data
-    packed = bytes(msgpack.packb([WIRE_VERSION, ZIPPED, zlib.compress(data, 1)]))
+    packed = bytes(msgpack.packb([version, ZIPPED, zlib.compress(data, 1)]))
     return packed if len(packed) < len(data) else data
 
 
-def _unzipped(data: bytes) -> bytes:
-    """The reverse, for what was at most a frame long. Raises ValueError."""
+def unzipped(data: bytes) -> bytes:
+    """What was compressed, if it was at most a frame long. Raises ValueError."""
     inflater = zlib.decompressobj()
     try:
         plain = inflater.decompress(data, FRAME_BYTES_MAX)
@@ -329,12 +353,25 @@ def decode(data: bytes) -> Frame | None:
     try:
         raw = _unpacked(data)
         if raw[:2] == [WIRE_VERSION, ZIPPED]:
-            raw = _unpacked(_unzipped(_bytes(raw[2])))
+            raw = _unpacked(unzipped(_bytes(raw[2])))
         if raw[0] != WIRE_VERSION or raw[1] not in _DECODERS:
             return None
         return _DECODERS[raw[1]](raw[2:])
     except (ValueError, TypeError, IndexError, RecursionError) as error:
         raise PeerError(f"frame: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """How a node's frames become bytes of a version that it speaks, and back."""
+
+    speaks: Versions
+    encode: Callable[[Frame, int], bytes]
+    decode: Callable[[bytes], Frame | None]
+    """as `decode`; what is in a frame is never changed: nodes of one process may share it"""
+
+
+CODEC = Codec(SPOKEN, lambda frame, version: encode(frame), decode)
 
 
 def kind_of(data: bytes) -> int | None:
@@ -352,7 +389,7 @@ def kind_of(data: bytes) -> int | None:
 
 
 def _unpacked(data: bytes) -> list[Any]:
-    raw = unpack(data, _CONTAINERS_MAX)
+    raw = unpack(data, CONTAINERS_MAX)
     if not isinstance(raw, list) or len(raw) < 2 or type(raw[0]) is not int:
         raise PeerError("frame: not a list with version and kind")
     return raw

@@ -66,7 +66,7 @@ class Inquiries:
         inquiry = _Inquiry(question.number)
         self._open.setdefault(peer, []).append(inquiry)
         try:
-            self._send(peer, wire.encode(question))
+            self._send(peer, self._replica.encoded(peer, question))
             with trio.move_on_after(ANSWER_S):
                 await inquiry.done.wait()
                 return inquiry.heads

@@ -319,7 +319,7 @@ class Node:
                 case PeerUp():
                     event(_logger, "peer.up", peer=self.name_of(happened.node))
                     self.neighbours.met(happened)
-                    self.replica.peer_up(happened.node, now_ns)
+                    self.replica.peer_up(happened.node, now_ns, happened.speaks)
                     self.forwarding.set_live(happened.node, True)
                 case PeerDown():
                     event(

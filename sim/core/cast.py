@@ -20,11 +20,11 @@ from sim.core.signing import Ed25519, KeyedHashes, Signatures
 
 def identities_of(scenario: Scenario) -> list[Identity]:
     """Members first, then those that join, then room for clones; a key follows from its name."""
-    newer = {site.name: site.newer for site in scenario.sites}
+    releases = {site.name: site.release for site in scenario.sites}
     sites = [site.name for site in scenario.sites for _ in range(site.gateways)]
     named = [*zip(scenario.node_names, sites, strict=True), *scenario.joining]
     found = [
-        _identity(index, name, site, newer.get(site, False))
+        _identity(index, name, site, releases.get(site, 1))
         for index, (name, site) in enumerate(named)
     ]
     clones = sum(isinstance(event, Clone) for event in scenario.events) + scenario.faults.clones
@@ -39,11 +39,11 @@ def as_clone(identity: Identity, of: Identity) -> Identity:
 
 
 @lru_cache(maxsize=4096)
-def _identity(index: int, name: str, site: str, newer: bool) -> Identity:
+def _identity(index: int, name: str, site: str, release: int) -> Identity:
     seed = sha256(b"sim node " + name.encode()).digest()
     key = ed25519.public_key(seed)
     underlay = f"192.{168 + (index >> 16)}.{index >> 8 & 255}.{index & 255}"
-    return Identity(index, name, site, seed, key, ed25519.node_id(key), underlay, newer)
+    return Identity(index, name, site, seed, key, ed25519.node_id(key), underlay, release)
 
 
 def statements_of(identities: Sequence[Identity], quota: int) -> tuple[bytes, ...]:

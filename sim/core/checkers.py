@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -77,8 +77,10 @@ def epoch_text(epoch: Epoch) -> str:
 class StepChecks:
     """The checks of every step."""
 
-    def __init__(self, violations: Violations) -> None:
+    def __init__(self, violations: Violations, incompatible: Callable[[int, NodeId], bool]) -> None:
+        """`incompatible`: whether a node and another, by its id, have no language in common."""
         self._violations = violations
+        self._incompatible = incompatible
         self._roots: dict[tuple[ChainId, Epoch, int], bytes] = {}
         self._contents: dict[tuple[ChainId, Epoch, int], bytes] = {}
         self._heads: dict[int, dict[tuple[ChainId, Epoch], int]] = {}
@@ -191,6 +193,10 @@ class StepChecks:
             return
         # What a hostile relay makes of a flush is found out only after it has been named.
         if about & self.hostile or (self.hostile and alarm.event in MISLED):
+            return
+        if alarm.event == "peer.incompatible" and all(
+            isinstance(peer, bytes) and self._incompatible(node, peer) for peer in about - {None}
+        ):
             return
         fields = " ".join(
             f"{name}={value.hex()[:8] if isinstance(value, bytes) else value}"

@@ -12,7 +12,7 @@ from mesh.core.errors import PeerError
 from mesh.core.ops import MESH_SHARD
 from sim.core.checkers import Violations, chain_text
 from sim.core.clock import SECOND_NS
-from sim.core.node import Process, decode_shared
+from sim.core.node import Process
 
 SETTLED_NS = SECOND_NS // 10
 """What was said before a node heard who may have what leaves with its next batch."""
@@ -53,7 +53,7 @@ class EntitlementChecks:
 
     def _give(self, process: Process, effect: Send) -> None:
         assert process.interests is not None
-        for shard in _shards_in(effect.frame):
+        for shard in _shards_in(process, effect.frame):
             if not process.interests.entitled(effect.peer, shard):
                 self._violations.add(
                     "a VPC's shard is given only to whom it is for",
@@ -61,10 +61,10 @@ class EntitlementChecks:
                 )
 
 
-def _shards_in(data: bytes) -> Iterator[str]:
+def _shards_in(process: Process, data: bytes) -> Iterator[str]:
     """The shards of which a frame says what is in them."""
     try:
-        frame = decode_shared(data)
+        frame = process.codec.decode(data)
     except PeerError:
         return
     match frame:

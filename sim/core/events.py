@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 from sim.core.clock import SECOND_NS
+from sim.core.releases import RELEASES_MAX
 from sim.core.tables import NAME, Table, shown
 
 DURATION_S_MAX = 400 * 24 * 3600.0
@@ -104,6 +105,16 @@ class Clone:
 
 
 @dataclass(frozen=True, slots=True)
+class Upgrade:
+    """A node's process ends, and starts again as another release, higher or lower."""
+
+    at_ns: int
+    node: str
+    release: int
+    for_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class Join:
     """One more gateway, at a site that may be new, joins through an admin."""
 
@@ -133,7 +144,18 @@ class Rotate:
 
 
 Event: TypeAlias = (
-    Cut | Oneway | Slow | Flap | Crash | Trouble | ClockStep | Clone | Join | Part | Rotate
+    Cut
+    | Oneway
+    | Slow
+    | Flap
+    | Crash
+    | Trouble
+    | ClockStep
+    | Clone
+    | Join
+    | Part
+    | Rotate
+    | Upgrade
 )
 
 
@@ -246,6 +268,11 @@ def _clone(r: _Reading) -> Event:
     return Clone(r.at_ns, r.node(), r.back_ns(), r.for_ns(30.0))
 
 
+def _upgrade(r: _Reading) -> Event:
+    release = r.table.whole("to", 2, low=1, high=RELEASES_MAX)
+    return Upgrade(r.at_ns, r.node(), release, r.for_ns(1.0))
+
+
 def _join(r: _Reading) -> Event:
     site = r.table.get("join")
     if not isinstance(site, str) or not NAME.fullmatch(site):
@@ -277,6 +304,7 @@ _READERS: dict[str, Callable[[_Reading], Event]] = {
     "hostile": _trouble,
     "clock": _clock,
     "clone": _clone,
+    "upgrade": _upgrade,
     "rotate": _rotate,
     "join": _join,
     "leave": _part,

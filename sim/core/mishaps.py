@@ -15,7 +15,7 @@ from sim.core.chance import below, pick
 from sim.core.clock import SECOND_NS
 from sim.core.disk import Disk
 from sim.core.episodes import Episode
-from sim.core.events import DURATION_S_MAX, ClockStep, Clone, Crash, Trouble
+from sim.core.events import DURATION_S_MAX, ClockStep, Clone, Crash, Trouble, Upgrade
 from sim.core.hostile import Hostile
 from sim.core.node import Machine
 from sim.core.stage import Stage
@@ -42,7 +42,7 @@ class NodeFaults:
         self._copies = [m.identity.index for m in stage.machines if m.state == "copy"]
         self.hostiles: dict[int, Hostile] = {}
 
-    def schedule(self, event: Crash | Trouble | ClockStep | Clone) -> None:
+    def schedule(self, event: Crash | Trouble | ClockStep | Clone | Upgrade) -> None:
         index = self._stage.index_of(event.node)
         match event:
             case Crash():
@@ -51,6 +51,9 @@ class NodeFaults:
                 self._schedule_trouble(event.at_ns, event.kind, index, event.for_ns)
             case ClockStep():
                 self._stage.at(event.at_ns, partial(self._step_clock, index, event.step_ns))
+            case Upgrade():
+                upgrade = partial(self._upgrade, index, event.release, event.for_ns)
+                self._stage.at(event.at_ns, upgrade)
             case Clone():
                 self._schedule_clone(event.at_ns, index, event.from_ns, event.for_ns)
 
@@ -85,6 +88,9 @@ class NodeFaults:
             longest_ns = YEAR_NS if chance.random() < YEARS_SHARE else CLOCK_STEP_NS
             step_ns = below(chance, 2 * longest_ns) - longest_ns
             stage.at(at_ns, partial(self._step_clock, index, step_ns))
+
+        for at_ns, index, for_ns in times(faults.upgrades):
+            stage.at(at_ns, partial(self._upgrade, index, 0, for_ns))
 
     def mind(self) -> None:
         """Look after the processes, now and then, to the end."""
@@ -150,6 +156,21 @@ class NodeFaults:
         machine.state = "gone"
         if (down := self._down.pop(machine.identity.index, None)) is not None:
             self._stage.episodes.ended(down)
+
+    def _upgrade(self, index: int, release: int, for_ns: int) -> None:
+        """`release` 0: the next one, or back from that."""
+        stage, machine = self._stage, self._stage.machines[index]
+        if machine.state != "member":
+            return
+        stage.count += 1
+        was, machine.release = machine.release, release or (1 if machine.release > 1 else 2)
+        note = f"from release {was} to {machine.release}"
+        stage.episodes.happened("upgrade", machine.identity.name, note)
+        if machine.process is not None:
+            machine.crash()
+            self._down[index] = stage.episodes.began("down", machine.identity.name)
+            stage.witness.changed()
+            stage.later(for_ns, partial(self._start, index))
 
     # ---- disks, readers, clocks ----
 

@@ -40,6 +40,7 @@ from sim.core.chance import ChanceOf
 from sim.core.clock import MS_NS, SECOND_NS, Clock
 from sim.core.disk import Disk, TornError
 from sim.core.network import Network
+from sim.core.releases import codec_of, note
 from sim.core.signing import Signatures, public_key
 
 WALL_START_NS = 1_767_225_600 * SECOND_NS
@@ -49,8 +50,6 @@ STORE_NS = MS_NS
 HOUSEKEEPING_NS = SECOND_NS
 MISBEHAVED_BACKOFF_NS = 30 * SECOND_NS
 """A peer that broke the protocol is not dialled or accepted for so long."""
-VERSION = "sim"
-FRAMES_SHARED = 1 << 12
 ROSTERS_SHARED = 64
 
 
@@ -66,8 +65,8 @@ class Identity:
     key: bytes
     node: NodeId
     underlay: str
-    newer: bool = False
-    """of a later version, which writes what others do not know"""
+    release: int = 1
+    """that it runs at first"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +76,7 @@ class Shown:
     key: bytes
     rotations: Sequence[bytes]
     """those that led to the key"""
-
-
-decode_shared = lru_cache(maxsize=FRAMES_SHARED)(wire.decode)
-"""A frame goes to several nodes, and on to others: it is decoded once, and what is in it is held
-once."""
+    speaks: wire.Versions
 
 
 @lru_cache(maxsize=ROSTERS_SHARED)
@@ -148,6 +143,8 @@ class Machine:
         """ifname -> (VPC id, IP, MAC), as the store keeps them"""
         self.process: Process | None = None
         self.state: MachineState = "member"
+        self.release = identity.release
+        """of the software that is installed"""
         self.starts = 0
         self._world = world
 
@@ -190,6 +187,8 @@ class Process:
         self._world = world
         chance = world.chance_of(f"node/{identity.index}/{machine.starts}")
         self._chance = chance
+        self.release = machine.release
+        self.codec = codec_of(self.release)
         self.sign = world.signatures.signer(machine.disk.seed)
         self.verify = world.signatures.verify
         self.clock = HybridClock()
@@ -203,7 +202,7 @@ class Process:
             jitter=chance.random,
             now_ns=world.clock.now_ns,
             verify=self.verify,
-            decode=decode_shared,
+            codec=self.codec,
             hears_first=any(id.node == identity.node for id in damaged),
         )
         self.view = View(self.replica.holdings)
@@ -338,7 +337,7 @@ class Process:
     def _show_key(self) -> None:
         key = public_key(self._machine.disk.seed)
         rotations = self.replica.roster.rotations(self.identity.node)
-        self._world.shown[self.identity.index] = Shown(key, rotations)
+        self._world.shown[self.identity.index] = Shown(key, rotations, self.codec.speaks)
 
     @property
     def attachments(self) -> Iterable[tuple[str, str, str]]:
@@ -408,8 +407,12 @@ class Process:
     def link_up(self, peer: int) -> None:
         node = self._node_of(peer)
         self._instances[node] = peer
-        self._linked_keys[node] = self._world.shown[peer].key
-        self.replica.peer_up(node, self._world.clock.now_ns)
+        shown = self._world.shown[peer]
+        self._linked_keys[node] = shown.key
+        self.replica.peer_up(node, self._world.clock.now_ns, shown.speaks)
+        version = self.codec.speaks.common(shown.speaks)
+        if self.release > 1 and version is not None:
+            self._world.network.send(self.identity.index, peer, note(version), False)
         self.down.discard(node)
         self.forwarding.set_live(node, True)
         self.absorb()
@@ -612,7 +615,9 @@ class Process:
             return []
         underlay = self.identity.underlay
         addrs = (f"/ip4/{underlay}/tcp/4600",)
-        registration = self.writer.register_gateway(underlay, addrs, VERSION, now_ns=wall_ns)
+        registration = self.writer.register_gateway(
+            underlay, addrs, f"sim-{self.release}", now_ns=wall_ns
+        )
         if not self.sees:
             return registration
         return [*registration, *self.writer.housekeeping(wall_ns)]

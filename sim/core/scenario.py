@@ -33,6 +33,7 @@ from mesh.core.bounds import MESH_RECORDS, QUOTA_MAX
 from sim.core.clock import MS_NS, SECOND_NS, ns_of
 from sim.core.events import DURATION_S_MAX, Event, Join, Part, Trouble, read_event
 from sim.core.network import Weather
+from sim.core.releases import RELEASES_MAX
 from sim.core.tables import Table
 
 SITES_MAX = 1000
@@ -98,8 +99,8 @@ class Site:
     name: str
     gateways: int = 1
     clock_skew_ns: int = 0
-    newer: bool = False
-    """Its nodes are of a later version: they write kinds and fields that the others do not know."""
+    release: int = 1
+    """Of Weft, that its nodes run at first; later ones write what the others do not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +153,8 @@ class Faults:
     joins: int = 0
     retires: int = 0
     """of these some leave, some are dead, some compromised; a part is forgotten later"""
+    upgrades: int = 0
+    """restarts with the next release, or with the one before"""
     rotations: int = 0
     """nodes that replace their key; now and then the process ends in the middle of it"""
 
@@ -361,7 +364,7 @@ def _site(table: Table, places: dict[str, tuple[float, float]]) -> Site:
         table.name("name"),
         table.whole("gateways", 1, low=1, high=GATEWAYS_MAX),
         table.seconds("clock_skew_s", 0.0, low=-DURATION_S_MAX, high=DURATION_S_MAX),
-        table.flag("newer"),
+        table.whole("release", 1, low=1, high=RELEASES_MAX),
     )
     if "at" in table:
         place = table.list("at")
@@ -492,6 +495,7 @@ def _faults(table: Table) -> Faults:
         down_ns=table.seconds("down_s", 10.0, low=0.01, high=DURATION_S_MAX),
         joins=count("joins", CHURN_MAX),
         retires=count("retires", CHURN_MAX),
+        upgrades=count("upgrades", CHURN_MAX),
         rotations=count("rotations", CHURN_MAX),
     )
     table.done()

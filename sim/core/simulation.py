@@ -33,6 +33,7 @@ from sim.core.measures import LOOK_NS, HealTimes, PushTimes
 from sim.core.network import Network
 from sim.core.node import Machine, Process, World
 from sim.core.recording import Recording
+from sim.core.releases import codec_of
 from sim.core.resting import RestChecks
 from sim.core.scenario import Scenario
 from sim.core.stage import Stage
@@ -115,7 +116,7 @@ class Simulation:
         self.lost: list[str] = []
         self.resurrected: list[str] = []
         self._scenario = scenario
-        self._steps = StepChecks(self.violations)
+        self._steps = StepChecks(self.violations, self._incompatible)
         self._push = PushTimes(self.clock)
         self._heal = HealTimes(self.clock)
         self._frames = sha256()
@@ -284,6 +285,14 @@ class Simulation:
     def _disk_gone(self, node: NodeId) -> None:
         others = [machine for machine in self._members() if machine.identity.node != node]
         self.ledger.disk_gone([machine.disk for machine in others])
+
+    def _incompatible(self, node: int, peer: NodeId) -> bool:
+        mine = self.machines[node].process
+        return mine is not None and any(
+            mine.codec.speaks.common(codec_of(other.release).speaks) is None
+            for other in self.machines
+            if other.identity.node == peer
+        )
 
     def _members(self) -> list[Machine]:
         """Those that must run, and hold the same, at the end."""

@@ -170,7 +170,7 @@ class Users:
             kind = pick_weighted(self._chance, self._workload.mix)
             if machine.process is not None:
                 self._kinds[kind](machine.process)
-                if machine.identity.newer:
+                if machine.process.release > 1:
                     self._novel(machine.process)
         self._schedule()
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from mesh.core.ops import NodeId
+from mesh.core.wire import SPOKEN, Versions
 
 Channel: TypeAlias = Literal["push", "sync"]
 """Two streams to each peer, so that a large anti-entropy answer never delays a push."""
@@ -23,6 +24,8 @@ class PeerUp:
     addr: str
     inbound: bool
     path: Path = "direct"
+    speaks: Versions = SPOKEN
+    """Wire versions: frames are of one that this node speaks, too, or there is nothing to say."""
 
 
 @dataclass(frozen=True, slots=True)

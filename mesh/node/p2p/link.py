@@ -3,8 +3,9 @@
 `/weft/link/1` carries what the two ends have to say about the link itself; `/weft/push/1` and
 `/weft/sync/1` carry the frames. Whoever dialled opens all three.
 
-    both     HELLO observed       at once when the three streams are there; what the other end's
-                                  address is from here
+    both     HELLO observed low high
+                                  at once when the three streams are there; what the other end's
+                                  address is from here, and the wire versions spoken
     decider  ACTIVE or BYE        the end with the lower node id decides which connection counts
     both     BEAT ...             every 0.8 s, and in answer to PROBE: clocks, and soft
                                   state when it is not what it was
@@ -29,6 +30,7 @@ import trio
 
 from mesh.core.errors import BadInput, PeerError
 from mesh.core.ops import NodeId
+from mesh.core.wire import SPOKEN, Versions
 from mesh.node.p2p.events import Channel
 from mesh.node.p2p.framing import (
     FRAME_BYTES_MAX,
@@ -125,10 +127,15 @@ class Link:
         session: Session,
         conduit: Conduit,
         crowd: Crowd,
+        speaks: Versions,
         *,
         inbound: bool,
     ) -> None:
+        """`speaks`: the wire versions that this node does."""
         self.node = node
+        self._speaks = speaks
+        self.theirs = SPOKEN
+        """The wire versions that the other end speaks."""
         self.session = session
         self.conduit = conduit
         self.inbound = inbound
@@ -185,13 +192,20 @@ class Link:
         """Exchange HELLO: both ends have all three streams. Raises ByeError, PeerError."""
         control = self._streams[LINK_PROTOCOL]
         self._control = FrameReader(control.read, _CONTROL_BYTES_MAX)
-        await self._say([_HELLO, _VERSION, self.conduit.remote])
+        await self._say([_HELLO, _VERSION, self.conduit.remote, *self._speaks])
         kind, fields = await self._hear()
         if kind != _HELLO or not fields or not isinstance(fields[0], int) or fields[0] < _VERSION:
             raise PeerError("no hello")
         if len(fields) > 1 and isinstance(fields[1], str):
             with contextlib.suppress(BadInput):  # as of a circuit, or whatever it made of it
                 self.observed = Address.parse(fields[1])
+        match fields[2:]:
+            case [int(lowest), int(highest), *_] if 0 < lowest <= highest:
+                self.theirs = Versions(lowest, highest)
+            case []:
+                self.theirs = Versions(1, 1)
+            case _:
+                raise PeerError("no hello")
 
     async def activate(self) -> None:
         """Tell the other end that this connection counts."""

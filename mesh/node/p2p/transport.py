@@ -20,6 +20,7 @@ import trio
 
 from mesh.core.errors import PeerError
 from mesh.core.ops import NodeId
+from mesh.core.wire import SPOKEN, Versions
 from mesh.node.log import LimitedLog
 from mesh.node.p2p.dialler import Attempt, Dialler
 from mesh.node.p2p.events import (
@@ -96,6 +97,7 @@ class Transport:
         key_of: Callable[[NodeId], bytes | None] = lambda _: None,
         net: Net | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
+        speaks: Versions = SPOKEN,
     ) -> None:
         """
         Args:
@@ -108,6 +110,7 @@ class Transport:
             take_shown: takes in rotations that a peer shows, after which `identify` may know it;
                 PeerError: they do not hold.
             clock_ns: the wall clock, told to peers and compared with theirs, for `PeerInfo` only.
+            speaks: the wire versions that peers are told of.
         """
         self._node = node
         self._identity = Identity(private_key)
@@ -117,6 +120,7 @@ class Transport:
         self._join_handler = join_handler
         self._net: Net = net or TcpNet()
         self._clock_ns = clock_ns
+        self._speaks = speaks
         self._log = LimitedLog(_logger, trio.current_time, burst=20, interval_s=1)
         self._dialler = Dialler(node, self._net, rng, self._log, self._converse, self._guard)
         self._overlay = self._dialler.overlay
@@ -388,7 +392,9 @@ class Transport:
                 node = self._identify(session.key)
                 if node is None:
                     raise PeerError("no longer a member")
-                link = Link(node, session, conduit, self._crowd, inbound=attempt is None)
+                link = Link(
+                    node, session, conduit, self._crowd, self._speaks, inbound=attempt is None
+                )
                 await self._agree(link, first)
                 if attempt is not None:
                     attempt.linked = True
@@ -472,8 +478,9 @@ class Transport:
                     self.traversal.serves(link),
                 )
                 self.traversal.linked(link)
+                conduit = link.conduit
                 await self._emit(
-                    PeerUp(link.node, link.conduit.remote, link.inbound, link.conduit.path)
+                    PeerUp(link.node, conduit.remote, link.inbound, conduit.path, link.theirs)
                 )
                 link.announced.set()
                 if link.overflowed:  # whoever read PeerUp was faster than we are

@@ -29,6 +29,7 @@ _ALARM_FIXES: Final = {
     "endpoint.moves_held": "find out which two places claim the address in turn, and stop one",
     "node.cloned": "stop the other process that runs with this node's directory, restart this one",
     "chain.over_quota": "remove records at that node, or find out what writes so many",
+    "peer.incompatible": "upgrade the older of the two: nodes a release apart get on, two do not",
     "chain.disproved": "that node signs what it does not hold: run weft retire on it, look at it",
     "store.rebuilt": "wait until a peer has told what this node wrote, then remove that file",
     "store.failed": "free space or mend the disk: until then this node forwards and follows the"

@@ -440,3 +440,22 @@ def test_headers_that_no_key_signs_cost_the_link_once_they_are_many() -> None:
     victim.peer_up(mesh.nodes[1], mesh.now_ns)
     victim.receive(mesh.nodes[1], frame, mesh.now_ns)
     assert victim.peers() == [mesh.nodes[1]], "a new link begins anew"
+
+
+def test_a_peer_that_speaks_no_wire_version_of_ours_is_refused_and_told_of() -> None:
+    mesh = Wire(2)
+    replica = mesh.replicas[0]
+    replica.peer_up(mesh.nodes[1], mesh.now_ns, wire.Versions(2, 3))
+    alarm, drop = replica.drain()
+    assert isinstance(alarm, Alarm)
+    assert alarm.event == "peer.incompatible"
+    assert alarm.fields["peer"] == mesh.nodes[1]
+    assert "2 to 3" in str(alarm.fields["reason"])
+    assert drop == DropPeer(mesh.nodes[1], "no wire version in common")
+    assert replica.peers() == []
+    replica.receive(mesh.nodes[1], wire.encode(wire.Same()), mesh.now_ns)
+    replica.peer_down(mesh.nodes[1], mesh.now_ns)
+    assert replica.drain() == []
+    replica.peer_up(mesh.nodes[1], mesh.now_ns, wire.Versions(1, 3))
+    assert replica.peers() == [mesh.nodes[1]]
+    assert [wire.decode(e.frame) for e in replica.drain() if isinstance(e, Send)]

@@ -107,6 +107,19 @@ def test_fields_and_kinds_of_a_newer_version_are_ignored(name: str) -> None:
     assert wire.decode(msgpack.packb([raw[0] + 1, *raw[1:]])) is None
 
 
+spans = st.tuples(st.integers(1, 9), st.integers(0, 4)).map(
+    lambda span: wire.Versions(span[0], span[0] + span[1])
+)
+
+
+@given(spans, spans)
+def test_two_nodes_speak_the_highest_version_that_both_do(
+    a: wire.Versions, b: wire.Versions
+) -> None:
+    both = set(range(a.lowest, a.highest + 1)) & set(range(b.lowest, b.highest + 1))
+    assert a.common(b) == b.common(a) == max(both, default=None)
+
+
 @given(st.sampled_from(sorted(FRAMES)), st.integers(0, 300))
 def test_a_zipped_frame_is_the_frame(name: str, count: int) -> None:
     frame = FRAMES[name]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 
 from mesh.core.ops import NodeId
+from mesh.core.wire import SPOKEN, Versions
 from mesh.node.p2p.events import Event, FrameIn, Overflow, Path, PeerDown, PeerUp
 from mesh.node.p2p.join import JoinHandler
 from mesh.node.p2p.session import Identity
@@ -71,6 +72,7 @@ class Peer:
         join_handler: JoinHandler | None = None,
         net: Net | None = None,
         ahead_ns: int = 0,
+        speaks: Versions = SPOKEN,
     ) -> None:
         """`ahead_ns`: how far its wall clock is; all wall clocks go with trio's."""
         self.number = number
@@ -86,6 +88,7 @@ class Peer:
             key_of=members.key_of,
             net=net,
             clock_ns=lambda: EPOCH_NS + self.ahead_ns + int(trio.current_time() * 1e9),
+            speaks=speaks,
         )
         self.log: list[Event] = []
         self.said_s: list[float] = []

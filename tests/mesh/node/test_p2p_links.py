@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from mesh.core.errors import BadInput, NotReady
+from mesh.core.wire import SPOKEN, Versions
 from mesh.node.p2p.events import FrameIn, PeerDown, PeerUp
 from mesh.node.p2p.framing import FRAME_BYTES_MAX
 from mesh.node.p2p.link import SOFT_STATE_BYTES_MAX
@@ -49,6 +50,15 @@ async def test_two_nodes_carry_frames_both_ways_in_order() -> None:
         assert a.said(PeerUp) == [PeerUp(b.id, b.transport.listen_addrs()[0], False)]
         assert [(up.node, up.inbound) for up in b.said(PeerUp)] == [(a.id, True)]
         assert not a.said(PeerDown) and not b.said(PeerDown)
+
+
+async def test_each_end_is_told_what_the_other_speaks() -> None:
+    a = Peer(1, Members([1, 2]))
+    b = Peer(2, Members([1, 2]), speaks=Versions(2, 3))
+    async with running(a, b):
+        await link_up(a, b)
+        assert [up.speaks for up in a.said(PeerUp)] == [(2, 3)]
+        assert [up.speaks for up in b.said(PeerUp)] == [SPOKEN]
 
 
 async def test_frames_of_the_largest_size_pass_and_larger_ones_are_our_own_mistake() -> None:

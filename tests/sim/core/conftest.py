@@ -152,6 +152,17 @@ def rotated() -> Scenario:
     return parse({**table, "event": event})
 
 
+@pytest.fixture
+def upgraded() -> Scenario:
+    """Nodes of three releases, some of which are upgraded on the way."""
+    workload = {"vpcs": 1, "rate_per_s": 4, "endpoints": 1}
+    site = [{"name": "a"}, {"name": "b", "release": 2}, {"name": "c"}, {"name": "d"}]
+    event = [{"at_s": 12, "upgrade": "b", "to": 3}, {"at_s": 14, "upgrade": "c"}]
+    table: dict[str, Any] = {**churn_table(), "site": site, "workload": workload, "event": event}
+    del table["sites"]
+    return parse({**table, "faults": {"cuts": 2, "crashes": 2}})
+
+
 def churn_table() -> dict[str, Any]:
     """As a file would have it."""
     return {

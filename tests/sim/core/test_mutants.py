@@ -18,9 +18,10 @@ from crdt.delta import Delta
 from crdt.entry import record_of, seq_bytes
 from crdt.header import ChainId, Epoch
 from crdt.lattice import Applied, Lattice, Rejected
-from mesh.core import housekeeping, own, rotations
+from mesh.core import housekeeping, own, rotations, wire
 from mesh.core.antientropy import AntiEntropy
 from mesh.core.effects import Effect, Persist
+from mesh.core.errors import PeerError
 from mesh.core.housekeeping import Housekeeper
 from mesh.core.interest import Interests
 from mesh.core.replica import Replica
@@ -30,6 +31,7 @@ from mesh.core.view import Peering, catalog, claims, registers
 from mesh.core.view.catalog import Catalog
 from mesh.core.view.owners import OwnerIndex
 from mesh.core.view.registers import Decided
+from sim.core import releases
 from sim.core.scenario import Scenario
 from sim.core.simulation import run
 from sim.seeding import chance_of
@@ -456,6 +458,33 @@ def new_key_drops_all(patch: Patch) -> None:
     patch.setattr(rotations.Line, "of_header", lambda self, header: [self.in_use])
 
 
+def wire_version_ignored(patch: Patch) -> None:
+    """Every node speaks the highest version that it can, whomever it speaks to."""
+    patch.setattr(wire.Versions, "common", lambda self, other: self.highest)
+
+
+def strangers_spoken_to(patch: Patch) -> None:
+    """Two nodes with no version in common go by the lower of the two."""
+    patch.setattr(wire.Versions, "common", lambda self, other: min(self.highest, other.highest))
+
+
+def newer_kinds_refused(patch: Patch) -> None:
+    """A frame of a kind that is not known costs its sender the link."""
+    decode = wire.decode
+
+    def strict(data: bytes) -> wire.Frame:
+        frame = decode(data)
+        if frame is None:
+            raise PeerError("unknown frame")
+        return frame
+
+    present = wire.Codec(wire.SPOKEN, lambda frame, version: wire.encode(frame), strict)
+    codec_of = releases.codec_of
+    patch.setattr(
+        "sim.core.node.codec_of", lambda release: present if release == 1 else codec_of(release)
+    )
+
+
 @dataclass(frozen=True)
 class Found:
     """By which of the checks a bug may be found, and in which family of runs."""
@@ -513,6 +542,9 @@ BUGS: dict[Callable[[Patch], None], Found] = {
     newcomer_takes_all: Found({"nothing of a VPC that is not for the site"}, "joining"),
     entitlement_not_asked: Found({"a VPC's shard is given only to whom it is for"}, "prying"),
     homes_not_entitled: Found({"whom a VPC's shard is for is the reference's"}, "prying"),
+    wire_version_ignored: Found({ALARM, REST}, "upgraded"),
+    strangers_spoken_to: Found({ALARM, REST}, "upgraded"),
+    newer_kinds_refused: Found({ALARM}, "upgraded"),
     rotation_forged: Found({"a node's key is known to all", REST}, "hostile"),
     first_rotation_stays: Found({"a node's key is known to all", REST}, "rotated"),
     old_key_counts_on: Found({"a replaced key counts no further than was said"}, "rotated"),

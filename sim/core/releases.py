@@ -1,0 +1,84 @@
+"""Releases of Weft that take part in a run: this one, and those that will come after it.
+
+Release N speaks wire version N and, but for the first, the one before. What it says on a link of
+version 1 is what this release says, with a field at the end of every frame and now and then a kind
+of frame that this release does not know; its own version has the changes of which older nodes would
+make nothing: deltas under another kind, other frames with their fields turned round. So nobody gets
+along with it who has not agreed on a version.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import msgpack
+
+from crdt.packed import unpack_list
+from mesh.core import wire
+from mesh.core.errors import PeerError
+from mesh.core.wire import Codec, Frame, Versions
+
+RELEASES_MAX = 3
+FRAMES_SHARED = 1 << 12
+NOTE_KIND = 90
+"""A kind of frame that a later release adds to version 1."""
+BUNDLE_KIND = 91
+"""Deltas, from version 2 on."""
+ADDED_FIELD = {"load": 1}
+
+decode_shared = lru_cache(maxsize=FRAMES_SHARED)(wire.decode)
+"""A frame goes to several nodes, and on to others: it is decoded once, and what is in it is held
+once."""
+
+
+def note(version: int) -> bytes:
+    """What a later release says beside what this one says."""
+    return bytes(msgpack.packb([version, NOTE_KIND, "it goes well"]))
+
+
+def codec_of(release: int) -> Codec:
+    """How a node of the release speaks."""
+    if release == 1:
+        return Codec(wire.SPOKEN, _encode_present, decode_shared)
+    return _later(release)
+
+
+@lru_cache(maxsize=RELEASES_MAX)
+def _later(release: int) -> Codec:
+    speaks = Versions(release - 1, release)
+
+    def decode(data: bytes) -> Frame | None:
+        return _decode(data, speaks)
+
+    return Codec(speaks, _encode, lru_cache(maxsize=FRAMES_SHARED)(decode))
+
+
+def _encode_present(frame: Frame, version: int) -> bytes:
+    return wire.encode(frame)
+
+
+def _encode(frame: Frame, version: int) -> bytes:
+    _, kind, *fields = msgpack.unpackb(wire.encode(frame), strict_map_key=False)
+    if version == 1:
+        return bytes(msgpack.packb([version, kind, *fields, ADDED_FIELD]))
+    if kind == wire.DELTAS:
+        return bytes(msgpack.packb([version, BUNDLE_KIND, *fields]))
+    return bytes(msgpack.packb([version, kind, *fields[::-1]]))
+
+
+def _decode(data: bytes, speaks: Versions) -> Frame | None:
+    """Raises PeerError, also for a version that the node does not speak."""
+    try:
+        version, kind, *fields = unpack_list(data, wire.CONTAINERS_MAX)
+        if kind == wire.ZIPPED:
+            version, kind, *fields = unpack_list(wire.unzipped(fields[0]), wire.CONTAINERS_MAX)
+    except (ValueError, TypeError, IndexError) as error:
+        raise PeerError(f"frame: {error}") from None
+    if type(version) is not int or not speaks.lowest <= version <= speaks.highest:
+        raise PeerError(f"frame of version {version}, and this node speaks {speaks}")
+    if version == 1:
+        return wire.decode(data)
+    if kind == NOTE_KIND:
+        return None
+    plain = [1, wire.DELTAS, *fields] if kind == BUNDLE_KIND else [1, kind, *fields[::-1]]
+    return wire.decode(bytes(msgpack.packb(plain)))
