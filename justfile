@@ -4,6 +4,11 @@ set positional-arguments := true
 
 bin := justfile_directory() / ".venv/bin"
 
+# Recipes start Python many times, whole nodes among it: what was compiled once is kept, whatever
+# the environment says, and not beside the sources. A node starts in a third of the time with it.
+export PYTHONDONTWRITEBYTECODE := ""
+export PYTHONPYCACHEPREFIX := justfile_directory() / ".cache/bytecode"
+
 # List the recipes.
 default:
     @{{ just_executable() }} --list --justfile {{ justfile() }}

@@ -141,14 +141,15 @@ def _span_s(samples: list[tuple[float, float]]) -> float:
     return samples[-1][0] - samples[0][0] if samples else 0.0
 
 
-def soak(home: Path, seconds: float, seed: int) -> Iterator[Report]:
-    """Yields the report as it stands after each round, and at the end with its rows."""
+def soak(home: Path, seconds: float, seed: int, rounds: int = 0) -> Iterator[Report]:
+    """For so long, and so many rounds at the least. Yields the report as it stands after each
+    round, and at the end with its rows."""
     nodes = new_mesh(home, NAMES)
     with running(list(nodes.values())):
         run = Soak(nodes, seed)
         run.prepare()
         end_s = time.monotonic() + seconds
-        while time.monotonic() < end_s:
+        while time.monotonic() < end_s or run.report.rounds < rounds:
             run.round()
             yield run.report
         yield run.finish()
