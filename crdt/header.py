@@ -8,6 +8,7 @@ signature a flush in place of one an operation).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from hashlib import sha256
 from typing import NamedTuple, TypeAlias
 
@@ -43,7 +44,7 @@ class ChainId(NamedTuple):
 
     def short(self) -> bytes:
         """8 bytes that stand for the chain in vectors of heads."""
-        return sha256(self.node + self.shard.encode()).digest()[:8]
+        return _short(self)
 
 
 class Epoch(NamedTuple):
@@ -166,6 +167,11 @@ class Header(NamedTuple):
             packed,
             signature,
         )
+
+
+@lru_cache(maxsize=1 << 14)
+def _short(id: ChainId) -> bytes:
+    return sha256(id.node + id.shard.encode()).digest()[:8]
 
 
 def common_head(a: Header, b: Header) -> int:

@@ -76,6 +76,8 @@ class _Table(Generic[K, V]):
             self.set(key, None)
 
     def take(self) -> TableDelta[K, V]:
+        if not self._before:
+            return TableDelta()
         put: dict[K, V] = {}
         remove: list[K] = []
         for key in sorted(self._before):
@@ -123,10 +125,11 @@ class Compiler:
         """A gateway appeared, changed or went (None). Rewrites its row and its two groups."""
         if fact is not None:
             _check(fact.id == id, f"gateway fact of {fact.id.hex()} set as {id.hex()}")
-            ip_number(fact.underlay)
         old = self._gateways.get(id)
         if old == fact:
             return
+        if fact is not None:
+            ip_number(fact.underlay)
         moved = False
         if fact is not None:
             moved |= self._gateway_ids.acquire(id)

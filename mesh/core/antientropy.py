@@ -226,12 +226,14 @@ class AntiEntropy:
             if now_ns >= state.sync_at_ns:
                 self._start(peer, state, now_ns)
 
-    def next_deadline_ns(self) -> int | None:
+    def deadlines_ns(self) -> list[int]:
+        """When `timer` has something to do."""
         due = [state.sync_at_ns for state in self._peers.values()]
-        due += self._fetching.deadlines_ns()
+        if self._fetching.any_busy:
+            due += self._fetching.deadlines_ns()
         if (turns_ns := self._answers.next_deadline_ns()) is not None:
             due.append(turns_ns)
-        return min(due, default=None)
+        return due
 
     def receive(self, peer: NodeId, frame: wire.Frame, now_ns: int) -> None:
         """Take a frame of this conversation; others are ignored. Raises PeerError."""

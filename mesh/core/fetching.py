@@ -97,6 +97,11 @@ class Fetching:
     def queued(self, peer: NodeId, short: bytes) -> bool:
         return short in self._fetches[peer].queue
 
+    @property
+    def any_busy(self) -> bool:
+        """Whether an answer of anybody is awaited."""
+        return bool(self._wanted)
+
     def deadlines_ns(self) -> list[int]:
         return [fetch.deadline_ns for fetch in self._fetches.values() if fetch.want is not None]
 

@@ -15,6 +15,7 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 import msgpack
@@ -26,6 +27,9 @@ from mesh.core.ops import NodeId
 RECORD_VERSION: Final = 1
 RECORD_BYTES_MAX: Final = 16_384
 """A VPC with all its sites and CIDRs, or a gateway with all its addresses, and room to grow."""
+
+COMMON_BYTES_MAX: Final = 128
+"""Decoded claims of up to this are kept for a while: with a name, a host and a label or two."""
 
 MOBILITY_MAX: Final = (1 << 31) - 1
 REVISION_MAX: Final = (1 << 62) - 1
@@ -305,6 +309,12 @@ def decode(key: keys.Key, data: bytes) -> Record:
 
 def decode_claim(data: bytes) -> Claim:
     """As `decode` under an endpoint key, without the way to it: for the many."""
+    return _claim(fields_of(data)) if len(data) > COMMON_BYTES_MAX else _common_claim(data)
+
+
+@lru_cache(maxsize=4096)
+def _common_claim(data: bytes) -> Claim:
+    """What is looked at is looked at again: claims that meet are ranked at each change of one."""
     return _claim(fields_of(data))
 
 
@@ -430,9 +440,14 @@ def _cidr(value: object, number: int, spare_bits: int = 0) -> str:
     if value[-1] + spare_bits > (len(value) - 1) * 8:
         raise InvalidRecord(f"field {number}")
     try:
-        return str(ipaddress.ip_network((value[:-1], value[-1])))
+        return _cidr_text(value)
     except ValueError:
         raise InvalidRecord(f"field {number}") from None
+
+
+@lru_cache(maxsize=4096)
+def _cidr_text(packed: bytes) -> str:
+    return str(ipaddress.ip_network((packed[:-1], packed[-1])))
 
 
 def _extra(fields: dict[Any, Any], known_max: int) -> Extra:

@@ -66,7 +66,8 @@ class OwnChains:
         self._sign = sign
         self._nonce = nonce
         self._open: dict[str, _Open] = {}
-        self._dirty: set[str] = set()
+        self.dirty: set[str] = set()
+        """shards with writes that are not signed yet"""
         self._touched: set[tuple[str, bytes]] = set()
         self.cloned = False
         """Another process writes as this node: writes are refused from here on."""
@@ -88,7 +89,7 @@ class OwnChains:
         else:
             own.chain.delete(op.key)
             self._note_deleted(own, op.key)
-        self._dirty.add(op.shard)
+        self.dirty.add(op.shard)
         self._touched.add((op.shard, op.key))
         return True
 
@@ -129,14 +130,12 @@ class OwnChains:
                 own = self._opened(id.shard)
                 if own.chain.header is None or own.chain.head == own.chain.header.hi:
                     own.chain.touch()
-                self._dirty.add(id.shard)
+                self.dirty.add(id.shard)
 
     def seal(self) -> list[Sealed]:
         """Sign what was written since the last call, chain by chain."""
-        if not self._dirty:
-            return []
         sealed = []
-        for shard in sorted(self._dirty):
+        for shard in sorted(self.dirty):
             own = self._open[shard]
             chain = own.chain
             base_epoch = own.before or chain.epoch
@@ -156,7 +155,7 @@ class OwnChains:
             )
             own.before = chain.epoch
             sealed.append(Sealed(persist, delta))
-        self._dirty.clear()
+        self.dirty.clear()
         return sealed
 
     def close(self) -> None:
@@ -164,12 +163,12 @@ class OwnChains:
         for shard, own in self._open.items():
             self._touched.update((shard, key) for key in own.chain.live)
         self._open.clear()
-        self._dirty.clear()
+        self.dirty.clear()
 
     def release(self, shard: str) -> None:
         """Write the chain no more: another process has gone on from it."""
         del self._open[shard]
-        self._dirty.discard(shard)
+        self.dirty.discard(shard)
 
     def _opened(self, shard: str) -> _Open:
         own = self._open.get(shard)
@@ -189,7 +188,7 @@ class OwnChains:
         own = self._open[shard] = _Open(chain, before, covers, {}, {})
         for branch in branches[1:]:
             self._take_up(own, branch)
-        self._dirty.add(shard)
+        self.dirty.add(shard)
         return own
 
     def meet(self, branch: Chain) -> bool:
@@ -201,7 +200,7 @@ class OwnChains:
             self.cloned = True
             return False
         self._take_up(own, branch)
-        self._dirty.add(branch.id.shard)
+        self.dirty.add(branch.id.shard)
         return True
 
     @staticmethod

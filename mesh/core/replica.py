@@ -309,10 +309,13 @@ class Replica:
 
     def next_deadline_ns(self) -> int | None:
         """When `timer` has something to do next."""
-        due = [self._sync.next_deadline_ns(), self._prove_at_ns, *self._cut_at_ns.values()]
-        if self._opens_at_ns != NEVER_NS:
+        due = self._sync.deadlines_ns()
+        due += self._cut_at_ns.values()
+        if self._prove_at_ns is not None:
+            due.append(self._prove_at_ns)
+        if self._opens_at_ns is not None and self._opens_at_ns != NEVER_NS:
             due.append(self._opens_at_ns)
-        return min((at_ns for at_ns in due if at_ns is not None), default=None)
+        return min(due, default=None)
 
     def set_interest(self, vpcs: Set[str], entitled: Entitled) -> None:
         """Keep `mesh` and the shards of these VPCs and no others, and give peers what they may
@@ -677,6 +680,8 @@ class Replica:
             self._opens_at_ns = None
 
     def _seal(self) -> None:
+        if not self._own.dirty:
+            return
         for sealed in self._own.seal():
             self._effects.append(sealed.persist)
             self._outbox.append((sealed.delta, None))

@@ -76,6 +76,7 @@ class Roster:
         """what these lines are made of"""
         self._signed_with: dict[bytes, bytes] = {}
         """hash of a statement held -> the key that its signature was verified with"""
+        self._digest: bytes | None = None
         self._members: Mapping[NodeId, Member] | None = None
         self._nodes: dict[bytes, NodeId] = {}
         """key in use -> member, as old as `_members`"""
@@ -98,6 +99,7 @@ class Roster:
         twin = Roster(self.mesh_id)
         twin._statements = dict(self._statements)
         twin._root_key, twin._members = self._root_key, self._members
+        twin._digest = self._digest
         twin._admin_keys = dict(self._admin_keys)
         twin._admitted_keys = dict(self._admitted_keys)
         twin._lines, twin._nodes = dict(self._lines), dict(self._nodes)
@@ -152,7 +154,9 @@ class Roster:
 
     def digest(self) -> bytes:
         """32 bytes, equal exactly when the sets are."""
-        return sha256(b"".join(sorted(self._statements))).digest()
+        if self._digest is None:
+            self._digest = sha256(b"".join(sorted(self._statements))).digest()
+        return self._digest
 
     def add(self, blobs: Iterable[bytes]) -> list[bytes]:
         """Take in statements; the new ones. Those that wait for their signer are left out.
@@ -169,7 +173,7 @@ class Roster:
             self._learn_keys()
             raise
         if fresh:
-            self._members = None
+            self._members = self._digest = None
             self._let_go(fresh)
         return [statement.blob for statement in fresh.values()]
 

@@ -57,7 +57,9 @@ class Clock:
     def at(self, when_ns: int, action: Action) -> None:
         """Let `action` happen at `when_ns`, or now if that is past."""
         self._scheduled += 1
-        heapq.heappush(self._heap, (max(when_ns, self.now_ns), self._scheduled, action))
+        if when_ns < self.now_ns:
+            when_ns = self.now_ns
+        heapq.heappush(self._heap, (when_ns, self._scheduled, action))
 
     def after(self, delay_ns: int, action: Action) -> None:
         self.at(self.now_ns + delay_ns, action)

@@ -286,12 +286,13 @@ class Network:
 
     def send(self, sender: int, receiver: int, frame: bytes, push: bool) -> None:
         """Give a frame to the transport; nothing happens without a session."""
-        session = self._ends.get((sender, receiver))
+        pair = (sender, receiver)
+        session = self._ends.get(pair)
         if session is None:
             return
-        direction = self._directions.get((sender, receiver)) or self._direction(sender, receiver)
-        weather = self._weather
-        departs_ns = self._clock.now_ns
+        direction = self._directions.get(pair) or self._direction(sender, receiver)
+        weather, clock = self._weather, self._clock
+        departs_ns = clock.now_ns
         if weather.bits_per_s:
             leaves_ns = self._departure(direction, len(frame))
             if leaves_ns is None:
@@ -303,12 +304,15 @@ class Network:
         sent = self.carried.bytes_by_node
         sent[sender] = sent.get(sender, 0) + len(frame)
         self._observer.frame_sent(sender, receiver, frame)
-        arrives_ns = departs_ns + self._travel_ns(sender, receiver, direction) + self._jitter_ns()
+        latency_ns = direction.latency_ns
+        if self._slow:
+            latency_ns = self._travel_ns(sender, receiver, direction)
+        arrives_ns = departs_ns + latency_ns + int(self._chance.random() * weather.jitter_ns)
         if weather.mode == "datagram":
             self._send_datagram(sender, receiver, frame, arrives_ns)
             return
         if weather.reset and self._hits(weather.reset):
-            self._clock.at(departs_ns, partial(self._break, sender, receiver, session))
+            clock.at(departs_ns, partial(self._break, sender, receiver, session))
             return
         if weather.loss:
             arrives_ns += self._retransmission_ns()
@@ -316,7 +320,7 @@ class Network:
         if arrives_ns > lane.arrives_ns:
             lane.arrives_ns = arrives_ns
         arrive = partial(self._arrive, sender, receiver, lane, session, frame)
-        self._clock.at(lane.arrives_ns, arrive)
+        clock.at(lane.arrives_ns, arrive)
 
     def idled(self, ns: int, period_ns: int, frame_bytes: int) -> dict[int, int]:
         """Nothing was carried for `ns` but what each end of every link sends once a period: that,
@@ -366,14 +370,16 @@ class Network:
             port.frame_in(sender, frame)
 
     def _arrive(self, sender: int, receiver: int, lane: _Lane, session: int, frame: bytes) -> None:
-        if (sender, receiver) in self._cuts:
+        if self._cuts and (sender, receiver) in self._cuts:
             lane.held.append((session, frame))
-        elif self._ends.get((receiver, sender)) != session or receiver not in self._ports:
+            return
+        port = self._ports.get(receiver)
+        if port is None or self._ends.get((receiver, sender)) != session:
             self.carried.frames_lost += 1
-        elif receiver in self._stalled:
+        elif self._stalled and receiver in self._stalled:
             self._buffer(sender, receiver, session, frame)
         else:
-            self._ports[receiver].frame_in(sender, frame)
+            port.frame_in(sender, frame)
 
     def _buffer(self, sender: int, receiver: int, session: int, frame: bytes) -> None:
         waiting = self._stalled[receiver]

@@ -358,6 +358,8 @@ class Process:
     def differ_from(self, other: Process) -> list[str]:
         """Of what both keep, the shards (or the roster) that are not the same."""
         mine, theirs = self.digests(), other.digests()
+        if mine == theirs:
+            return []
         return [
             what
             for what in sorted(mine.keys() | theirs.keys())
@@ -430,7 +432,8 @@ class Process:
         self._arm()
 
     def frame_in(self, peer: int, frame: bytes) -> None:
-        self.replica.receive(self._node_of(peer), frame, self._world.clock.now_ns)
+        world = self._world
+        self.replica.receive(world.nodes[peer], frame, world.clock.now_ns)
         self.absorb()
 
     def _node_of(self, index: int) -> NodeId:

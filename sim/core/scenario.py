@@ -41,6 +41,7 @@ GATEWAYS_MAX = 16
 NODES_MAX = 1000
 """What a run of minutes on one machine can carry."""
 RATE_MAX = 1000.0
+WRITES_MAX = 1_000_000
 EVENTS_MAX = 10_000
 CHURN_MAX = 50
 """Nodes that come or go by chance."""
@@ -123,6 +124,9 @@ class Workload:
     """claimed at the start by each gateway in each VPC"""
     addresses: int = 6
     rate_per_s: float = 2.0
+    writes: int = 0
+    """0: requests come at `rate_per_s`. Else they are spread over the run until so many writes have
+    been taken, those of the beginning among them"""
     burst: int = 1
     """requests that a user makes at once"""
     mix: Mapping[OpKind, float] = field(default_factory=lambda: dict(MIX))
@@ -166,6 +170,9 @@ class Expected:
     heal_s_max: float | None = None
     push_p99_s_max: float | None = None
     bytes_per_site_max: int | None = None
+    writes_min: int = 0
+    frames_min: int = 0
+    faults_min: int = 0
     alarms: tuple[str, ...] = ()
 
 
@@ -290,6 +297,9 @@ def _expected(table: Table) -> Expected:
         bound("heal_s_max"),
         bound("push_p99_s_max"),
         None if bytes_max is None else int(bytes_max),
+        table.whole("writes_min", 0, low=0, high=WRITES_MAX),
+        table.whole("frames_min", 0, low=0, high=WRITES_MAX),
+        table.whole("faults_min", 0, low=0, high=WRITES_MAX),
         tuple(alarms),
     )
     table.done()
@@ -467,10 +477,13 @@ def _workload(table: Table, laid_out: tuple[LaidOut, ...]) -> Workload:
         endpoints=table.whole("endpoints", 2, low=0, high=200),
         addresses=table.whole("addresses", 6, low=1, high=200),
         rate_per_s=table.number("rate_per_s", 2.0, low=0.0, high=RATE_MAX),
+        writes=table.whole("writes", 0, low=0, high=WRITES_MAX),
         burst=table.whole("burst", 1, low=1, high=100),
         mix=mix,
         laid_out=laid_out,
     )
+    if workload.writes:
+        table.absent("rate_per_s", "the rate follows from writes: leave out one of the two")
     table.done()
     return workload
 

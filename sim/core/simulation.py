@@ -16,7 +16,7 @@ from hashlib import sha256
 from crdt.lattice import Lattice
 from mesh.core import wire
 from mesh.core.antientropy import PERIOD_NS
-from mesh.core.effects import Alarm, Effect, Persist, Stored
+from mesh.core.effects import Alarm, Effect, Persist, Send, Stored
 from mesh.core.ops import Delete, NodeId, Op
 from sim.core.cast import identities_of, latencies_of, signatures_of, statements_of
 from sim.core.chance import ChanceOf, below
@@ -208,16 +208,25 @@ class Simulation:
         self._note(node, effects)
         if machine.state in ("clone", "hostile"):
             return  # nothing is promised of what it holds; others' checks see what it sends
-        assert machine.process is not None
-        self._steps.drained(node, effects, lattice, machine.process.replica.roster.members())
-        self._tidy.drained(machine.process, effects, self.clock.now_ns)
-        self._keys.drained(machine.process, effects)
-        self._entitlement.drained(machine.process, effects, self.clock.now_ns)
-        self._compare_branched(machine.process, effects, lattice)
         self.ledger.drained(node)
-        self._push.drained(node, owner, effects)
+        assert machine.process is not None
+        self._entitlement.drained(machine.process, effects, self.clock.now_ns)
+        # Frames change nothing here; what others make of them is seen there.
+        effects = [effect for effect in effects if not isinstance(effect, Send)]
         if self._recording is not None:
             self._recording.drained(node, owner, effects)
+        if effects:
+            self._check(machine, effects, lattice)
+
+    def _check(self, machine: Machine, effects: Sequence[Effect], lattice: Lattice) -> None:
+        """Everything that must hold at every step, of what a node is about to store and say."""
+        node, owner, process = machine.identity.index, machine.identity.node, machine.process
+        assert process is not None
+        self._steps.drained(node, effects, lattice, process.replica.roster.members())
+        self._tidy.drained(process, effects, self.clock.now_ns)
+        self._keys.drained(process, effects)
+        self._compare_branched(process, effects, lattice)
+        self._push.drained(node, owner, effects)
         for effect in effects:
             if isinstance(effect, Alarm) and effect.event == "node.cloned":
                 self.ledger.cloned(owner, str(effect.fields["shard"]))
@@ -228,7 +237,8 @@ class Simulation:
 
     def frame_sent(self, sender: int, receiver: int, frame: bytes) -> None:
         self._frames.update(b"%d %d %d;" % (sender, receiver, len(frame)) + frame)
-        self.faults.frame_sent(sender, receiver, frame)
+        if self.faults.hostile:
+            self.faults.frame_sent(sender, receiver, frame)
         if self._recording is not None:
             self._recording.frame_sent(sender, frame)
 
@@ -332,7 +342,7 @@ class Simulation:
             violations=tuple(self.violations.found),
             frames=carried.frames,
             frames_lost=carried.frames_lost,
-            writes=self.users.asked - self.users.refused,
+            writes=self.users.writes,
             refused=self.users.refused,
             faults=self.faults.count,
             events=self.clock.events,
@@ -374,6 +384,13 @@ class Simulation:
             if most is not None and (found is None or found > most):
                 said = "not measured" if found is None else str(found)
                 self.violations.add("as the scenario expects", f"{name}: {said}, not {most}")
+        for name, found, least in (
+            ("writes", self.users.writes, expected.writes_min),
+            ("frames", self.network.carried.frames, expected.frames_min),
+            ("faults", self.faults.count, expected.faults_min),
+        ):
+            if found < least:
+                self.violations.add("as the scenario expects", f"{name}: {found}, not {least}")
         for alarm in expected.alarms:
             if alarm not in self.alarms:
                 self.violations.add("as the scenario expects", f"no alarm {alarm}")

@@ -24,6 +24,10 @@ NEWER_KIND = b"~"
 NEWER_FIELD = 99
 FOREIGN_VNI = 666
 FOREIGN_MOBILITY = 9
+TURNS_PER_WRITE_MAX = 10
+"""Users who are to make so many writes, and are refused again and again, give up at last."""
+IDLE_TRIES_MAX = 4
+"""Most kinds of requests need something that is there; who is to write tries so many a write."""
 AGAIN_NS = 2 * SECOND_NS
 SETUP_RETRY_NS = SECOND_NS // 4
 
@@ -54,6 +58,7 @@ class Users:
         self._clock = clock
         self._chance = chance
         self._until_ns = 0
+        self._turns_left = 0
         self._ready = 0
         self._kinds: dict[OpKind, Callable[[Process], None]] = {
             "create": self._create,
@@ -155,23 +160,41 @@ class Users:
     def run(self, until_ns: int) -> None:
         """Ask for things at random times until then."""
         self._until_ns = until_ns
-        if self._workload.rate_per_s > 0:
+        self._turns_left = TURNS_PER_WRITE_MAX * self._workload.writes
+        if self._workload.writes or self._workload.rate_per_s > 0:
             self._schedule()
 
+    @property
+    def writes(self) -> int:
+        """Requests that were taken."""
+        return self.asked - self.refused
+
     def _schedule(self) -> None:
-        mean_ns = SECOND_NS / self._workload.rate_per_s
+        if self._workload.writes:
+            left = self._workload.writes - self.writes
+            self._turns_left -= 1
+            if left <= 0 or not self._turns_left:
+                return
+            turns = -(-left // self._workload.burst)
+            mean_ns = (self._until_ns - self._clock.now_ns) / (turns + 1)
+        else:
+            mean_ns = SECOND_NS / self._workload.rate_per_s
         self._clock.after(int(mean_ns * 2 * self._chance.random()), self._next)
 
     def _next(self) -> None:
         if self._clock.now_ns >= self._until_ns:
             return
         machine = pick(self._chance, self._asking)
-        for _ in range(self._workload.burst):
+        burst, before = self._workload.burst, self.writes
+        tries = IDLE_TRIES_MAX * burst if self._workload.writes else burst
+        for _ in range(tries):
             kind = pick_weighted(self._chance, self._workload.mix)
             if machine.process is not None:
                 self._kinds[kind](machine.process)
                 if machine.process.release > 1:
                     self._novel(machine.process)
+            if self._workload.writes and self.writes - before >= burst:
+                break
         self._schedule()
 
     def _ask(self, process: Process, ask: Callable[..., Sequence[Op]]) -> bool:

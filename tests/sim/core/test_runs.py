@@ -70,6 +70,21 @@ def test_scenarios_that_come_with_weft_hold_in_their_small_form(path: Path) -> N
     assert result.push_p50_s < 0.1
 
 
+def test_users_write_as_often_as_is_asked_of_them() -> None:
+    """Whoever is down or refused meanwhile; a burst is one too many at most."""
+    table = {
+        "duration_s": 8,
+        "sites": 3,
+        "workload": {"vpcs": 1, "endpoints": 0, "writes": 40, "burst": 5},
+        "faults": {"cuts": 1, "crashes": 2},
+    }
+    for result in hold(parse(table), 4):
+        assert 40 <= result.writes < 50
+    few = parse({**table, "expect": {"writes_min": 51, "frames_min": 10**6, "faults_min": 4}})
+    said = [violation.detail for violation in run(few, 0, chance_of(0)).violations]
+    assert [words.partition(":")[0] for words in said] == ["writes", "frames", "faults"]
+
+
 def test_a_seed_is_a_run_and_another_seed_another(churn: Scenario) -> None:
     first, again, other = (run(churn, seed, chance_of(seed)) for seed in (7, 7, 8))
     assert first == again

@@ -13,6 +13,11 @@ from sim.core.scenario import parse
 from sim.core.tables import Misread
 
 
+def test_a_number_of_writes_leaves_no_rate_to_choose() -> None:
+    with pytest.raises(Misread, match="leave out one of the two"):
+        parse({"workload": {"writes": 5, "rate_per_s": 2}})
+
+
 def test_nothing_said_is_three_sites_without_faults() -> None:
     scenario = parse({})
     assert scenario.node_names == ("a-1", "b-1", "c-1")
