@@ -388,11 +388,14 @@ class Lattice:
     def _account(self, id: ChainId, held: dict[Epoch, Chain]) -> None:
         """Register the branches of a chain, and their weight in its shard's digest."""
         if id not in self._branches:
-            self._branches[id] = held
-            self._short[id.short()] = id
-            self._chains_of[id.node] += 1
-            self._shards.setdefault(id.shard, set()).add(id)
+            self._register(id, held)
         self._weigh(id, sum(map(_weight, held.values())))
+
+    def _register(self, id: ChainId, held: dict[Epoch, Chain]) -> None:
+        self._branches[id] = held
+        self._short[id.short()] = id
+        self._chains_of[id.node] += 1
+        self._shards.setdefault(id.shard, set()).add(id)
 
     def _weigh(self, id: ChainId, weight: int) -> None:
         before = self._weights.get(id, 0)

@@ -29,9 +29,14 @@ class TornError(DiskError):
 
 
 @dataclass(slots=True)
-class _Branch:
+class Branch:
+    """The stored header of a branch, and its rows."""
+
     header: bytes
     records: dict[bytes, Entry]
+
+    def copy(self) -> Branch:
+        return Branch(self.header, dict(self.records))
 
 
 class Disk:
@@ -40,7 +45,7 @@ class Disk:
     def __init__(self, statements: Iterable[bytes], seed: bytes) -> None:
         self.seed = seed
         self._statements: dict[bytes, None] = dict.fromkeys(statements)
-        self._branches: dict[tuple[ChainId, Epoch], _Branch] = {}
+        self._branches: dict[tuple[ChainId, Epoch], Branch] = {}
         self._torn: set[tuple[ChainId, Epoch]] = set()
         """branches that no process can read"""
         self.full = False
@@ -49,10 +54,7 @@ class Disk:
     def copy(self) -> Disk:
         """A backup: what is stored now."""
         twin = Disk(self._statements, self.seed)
-        twin._branches = {
-            id: _Branch(branch.header, dict(branch.records))
-            for id, branch in self._branches.items()
-        }
+        twin._branches = {id: branch.copy() for id, branch in self._branches.items()}
         twin._torn = set(self._torn)
         return twin
 
@@ -92,7 +94,7 @@ class Disk:
         if branch is None:
             if effect.relabel_from is not None:
                 raise DiskError(f"no branch {effect.relabel_from} of {effect.chain} to relabel")
-            branch = _Branch(effect.header, {})
+            branch = Branch(effect.header, {})
         elif stored[1] != effect.epoch and (effect.chain, effect.epoch) in self._branches:
             raise DiskError(f"branch {effect.epoch} of {effect.chain} is stored already")
         branch.header = effect.header
@@ -125,7 +127,8 @@ class Disk:
         if not written:
             return None
         id, key = pick(chance, written)
-        records = self._branches[id].records
+        branch = self._branches[id] = self._branches[id].copy()  # others may share it
+        records = branch.records
         self._torn.add(id)
         if chance.random() < 0.5 or len(records[key]) <= SEQ_BYTES:
             del records[key]

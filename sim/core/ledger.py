@@ -112,12 +112,14 @@ class Ledger:
     def started(self, owner: NodeId, disk: Disk) -> None:
         """An owner starts. What it wrote over a tail that it has not met stands only as long as
         the process that wrote it: which keys it deleted is not on its disk."""
+        unmet = [f for (node, _, _), f in self._facts.items() if node == owner and f.unmet]
+        if not unmet:
+            return
         held = _headers([disk])
-        for (node, _, _), fact in self._facts.items():
-            if node == owner and fact.unmet:
-                found = held.get(fact.chain, ())
-                if not all(_includes(found, *position) for position in fact.unmet):
-                    fact.certain = False
+        for fact in unmet:
+            found = held.get(fact.chain, ())
+            if not all(_includes(found, *position) for position in fact.unmet):
+                fact.certain = False
 
     def rotated(self, owner: NodeId, disk: Disk) -> None:
         """The owner has a new key. What its old one has signed counts as far as the owner has it:

@@ -68,6 +68,10 @@ class Identity:
     release: int = 1
     """that it runs at first"""
 
+    @property
+    def addrs(self) -> tuple[str, ...]:
+        return (f"/ip4/{self.underlay}/tcp/4600",)
+
 
 @dataclass(frozen=True, slots=True)
 class Shown:
@@ -616,10 +620,10 @@ class Process:
     def _house_ops(self, wall_ns: int) -> list[Op]:
         if not self.sees and self._registered:
             return []
-        underlay = self.identity.underlay
-        addrs = (f"/ip4/{underlay}/tcp/4600",)
+        identity = self.identity
+        version = f"sim-{self.release}"
         registration = self.writer.register_gateway(
-            underlay, addrs, f"sim-{self.release}", now_ns=wall_ns
+            identity.underlay, identity.addrs, version, now_ns=wall_ns
         )
         if not self.sees:
             return registration

@@ -12,6 +12,7 @@ job. Times are virtual seconds from the start; latencies are one way.
     interest = "hosted"        # nodes keep what their site has to do with; default: "every" shard;
                                # "either": the one with half of the seeds, the other with the rest
     views = 20                 # how many of the nodes keep a view and rows; by default all
+    start = "converged"        # all is set up and everywhere; default: "empty" disks
 
     [[vpc]]                    # name, endpoints = { a = 5, c = 2 }; in place of [workload] vpcs
     [network]                  # see Weather; latency_ms between sites, link = [["a", "b", 80], …]
@@ -200,6 +201,8 @@ class Scenario:
     others it keeps every shard."""
     views: int = NODES_MAX
     """The first so many nodes keep views and rows; the others replicate only."""
+    converged: bool = False
+    """Every disk holds what is set up at the start; else it has to come from those who wrote it."""
 
     @property
     def node_names(self) -> tuple[str, ...]:
@@ -251,6 +254,7 @@ def parse(raw: Mapping[str, Any], *, small: bool = False) -> Scenario:
     views = top.whole("views", NODES_MAX, low=1, high=NODES_MAX)
     if hosted_share and views < NODES_MAX:
         raise top.bad("interest", "it follows from views, and some nodes keep none")
+    converged = top.one_of("start", "empty", ("empty", "converged")) == "converged"
     quota = top.whole("quota", MESH_RECORDS, low=1, high=QUOTA_MAX)
     expected = _expected(top.table("expect"))
     top.done()
@@ -269,6 +273,7 @@ def parse(raw: Mapping[str, Any], *, small: bool = False) -> Scenario:
         quota,
         hosted_share,
         views,
+        converged,
     )
 
 

@@ -18,6 +18,7 @@ from mesh.core import wire
 from mesh.core.antientropy import PERIOD_NS
 from mesh.core.effects import Alarm, Effect, Persist, Send, Stored
 from mesh.core.ops import Delete, NodeId, Op
+from sim.core.beginning import Beginning
 from sim.core.cast import identities_of, latencies_of, signatures_of, statements_of
 from sim.core.chance import ChanceOf, below
 from sim.core.checkers import StepChecks, Violation, Violations
@@ -31,11 +32,12 @@ from sim.core.keychecks import KeyChecks
 from sim.core.ledger import Ledger
 from sim.core.measures import LOOK_NS, HealTimes, PushTimes
 from sim.core.network import Network
-from sim.core.node import Machine, Process, World
+from sim.core.node import Identity, Machine, Process, World
 from sim.core.recording import Recording
 from sim.core.releases import codec_of
 from sim.core.resting import RestChecks
 from sim.core.scenario import Scenario
+from sim.core.signing import Signatures
 from sim.core.stage import Stage
 from sim.core.tidying import TidyChecks
 from sim.core.workload import Users
@@ -116,6 +118,7 @@ class Simulation:
         self.lost: list[str] = []
         self.resurrected: list[str] = []
         self._scenario = scenario
+        self._chance_of = chance_of
         self._steps = StepChecks(self.violations, self._incompatible)
         self._push = PushTimes(self.clock)
         self._heal = HealTimes(self.clock)
@@ -162,6 +165,8 @@ class Simulation:
         self.users = Users(
             scenario.workload, self.machines, self.clock, chance_of("users"), scenario.views
         )
+        if scenario.converged:
+            self._begin_converged(identities[:members], statements, world.signatures)
         stage = Stage(
             scenario,
             self.machines,
@@ -175,6 +180,23 @@ class Simulation:
         self._recording = recording
         if recording is not None:
             recording.begin(self.clock, self.machines, self.faults.episodes)
+
+    def _begin_converged(
+        self,
+        identities: Sequence[Identity],
+        statements: tuple[bytes, ...],
+        signatures: Signatures,
+    ) -> None:
+        """Let all members have on their disks what users set up before the run."""
+        chance_of, views = self._chance_of, self._scenario.views
+        beginning = Beginning(identities, statements, signatures, chance_of("beginning"))
+        firsts = {identity.site: identity for identity in reversed(identities[:views])}
+        owners = [identity for identity in identities if firsts.get(identity.site) is identity]
+        beginning.register()
+        beginning.lay_out(self.users.layout, owners)
+        beginning.populate(self.users.layout)
+        for machine in self._members():
+            machine.disk = beginning.disk(machine.identity)
 
     # ---- what nodes and the network tell ----
 
@@ -355,7 +377,8 @@ class Simulation:
         scenario = self._scenario
         for machine in self._members():
             machine.start()
-        self.users.set_up()
+        if not scenario.converged:
+            self.users.set_up()
         self.users.run(scenario.duration_ns)
         self.faults.schedule()
         for _ in range(READINGS):

@@ -10,7 +10,8 @@ import msgpack
 
 from mesh.core import keys, model
 from mesh.core.errors import NotReady, RequestError
-from mesh.core.ops import MESH_SHARD, Delete, Op, Put
+from mesh.core.ops import MESH_SHARD, Delete, NodeId, Op, Put
+from sim.core.beginning import first_claim
 from sim.core.chance import Chance, below, pick, pick_weighted
 from sim.core.clock import SECOND_NS, Clock
 from sim.core.layout import EXTRA_FIRST, VNI_FIRST, Layout
@@ -30,6 +31,8 @@ IDLE_TRIES_MAX = 4
 """Most kinds of requests need something that is there; who is to write tries so many a write."""
 AGAIN_NS = 2 * SECOND_NS
 SETUP_RETRY_NS = SECOND_NS // 4
+LOOKS_MAX = 4
+"""Records that are looked at for one that serves: most do."""
 
 
 class Users:
@@ -54,7 +57,7 @@ class Users:
         self._sites = list(dict.fromkeys(machine.identity.site for machine in first))
         self._asking = machines[:views] if views < len(machines) else machines
         """the nodes that users talk to: those that can show them something"""
-        self._layout = Layout(workload, self._sites)
+        self.layout = Layout(workload, self._sites)
         self._clock = clock
         self._chance = chance
         self._until_ns = 0
@@ -81,7 +84,7 @@ class Users:
 
     def set_up(self) -> None:
         """Make VPCs and subnets, each at the first gateway of its owner's site."""
-        for i in range(len(self._layout.vpcs)):
+        for i in range(len(self.layout.vpcs)):
             self._set_up_vpc(i)
         for machine in self._first:
             self._first_endpoints(machine)
@@ -94,9 +97,9 @@ class Users:
         if process is None or not process.replica.writable:
             self._clock.after(SETUP_RETRY_NS, partial(self._set_up_vpc, i))
             return
-        name, cidrs = self._layout.vpcs[i], [self._layout.cidr]
+        name, cidrs = self.layout.vpcs[i], [self.layout.cidr]
         self._ask(process, partial(process.writer.add_vpc, name, VNI_FIRST + i, cidrs))
-        homes = self._layout.homes[name]
+        homes = self.layout.homes[name]
         for number, home in enumerate(homes, 1):
             if number < STRETCHED:
                 self._add_subnet(process, name, f"home-{home}", number, [home])
@@ -105,7 +108,7 @@ class Users:
     def _add_subnet(
         self, process: Process, vpc: str, name: str, number: int, sites: list[str]
     ) -> None:
-        cidr = self._layout.subnet(number)
+        cidr = self.layout.subnet(number)
         # A site without a member yet is refused; the whole roster is known from the start here.
         self._ask(process, partial(process.writer.add_subnet, name, vpc, cidr, sites))
 
@@ -114,7 +117,7 @@ class Users:
         if process is not None and not process.sees:
             self._first_records(machine)
             return
-        names = self._layout.vpcs_at(machine.identity.site)
+        names = self.layout.vpcs_at(machine.identity.site)
         if process is None or not all(self._complete(process, name) for name in names):
             self._clock.after(SETUP_RETRY_NS, partial(self._first_endpoints, machine))
             return
@@ -125,7 +128,7 @@ class Users:
     def _first_records(self, machine: Machine) -> None:
         """The same at a node without a view, from what the first node sees."""
         process, seeing = machine.process, self._asking[0].process
-        names = self._layout.vpcs_at(machine.identity.site)
+        names = self.layout.vpcs_at(machine.identity.site)
         ready = seeing is not None and all(self._complete(seeing, name) for name in names)
         if process is None or seeing is None or not ready or not process.replica.writable:
             self._clock.after(SETUP_RETRY_NS, partial(self._first_records, machine))
@@ -134,16 +137,14 @@ class Users:
         for name in names:
             vpc = seeing.view.vpc(name).id
             for ip in self._first_ips(machine, name):
-                hlc = process.clock.now(process.wall_ns)
-                claim = model.Claim(0, hlc, model.derived_mac(vpc, ip))
-                key = keys.pack(keys.EndpointKey(keys.addr_of(ip)))
-                puts[vpc.encode() + key] = Put(vpc, key, model.encode(claim))
+                put = first_claim(vpc, ip, process.clock, process.wall_ns)
+                puts[vpc.encode() + put.key] = put
         self._ask(process, lambda now_ns: list(puts.values()))
 
     def _first_ips(self, machine: Machine, vpc: str) -> Iterator[str]:
         here = [m for m in self._first if m.identity.site == machine.identity.site]
         site, number = machine.identity.site, here.index(machine)
-        return self._layout.first_ips(self._chance, site, vpc, number, len(here))
+        return self.layout.first_ips(self._chance, site, vpc, number, len(here))
 
     def _complete(self, process: Process, vpc: str) -> bool:
         """Whether the node has seen a VPC's subnets."""
@@ -215,14 +216,27 @@ class Users:
 
     def _create(self, process: Process) -> None:
         site = process.identity.site
-        vpc = pick(self._chance, self._layout.vpcs_at(site) or [self._layout.any_vpc(self._chance)])
-        self._claim_at(process, vpc, self._layout.any_ip(self._chance, site, vpc))
+        vpc = pick(self._chance, self.layout.vpcs_at(site) or [self.layout.any_vpc(self._chance)])
+        self._claim_at(process, vpc, self.layout.any_ip(self._chance, site, vpc))
+
+    def _some(self, process: Process, counts: Callable[[NodeId], bool]) -> tuple[str, str] | None:
+        """(VPC id, IP) of a claim, at random, that the node shows and whose writer `counts`.
+
+        By looks at records at random: reading a large view whole would cost the run.
+        """
+        lattice = process.replica.lattice
+        chains = [id for id in lattice.chains() if id.shard != MESH_SHARD and counts(id.node)]
+        for _ in range(LOOKS_MAX if chains else 0):
+            id = pick(self._chance, chains)
+            claimed = [key for key in lattice.keys(id) if key[:1] == keys.ENDPOINT]
+            if claimed:
+                ip = keys.ip_of(pick(self._chance, claimed)[1:])
+                if any(claim.node == id.node for claim in process.view.claims(id.shard, ip)):
+                    return id.shard, ip
+        return None
 
     def _own(self, process: Process) -> tuple[str, str] | None:
-        """(VPC id, IP) of one of the node's own claims."""
-        node = process.identity.node
-        own = [(e.vpc, e.ip) for e in process.view.endpoints() if e.node == node]
-        return pick(self._chance, sorted(own)) if own else None
+        return self._some(process, lambda node: node == process.identity.node)
 
     def _delete(self, process: Process) -> None:
         if (own := self._own(process)) is not None:
@@ -245,16 +259,15 @@ class Users:
             self._claim_at(machine.process, vpc, ip)
 
     def _move(self, process: Process) -> None:
-        site = process.identity.site
-        others = [(e.vpc, e.ip) for e in process.view.endpoints() if e.site != site]
-        if others:
-            vpc, ip = pick(self._chance, sorted(others))
-            self._ask(process, partial(process.writer.move_endpoint, vpc, ip))
+        site, members = process.identity.site, process.replica.roster.members()
+        other = self._some(process, lambda n: n in members and members[n].site != site)
+        if other is not None:
+            self._ask(process, partial(process.writer.move_endpoint, *other))
 
     def _claim(self, process: Process) -> None:
         """Two sites claim one address of the stretched subnet at the same time."""
-        vpc = self._layout.any_vpc(self._chance)
-        ip = self._layout.stretched_ip(self._chance)
+        vpc = self.layout.any_vpc(self._chance)
+        ip = self.layout.stretched_ip(self._chance)
         self._claim_at(process, vpc, ip)
         site = process.identity.site
         others = [m.process for m in self._asking if m.process and m.identity.site != site]
@@ -270,25 +283,20 @@ class Users:
             self._ask(process, partial(resolve, conflict.key, keep))
 
     def _evict(self, process: Process) -> None:
-        node = process.identity.node
-        others = [(e.vpc, e.ip) for e in process.view.endpoints() if e.node != node]
-        if others:
-            vpc, ip = pick(self._chance, sorted(others))
-            self._ask(process, partial(process.writer.remove_endpoint, vpc, ip))
+        other = self._some(process, lambda node: node != process.identity.node)
+        if other is not None:
+            self._ask(process, partial(process.writer.remove_endpoint, *other))
 
     def _inherit(self, process: Process) -> None:
         """Take over an endpoint of a retired gateway of the same site, or get rid of it."""
         members = process.replica.roster.members()
-        retired = [
-            (e.vpc, e.ip) for e in process.view.endpoints() if members[e.node].state == "retired"
-        ]
-        if not retired:
+        left = self._some(process, lambda n: n in members and members[n].state == "retired")
+        if left is None:
             return
-        vpc, ip = pick(self._chance, sorted(retired))
         if self._chance.random() < 0.7:
-            self._ask(process, partial(process.writer.add_endpoint, vpc, ip))
+            self._ask(process, partial(process.writer.add_endpoint, *left))
         else:
-            self._ask(process, partial(process.writer.remove_endpoint, vpc, ip))
+            self._ask(process, partial(process.writer.remove_endpoint, *left))
 
     # ---- VPCs, subnets, peerings ----
 
@@ -299,7 +307,7 @@ class Users:
         writer = process.writer
         match below(self._chance, 4):
             case 0 | 1:
-                self._ask(process, partial(writer.add_vpc, name, vni, [self._layout.cidr]))
+                self._ask(process, partial(writer.add_vpc, name, vni, [self.layout.cidr]))
             case 2:
                 tenant = f"tenant-{below(self._chance, 3)}"
                 self._ask(process, partial(writer.set_vpc, name, tenant=tenant))
@@ -330,19 +338,19 @@ class Users:
         admitted = sites if len(sites) < len(self._sites) else []
         self._ask(
             process,
-            partial(process.writer.set_vpc, self._layout.any_vpc(self._chance), sites=admitted),
+            partial(process.writer.set_vpc, self.layout.any_vpc(self._chance), sites=admitted),
         )
 
     def _subnet(self, process: Process) -> None:
         number = EXTRA_FIRST + below(self._chance, EXTRAS_MAX)
-        vpc, name = self._layout.any_vpc(self._chance), f"extra-{number}"
+        vpc, name = self.layout.any_vpc(self._chance), f"extra-{number}"
         if self._chance.random() < 0.6:
             self._add_subnet(process, vpc, name, number, [pick(self._chance, self._sites)])
         else:
             self._ask(process, partial(process.writer.remove_subnet, name, vpc))
 
     def _peering(self, process: Process) -> None:
-        a, b = self._layout.any_vpc(self._chance), self._layout.any_vpc(self._chance)
+        a, b = self.layout.any_vpc(self._chance), self.layout.any_vpc(self._chance)
         writer = process.writer
         edit = writer.add_peering if self._chance.random() < 0.6 else writer.remove_peering
         self._ask(process, partial(edit, a, b))
