@@ -20,6 +20,7 @@ import trio
 
 from mesh.core import keys, model
 from mesh.core.ops import MESH_SHARD, Put
+from mesh.core.wire import Versions
 from mesh.node.api import serve
 from mesh.node.config import read_config
 from mesh.node.node import Node
@@ -46,9 +47,9 @@ class Child:
         """Note when the view has taken a change, right after it has, and the first link."""
         peer_up = self._node.replica.peer_up
 
-        def linked(peer: bytes, at_ns: int) -> None:
+        def linked(peer: bytes, at_ns: int, speaks: Versions) -> None:
             self._linked_ns = self._linked_ns or time.monotonic_ns()
-            peer_up(peer, at_ns)
+            peer_up(peer, at_ns, speaks)
 
         self._node.replica.peer_up = linked  # type: ignore[method-assign, assignment]
         absorb: Callable[[], None] = self._node._absorb
