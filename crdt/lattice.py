@@ -170,14 +170,13 @@ class Lattice:
         """What the chain adds to the digest of its shard: 256 bits, 0 for a chain not held."""
         return self._weights.get(id, 0)
 
-    def recent(self, count: int) -> list[ChainId]:
-        """The `count` chains that changed last, the latest first."""
-        found: dict[ChainId, None] = {}
+    def recent(self) -> Iterator[ChainId]:
+        """The chains that changed last, the latest first, each once."""
+        found: set[ChainId] = set()
         for id, _ in reversed(self._log):
-            found[id] = None
-            if len(found) == count:
-                break
-        return list(found)
+            if id not in found:
+                found.add(id)
+                yield id
 
     def before(self, changes: int) -> dict[ChainId, int] | None:
         """What chains that have changed since weighed when `self.changes` was `changes`.

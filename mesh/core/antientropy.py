@@ -24,7 +24,7 @@ from itertools import islice
 from typing import TypeAlias
 
 from crdt.header import ChainId
-from crdt.lattice import LOG_MAX, Lattice
+from crdt.lattice import Lattice
 from mesh.core import sync, wire
 from mesh.core.bounds import shard_is_known
 from mesh.core.errors import PeerError
@@ -92,7 +92,8 @@ class Peer:
 
     def common(self, shard: str) -> bool:
         """Whether both have told that they keep the shard."""
-        return all(told is None or shard in told for told in (self.mine, self.theirs))
+        mine, theirs = self.mine, self.theirs
+        return (mine is None or shard in mine) and (theirs is None or shard in theirs)
 
     named: Named | None = None
     told: bool = False
@@ -411,7 +412,7 @@ class AntiEntropy:
         self._send(peer, wire.Recent(self._roster_digest(), rest_bytes, named, reply))
 
     def _recent(self, state: Peer) -> list[ChainId]:
-        recent = self._lattice.recent(LOG_MAX)
+        recent = self._lattice.recent()
         return list(islice((id for id in recent if state.common(id.shard)), RECENT_MAX))
 
     def _weight(self, id: ChainId) -> int:

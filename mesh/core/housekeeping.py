@@ -209,7 +209,7 @@ class Housekeeper:
     def _refresh_registration(self, now_ns: int) -> list[Op]:
         wanted, node = self._registration, self._author.node
         held = self._view.catalog.registration(node)
-        if wanted is None or (held is not None and replace(wanted, hlc=held.hlc) == held):
+        if wanted is None or (held is not None and _says(held) == _says(wanted)):
             return []
         hlc = self._author.stamp(now_ns, () if held is None else (held.hlc,))
         return [self._author.put(keys.GatewayKey(node), replace(wanted, hlc=hlc))]
@@ -277,6 +277,10 @@ class Housekeeper:
             return decided is not None and decided.record.deleted
         old = ns_of_hlc(own.hlc) + DELETION_KEPT_NS <= now_ns
         return old and all(record.deleted for record in others)
+
+
+def _says(registration: model.Registration) -> tuple[object, ...]:
+    return registration.underlay, registration.addrs, registration.version
 
 
 def _key(ip: str) -> bytes:

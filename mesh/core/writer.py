@@ -43,6 +43,7 @@ class Writer:
     ) -> None:
         self._author = Author(node, site, view, clock, nonce)
         self._view = view
+        self._registration: Registration | None = None
         self._damper = MoveDamper()
         self._endpoints = EndpointWriter(self._author, self._damper)
         self._housekeeper = Housekeeper(self._author, self._damper)
@@ -54,13 +55,17 @@ class Writer:
     ) -> list[Op]:
         """Say where this gateway is reached: underlay IP (empty: it carries no traffic),
         multiaddrs, version of the software."""
-        if underlay:
-            validate.ipv4("underlay", underlay)
-        listed = tuple(validate.printable("listen", addr) for addr in addrs)
-        if len(listed) > model.ADDRS_MAX:
-            raise validate.bad("listen", len(listed), f"give at most {model.ADDRS_MAX} addresses")
-        validate.printable("version", version)
-        registration = Registration(0, underlay, listed, version)
+        registration = Registration(0, underlay, tuple(addrs), version)
+        if registration != self._registration:  # a node says it over and over
+            if underlay:
+                validate.ipv4("underlay", underlay)
+            for addr in addrs:
+                validate.printable("listen", addr)
+            if len(addrs) > model.ADDRS_MAX:
+                words = f"give at most {model.ADDRS_MAX} addresses"
+                raise validate.bad("listen", len(addrs), words)
+            validate.printable("version", version)
+            self._registration = registration
         return self._housekeeper.register(registration, now_ns)
 
     def set_interest(self, vpcs: Set[str]) -> None:

@@ -113,13 +113,13 @@ class Disk:
     def statements(self) -> tuple[bytes, ...]:
         return tuple(self._statements)
 
+    def readable(self) -> dict[tuple[ChainId, Epoch], Branch]:
+        """The branches that can be read."""
+        return {id: branch for id, branch in self._branches.items() if id not in self._torn}
+
     def headers(self) -> Mapping[tuple[ChainId, Epoch], Header]:
         """The signed header of every branch that can be read."""
-        return {
-            id: load_header(branch.header)
-            for id, branch in self._branches.items()
-            if id not in self._torn
-        }
+        return {id: load_header(branch.header) for id, branch in self.readable().items()}
 
     def tear(self, chance: Chance) -> ChainId | None:
         """Lose a record, or the end of one, that was written; of which chain."""

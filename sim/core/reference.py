@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, TypeAlias
 
@@ -133,6 +134,26 @@ def _words(value: Any) -> str:
     return str(value)
 
 
+@lru_cache(maxsize=4096)
+def _decoded(shard: str, raw: bytes, record: bytes) -> tuple[keys.Key, model.Record] | None:
+    """None: it cannot be read. All nodes hold the same, and it is read again and again."""
+    try:
+        key = keys.unpack(shard, raw)
+        return key, model.decode(key, record)
+    except (keys.UnknownKey, keys.InvalidKey, model.UnknownRecord, model.InvalidRecord):
+        return None
+
+
+_network = lru_cache(maxsize=1024)(ipaddress.ip_network)
+
+
+@lru_cache(maxsize=4096)
+def _claimable(addr: bytes, cidr: str) -> bool | None:
+    """Whether the address can be claimed in the network; None: it does not lie in it."""
+    ip, network = ipaddress.ip_address(addr), _network(cidr)
+    return None if ip not in network else ip not in (network[0], network[1], network[-1])
+
+
 class _Reader:
     """Each method is a sentence or two of the design."""
 
@@ -146,11 +167,10 @@ class _Reader:
         """(node, VPC) of what nodes say that they keep"""
         creators: dict[str, NodeId] = {}
         for node, shard, raw, record in held:
-            try:
-                key = keys.unpack(shard, raw)
-                decoded = model.decode(key, record)
-            except (keys.UnknownKey, keys.InvalidKey, model.UnknownRecord, model.InvalidRecord):
+            found = _decoded(shard, raw, record)
+            if found is None:
                 continue
+            key, decoded = found
             if isinstance(decoded, model.VpcRecord) and isinstance(key, keys.VpcKey):
                 creators[key.vpc] = decoded.creator  # proved by the id, whoever wrote it
             if isinstance(decoded, model.Interest) and isinstance(key, keys.InterestKey):
@@ -280,7 +300,7 @@ class _Reader:
         found: dict[str, dict[str, tuple[Any, str]]] = {}
         lost: dict[str, str] = {}
         for vpc, record in self.live.items():
-            cidrs = [ipaddress.ip_network(cidr) for cidr in record.cidrs]
+            cidrs = [_network(cidr) for cidr in record.cidrs]
             live = [
                 (key.subnet, decided[0])
                 for key, decided in self.decided.items()
@@ -289,7 +309,7 @@ class _Reader:
             ]
             installed: list[tuple[Any, str]] = []
             for subnet, s in sorted(live, key=lambda item: (item[1].since, item[0])):
-                network = ipaddress.ip_network(s.cidr)
+                network = _network(s.cidr)
                 holders = [(other[-1], id) for other, id in installed if _overlap(other, network)]
                 if not any(_within(network, cidr) for cidr in cidrs):
                     state = "outside"
@@ -328,11 +348,10 @@ class _Reader:
     def subnet_at(self, vpc: str, addr: bytes) -> Any:
         """The installed subnet of a live VPC in which the address can be claimed: its network,
         gateway and broadcast addresses cannot."""
-        ip = ipaddress.ip_address(addr)
         for subnet, state in self.subnets.get(vpc, {}).values():
-            network = ipaddress.ip_network(subnet.cidr)
-            if state == "active" and ip in network:
-                return None if ip in (network[0], network[1], network[-1]) else subnet
+            claimable = _claimable(addr, subnet.cidr)
+            if state == "active" and claimable is not None:
+                return subnet if claimable else None
         return None
 
     def evicted_up_to(self, vpc: str, node: NodeId, addr: bytes) -> int:

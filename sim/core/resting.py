@@ -21,7 +21,7 @@ from mesh.core.keytext import parse_key
 from mesh.core.ops import MESH_SHARD
 from mesh.core.view import View
 from sim.core import reference
-from sim.core.checkers import Violations, chain_text, content_hash
+from sim.core.checkers import Violations, chain_text, content_hash, load_header
 from sim.core.node import Machine, Process
 from sim.core.signing import public_key
 
@@ -101,18 +101,22 @@ class RestChecks:
                 self._violations.add("nothing of a VPC that is not kept", f"{name}: {id.shard[:8]}")
 
     def _disk(self, machine: Machine, process: Process) -> None:
-        lattice = process.replica.lattice
-        stored, _ = machine.disk.lattice(process.replica.roster, process.verify)
+        lattice, stored = process.replica.lattice, machine.disk.readable()
         if not set(process.replica.roster.statements()) <= set(machine.disk.statements):
             self._violations.add("disk and memory agree", f"{machine.identity.name}: the roster")
-        for id in lattice.chains():
-            if list(lattice.entries(id)) != list(stored.entries(id)):
-                self._violations.add(
-                    "disk and memory agree", f"{machine.identity.name}: {chain_text(id)}"
-                )
-        for shard in {*lattice.shards(), *stored.shards()}:
-            if lattice.digest(shard) != stored.digest(shard):
-                self._violations.add("disk and memory agree", machine.identity.name)
+        held = {
+            (id, chain.epoch): chain for id in lattice.chains() for chain in lattice.branches(id)
+        }
+        for place in sorted(held.keys() | stored.keys()):
+            chain, branch = held.get(place), stored.get(place)
+            if (
+                chain is None
+                or branch is None
+                or chain.header != load_header(branch.header)
+                or chain.live != branch.records
+            ):
+                words = f"{machine.identity.name}: {chain_text(place[0])}"
+                self._violations.add("disk and memory agree", words)
 
     def _forwarding(self, machine: Machine, process: Process, view: View) -> None:
         """`view`: the same records, read from nothing."""

@@ -50,9 +50,9 @@ IN_SYNC_BYTES = sum(
 """What an end of a link between two that hold the same sends in a period."""
 LOOK_NS_PER_NODE = SECOND_NS // 1000
 """Looking whether all hold the same costs by the node: a large run looks less often."""
-BRANCHED_READINGS_MAX = 4
+BRANCHED_READINGS_MAX = 2
 """So often in a run that is done where a chain has just come to be held in several epochs."""
-READINGS = 4
+READINGS = 2
 """How often in a run a node's view, whatever it holds at the time, is compared to the reference."""
 
 

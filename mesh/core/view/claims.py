@@ -192,18 +192,21 @@ class ClaimTable:
         if subnet is None:
             return []
         found: list[Ranked] = []
+        evicted = addr in catalog.evicted(vpc)
         for node in owners:
             if not catalog.reads(node):
                 continue
-            site = catalog.members[node].site
+            member = catalog.members[node]
+            site = member.site
             if not live.admits(site) or not subnet.admits(site):
                 continue
             claim = self.claim(node, vpc, key)
-            if claim is None or claim.mobility <= catalog.hidden_up_to(vpc, addr, node):
+            if claim is None:
+                continue
+            if evicted and claim.mobility <= catalog.hidden_up_to(vpc, addr, node):
                 continue
             tie = _tie(node, key) if len(owners) > 1 else b""
-            forked = catalog.members[node].forked
-            found.append(Ranked(forked, -claim.mobility, claim.hlc, tie, node, site, claim))
+            found.append(Ranked(member.forked, -claim.mobility, claim.hlc, tie, node, site, claim))
         if len(found) > 1:
             found.sort()
         return found

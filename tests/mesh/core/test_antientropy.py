@@ -300,7 +300,7 @@ def test_the_lattice_knows_what_weighed_what(
         history.append({id: lattice.weight(id) for id in ids})
         order.append(ids[chain])
     assert lattice.changes == len(script)
-    assert lattice.recent(3) == list(dict.fromkeys(reversed(order)))[:3]
+    assert list(lattice.recent()) == list(dict.fromkeys(reversed(order)))
     then = data.draw(st.integers(0, len(script)))
     before = lattice.before(then)
     assert before is not None
