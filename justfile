@@ -21,7 +21,7 @@ demo:
 test *ARGS: check
     {{ bin }}/pytest "$@"
 
-# Measure a part (core, node), or some sections of it: a table, and build/bench/PART.json.
+# Measure a part (core, node, sim), or some sections of it: a table, and build/bench/PART.json.
 bench PART *SECTIONS:
     @{{ bin }}/python -m tests.bench "$@"
 
@@ -41,6 +41,6 @@ fmt:
 fuzz SECONDS="60":
     @{{ bin }}/python -m tests.fuzz.run "$1"
 
-# `node SECONDS`: real nodes under churn, fails on what grows. `kills|stores COUNT`: kill -9.
+# `sim [SEEDS]`: schedules until stopped. `node SECONDS`: real nodes under churn. `kills|stores COUNT`: kill -9.
 soak PART *ARGS:
     @{{ bin }}/python -m tests.soak "$@"

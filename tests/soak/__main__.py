@@ -11,10 +11,13 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
+from mesh.cli.app import run as weft
+from sim.cli import SEEDS_MAX
 from tests.mesh.node.test_store import kill_a_writer
 from tests.soak.kills import kill_nodes
 from tests.soak.node import Report, soak
 
+SCHEDULES = "sim/scenarios/schedules.toml"
 OUT = Path(__file__).parents[2] / "build" / "soak"
 
 
@@ -51,14 +54,25 @@ def stores(arguments: list[str]) -> int:
     return 0
 
 
+def schedules(arguments: list[str]) -> int:
+    """Schedules of faults from a seed that nobody has run, over all cores: until stopped, or so
+    many. What fails is told with the command that replays it; Ctrl-C tells what was found so far.
+    """
+    count = int(arguments[0]) if arguments else SEEDS_MAX
+    seed = int(arguments[1]) if len(arguments) > 1 else random.SystemRandom().randrange(1 << 48)
+    return weft(["sim", "soak", SCHEDULES, "--seeds", f"{seed}-{seed + count - 1}"])
+
+
 def main(arguments: list[str]) -> int:
     """0: nothing grows; 1: something does; 2: wrong usage."""
     if arguments[:1] == ["stores"]:
         return stores(arguments[1:])
+    if arguments[:1] == ["sim"]:
+        return schedules(arguments[1:])
     if arguments[:1] == ["kills"]:
         return kills(arguments[1:])
     if not 1 <= len(arguments) <= 3 or arguments[0] != "node":
-        sys.stderr.write("soak: node [SECONDS [SEED]], or kills|stores [COUNT [SEED]]\n")
+        sys.stderr.write("soak: node [SECONDS [SEED]], or sim|kills|stores [COUNT [SEED]]\n")
         return 2
     seconds = float(arguments[1]) if len(arguments) > 1 else 1800.0
     seed = int(arguments[2]) if len(arguments) > 2 else random.SystemRandom().randrange(1 << 32)
