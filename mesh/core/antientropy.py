@@ -9,6 +9,7 @@
   compare the sum of all others: when that is equal, only named chains differ, and only their heads
   are told; otherwise all is told as when the link came up. What was said is compared as of the
   moment at which it was said.
+- On which links news are pushed besides is `eager`'s to say; it looks at a link with each PROBE.
 - Who is behind asks (`fetching`). An answer freezes the interval it began with (`serving`).
 - When many links come up together, a few of them are told all shards at once, and the others as
   those have answered. A peer that tells its own is answered at once: it keeps the same rule.
@@ -27,6 +28,7 @@ from crdt.header import ChainId
 from crdt.lattice import Lattice
 from mesh.core import sync, wire
 from mesh.core.bounds import shard_is_known
+from mesh.core.eager import EagerLinks
 from mesh.core.errors import PeerError
 from mesh.core.fetching import Fetching, Host
 from mesh.core.ops import MESH_SHARD, NodeId
@@ -95,6 +97,12 @@ class Peer:
         mine, theirs = self.mine, self.theirs
         return (mine is None or shard in mine) and (theirs is None or shard in theirs)
 
+    def both(self) -> Shards:
+        """What both have told that they keep."""
+        if self.mine is None or self.theirs is None:
+            return self.theirs if self.mine is None else self.mine
+        return self.mine & self.theirs
+
     named: Named | None = None
     told: bool = False
     """whether it has told all that it holds since the link came up"""
@@ -133,6 +141,9 @@ class AntiEntropy:
         self._entitled: Entitled | None = None
         self._fetching = Fetching(lattice, roster, host)
         self._answers = Answers(lattice, host.send)
+        self._eager = EagerLinks(
+            host.send, lambda peer: self._peers[peer].both(), lambda: len(roster.members())
+        )
 
     # ---- what the replica asks ----
 
@@ -166,7 +177,13 @@ class AntiEntropy:
 
     def pushes(self, peer: NodeId, shard: str) -> bool:
         """Whether the peer is told at once of what is new in the shard."""
+        if self._eager.rests(peer):
+            return False
         return shard == MESH_SHARD or self._peers[peer].common(shard)
+
+    def brought(self, peer: NodeId, *, news: bool) -> None:
+        """The peer has sent a delta: for the first time, or what had come before."""
+        self._eager.brought(peer, news=news)
 
     def compares(self, peer: NodeId, shard: str) -> bool:
         """Whether both this node and the linked peer keep the shard."""
@@ -195,12 +212,14 @@ class AntiEntropy:
     def up(self, peer: NodeId, now_ns: int) -> None:
         state = self._peers[peer] = Peer(now_ns)
         self._fetching.up(peer)
+        self._eager.up(peer)
         self._start(peer, state, now_ns)
 
     def down(self, peer: NodeId, now_ns: int) -> None:
         """What was asked of the peer is free to be asked of others, soon."""
         if self._peers.pop(peer, None) is None:
             return
+        self._eager.down(peer)
         if self._fetching.busy(peer):
             for other in self._peers.values():
                 self._hasten(other, now_ns)
@@ -259,6 +278,8 @@ class AntiEntropy:
                 self._answers.want(peer, frame, state.mine, now_ns)
             case wire.More():
                 self._answers.more(peer, frame.id, now_ns)
+            case wire.Rest() | wire.Wake():
+                self._eager.receive(peer, frame)
             case wire.Part():
                 if not self._fetching.part(peer, frame, now_ns):
                     self._give_up(peer, now_ns)
@@ -293,6 +314,7 @@ class AntiEntropy:
             self._tell_shards(peer, state)
         else:
             self._send(peer, wire.Probe(self._probe(state)))
+            self._eager.look(peer)
 
     def _asking(self, now_ns: int) -> int:
         """Links that were told all shards and may be about to answer."""

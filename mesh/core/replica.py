@@ -5,7 +5,8 @@ trio, the simulator from one heap. It knows chains, not what their records mean.
 
 - Own writes are applied at once and signed together at the next call of `drain` (or before anything
   is answered to a peer): one signature a flush, and a durable write before any send.
-- What advanced a head is forwarded to all linked peers but its sender (BP+RR, Enes et al. 2019).
+- What advanced a head is forwarded to the linked peers but those that have sent it (BP+RR, Enes et
+  al. 2019), on the links that do not rest (`eager`).
 - Anti-entropy (`antientropy`) runs when a link comes up, after a gap or an overflow, and now and
   then.
 - A retired node is told so and its link is cut; a forgotten node's link is cut at once, its chains
@@ -120,7 +121,8 @@ class Replica:
         self.pressing = False
         """whether a peer waits for what `drain` has for it, as opposed to what is passed on"""
         self._prove_at_ns: int | None = None
-        self._outbox: list[tuple[Delta, NodeId | None]] = []
+        self._outbox: dict[tuple[ChainId, Epoch, int], tuple[Delta, set[NodeId]]] = {}
+        """chain, epoch and head that is news -> the delta, and who has sent it meanwhile"""
         self._stubs: dict[ChainId, tuple[Epoch, int]] = {}
         """chains that were dropped: the epoch and the head that were held"""
         self._forgotten: set[NodeId] = set()
@@ -384,13 +386,14 @@ class Replica:
 
     def _push(self) -> None:
         """Send each peer what is news to it. Most are sent the same frames: these are made once."""
-        outbox, self._outbox = self._outbox, []
+        outbox = list(self._outbox.values())
+        self._outbox.clear()
         made: dict[tuple[int, tuple[int, ...]], list[bytes]] = {}
         for peer in self._sync.peers():
             news = tuple(
                 i
-                for i, (delta, sender) in enumerate(outbox)
-                if sender != peer and self._sync.pushes(peer, delta.header.chain.shard)
+                for i, (delta, senders) in enumerate(outbox)
+                if peer not in senders and self._sync.pushes(peer, delta.header.chain.shard)
             )
             version = self._versions[peer]
             frames = made.get((version, news))
@@ -426,7 +429,8 @@ class Replica:
         id = header.chain
         held = self.lattice.branch(id, header.epoch)
         if held is not None and held.header is not None and held.header.is_same(header):
-            return True  # it has come by another way
+            self._came_again(peer, header)
+            return True
         if not self._admissible(peer, delta, now_ns):
             return True
         if id.node == self.node and self._is_clone(delta):
@@ -455,6 +459,13 @@ class Replica:
         elif result.reason != "known":
             self._sync.ask(peer, id, now_ns, fresh=result.reason == "snapshot")
         return True
+
+    def _came_again(self, peer: NodeId, header: Header) -> None:
+        """It has come by another way: who has sent it, too, need not be told of it."""
+        self._sync.brought(peer, news=False)
+        waiting = self._outbox.get((header.chain, header.epoch, header.hi))
+        if waiting is not None:
+            waiting[1].add(peer)
 
     def _prove(self, now_ns: int, keys_max: int = KEYS_MAX) -> None:
         """Recompute the roots that flushes were taken for. Where an author signed what its flushes
@@ -495,6 +506,7 @@ class Replica:
             if proof is not None:
                 self._take_statements((proof,), None, now_ns)
         if branch and (branch.head, branch.root) >= (header.hi, header.root):
+            self._sync.brought(peer, news=False)
             return False
         if self.roster.signed(header, self._verify):
             return True
@@ -568,11 +580,12 @@ class Replica:
                 drop=result.dropped,
             )
         )
+        self._sync.brought(peer, news=True)
         asked = self._sync.asked(peer, result.chain.short)
         if not asked and wire.size_of(delta) <= wire.CHUNK_BYTES:
             # An answer that was asked for is not pushed on: a bootstrap would be sent to all
             # neighbours. They are told with the exchange that follows it.
-            self._outbox.append((delta, peer))
+            self._outbox[id, header.epoch, header.hi] = (delta, {peer})
         self.holdings.touch(id, result.changed)
         if id.node == self.node:
             branch = self.lattice.branch(id, header.epoch)
@@ -666,9 +679,7 @@ class Replica:
         for node in sorted(gone):
             self._last_sync_ns.pop(node, None)
             self._effects.append(Forget(node))
-        self._outbox = [
-            (d, sender) for d, sender in self._outbox if d.header.chain.node not in gone
-        ]
+        self._outbox = {k: news for k, news in self._outbox.items() if k[0].node not in gone}
 
     # ---- inner ----
 
@@ -684,7 +695,8 @@ class Replica:
             return
         for sealed in self._own.seal():
             self._effects.append(sealed.persist)
-            self._outbox.append((sealed.delta, None))
+            header = sealed.delta.header
+            self._outbox[header.chain, header.epoch, header.hi] = (sealed.delta, set())
 
     def _note_own_changes(self) -> None:
         for shard, key in self._own.take_touched():

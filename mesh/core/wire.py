@@ -22,6 +22,8 @@ A frame that is malformed raises PeerError and costs its sender. Sizes are check
     HAVE       [statement hash, …]                           the roster's
     ASK        [statement hash, …]
     STATEMENTS [statement, …]
+    REST       agreed                                        "push no more to each other here?"
+    WAKE                                                     "push again"
     ZIPPED     bytes                                         another frame, compressed (RFC 1950)
 
 A vector is a list of `[chain, counter, head, root]`, for the chains of which one epoch is held, and
@@ -90,7 +92,7 @@ FIRST, LAST = b"", b"\xff" * (SHORT_BYTES + 1)
 """The range of all chain ids."""
 
 SYNC, SAME, HEADS, DELTAS, WANT, PART, MORE, DONE, HAVE, ASK, STATEMENTS = range(1, 12)
-PROBE, RECENT, TOLD, ZIPPED = range(12, 16)
+PROBE, RECENT, TOLD, ZIPPED, REST, WAKE = range(12, 18)
 CONTAINERS_MAX = 20 * VECTOR_MAX
 """Lists in a frame: the largest is a vector of chains with sixteen branches each."""
 _ARRAY = 0x90
@@ -229,6 +231,18 @@ class Statements:
     blobs: tuple[bytes, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """May nothing be pushed on this link? `agreed`: the answer, and so it is."""
+
+    agreed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Push on this link again."""
+
+
 Frame: TypeAlias = (
     Sync
     | Probe
@@ -244,6 +258,8 @@ Frame: TypeAlias = (
     | Have
     | Ask
     | Statements
+    | Rest
+    | Wake
 )
 
 
@@ -309,6 +325,10 @@ def _fields(frame: Frame) -> list[object]:
             return [ASK, list(frame.hashes)]
         case Statements():
             return [STATEMENTS, list(frame.blobs)]
+        case Rest():
+            return [REST, frame.agreed]
+        case Wake():
+            return [WAKE]
 
 
 def _pack_shard(shard: str) -> str | bytes:
@@ -474,6 +494,8 @@ _DECODERS: dict[object, Callable[[Sequence[object]], Frame]] = {
     HAVE: _have,
     ASK: _ask,
     STATEMENTS: _statements,
+    REST: lambda raw: Rest(bool(raw[0])),
+    WAKE: lambda raw: Wake(),
 }
 
 

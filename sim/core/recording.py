@@ -43,7 +43,16 @@ LOOK_NS_PER_NODE = MS_NS
 
 FRAME_GROUPS = {
     "updates": (wire.DELTAS,),
-    "comparing": (wire.SYNC, wire.PROBE, wire.RECENT, wire.SAME, wire.TOLD, wire.HEADS),
+    "comparing": (
+        wire.SYNC,
+        wire.PROBE,
+        wire.RECENT,
+        wire.SAME,
+        wire.TOLD,
+        wire.HEADS,
+        wire.REST,
+        wire.WAKE,
+    ),
     "catching up": (wire.WANT, wire.PART, wire.MORE, wire.DONE),
     "roster": (wire.HAVE, wire.ASK, wire.STATEMENTS),
 }

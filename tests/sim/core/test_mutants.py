@@ -107,7 +107,7 @@ def no_sync_on_reconnect_and_no_relay(patch: Patch) -> None:
 
     def silent(self: Replica, *args: Any) -> None:
         applied(self, *args)
-        self._outbox = [(delta, to) for delta, to in self._outbox if to is None]
+        self._outbox = {key: news for key, news in self._outbox.items() if not news[1]}
 
     patch.setattr(Replica, "_applied", silent)
 
