@@ -12,7 +12,7 @@ from typing import Final
 from crdt.entry import record_of
 from crdt.header import ChainId
 from crdt.lattice import Lattice
-from mesh.core.ops import NodeId, Touched
+from mesh.core.ops import MESH_SHARD, NodeId, Touched
 from mesh.core.own import OwnChains
 
 LOAD_BATCH: Final = 10_000
@@ -35,12 +35,13 @@ class Holdings:
         return self._lattice.record(ChainId(node, shard), key)
 
     def read_all(self, node: NodeId, shard: str, keys: Sequence[bytes]) -> list[bytes | None]:
-        if node == self._own.node:
-            return [self._own.record(shard, key) for key in keys]
-        branches = self._lattice.branches(ChainId(node, shard))
-        if len(branches) != 1:
-            return [self.read(node, shard, key) for key in keys]
-        entries = map(branches[0].live.get, keys)
+        live = self._own.live(shard) if node == self._own.node else None
+        if live is None:
+            branches = self._lattice.branches(ChainId(node, shard))
+            if len(branches) != 1:
+                return [self.read(node, shard, key) for key in keys]
+            live = branches[0].live
+        entries = map(live.get, keys)
         return [None if entry is None else record_of(entry) for entry in entries]
 
     def held(self, node: NodeId) -> Iterator[Touched]:
@@ -49,15 +50,17 @@ class Holdings:
                 yield Touched(node, shard, keys)
 
     def everything(self, batch: int = LOAD_BATCH) -> Iterator[Touched]:
-        """Every key of every node, at most `batch` at a time: for a view that starts."""
+        """Every key of every node, at most `batch` at a time: for a view that starts. What claims
+        are judged by comes first, so that each is judged once."""
         own = (ChainId(self._own.node, shard) for shard in self._own.shards())
-        for id in sorted({*self._lattice.chains(), *own}):
+        ids = {*self._lattice.chains(), *own}
+        for id in sorted(ids, key=lambda id: (id.shard != MESH_SHARD, id)):
             keys = tuple(self._keys(id.node, id.shard))
             for start in range(0, len(keys), batch):
                 yield Touched(id.node, id.shard, keys[start : start + batch])
 
     def _keys(self, node: NodeId, shard: str) -> Iterable[bytes]:
-        own = self._own.keys(shard) if node == self._own.node else None
+        own = self._own.live(shard) if node == self._own.node else None
         if own is not None:
             return own
         return self._lattice.keys(ChainId(node, shard))

@@ -146,13 +146,23 @@ class Housekeeper:
 
     def _of_concern(self, delta: ViewDelta) -> list[tuple[str, str]]:
         """The (VPC, IP) of the delta's endpoints, sorted, but for those that are neither this
-        node's nor have moved: most are of no concern here."""
+        node's nor have moved, and for its own of which there is nothing to say but that they are
+        hosted: most are of no concern here."""
         places: list[tuple[str, str]] = []
         for vpc, touched in delta.endpoints.items():
+            tracked = self._damper.tracked(vpc)
             wanted = set(self._view.table.notable(vpc, list(touched), self._author.node))
-            wanted |= self._damper.tracked(vpc) & touched.keys()
-            wanted |= self._hosted.get(vpc, set()) & touched.keys()
-            places += ((vpc, keys.ip_of(key[1:])) for key in wanted)
+            calm = self._view.table.calm(vpc, list(wanted), self._author.node)
+            calm -= {key for key in calm if key in tracked}
+            if self._outranked:
+                calm -= {key for key in calm if (vpc, keys.ip_of(key[1:])) in self._outranked}
+            hosted = self._hosted.get(vpc, set())
+            if not calm <= hosted:
+                self._hosted.setdefault(vpc, hosted).update(calm)
+                delta.vpcs.add(vpc)
+            wanted |= tracked & touched.keys()
+            wanted |= hosted & touched.keys()
+            places += ((vpc, keys.ip_of(key[1:])) for key in wanted - calm)
         return sorted(places)
 
     def _evicted(self, vpc: str, ip: str) -> bool:

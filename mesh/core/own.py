@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from crdt.chain import Chain
@@ -105,8 +105,8 @@ class OwnChains:
         """The shards that this process has written to."""
         return list(self._open)
 
-    def keys(self, shard: str) -> Iterable[bytes] | None:
-        """The own keys, unsealed writes included; None: it has not been written to."""
+    def live(self, shard: str) -> Mapping[bytes, bytes] | None:
+        """Own key → entry, unsealed writes included; None: it has not been written to."""
         own = self._open.get(shard)
         return own.chain.live if own else None
 

@@ -156,6 +156,17 @@ class ClaimTable:
             ]
         return rest
 
+    def calm(self, vpc: str, wanted: Sequence[bytes], node: NodeId) -> set[bytes]:
+        """Those of the keys that are plain claims of the node, count, have no other beside them,
+        and never moved."""
+        kept = [keys.ENDPOINT + addr for addr in self.plain(vpc, wanted).macs.get(node, ())]
+        records = self._records.read_all(node, vpc, kept)
+        return {
+            key
+            for key, record in zip(kept, records, strict=True)
+            if record is not None and is_unmoved(record)
+        }
+
     # --- reading -----------------------------------------------------------------------------
 
     def claim(self, node: NodeId, vpc: str, key: bytes) -> Claim | None:
