@@ -305,6 +305,11 @@ class Compiler:
             moved=moved,
         )
 
+    def forget_delta(self) -> None:
+        """As `take_delta` for whoever takes all rows instead: nothing is sorted for it."""
+        self._endpoint_rows.forget()
+        self.take_delta()
+
     def tables(self) -> Tables:
         """All rows, as read-only live mappings: copy what has to outlive the next fact."""
         return Tables(

@@ -253,6 +253,10 @@ class EndpointTable(EndpointRows):
             self._renumbered, moved = False, {}
         return TableDelta(put, tuple(remove)), moved
 
+    def forget(self) -> None:
+        """Nothing has changed until now."""
+        self._before, self._after = {}, {}
+
     def snapshot(self) -> EndpointRows:
         """The rows as they are, for a reader that takes its time; it costs one dict a VPC."""
         rows = EndpointRows()

@@ -126,6 +126,10 @@ class Forwarding:
         """Rows that changed since the last call (or since the beginning)."""
         return self._compiler.take_delta()
 
+    def forget_delta(self) -> None:
+        """As `take_delta` for whoever takes all rows instead."""
+        self._compiler.forget_delta()
+
     def tables(self) -> Tables:
         """All rows, as live read-only mappings."""
         return self._compiler.tables()

@@ -64,7 +64,7 @@ class Interests:
         self._catalog = view.catalog
         self._writes = writes
         self._policy = policy
-        self._reader = view.reader()
+        self._reader = view.reader(brief=True)
         self._standings: dict[str, _Standing] = {}
         self._peered: dict[str, set[str]] = {}
         self._attached: Counter[str] = Counter()

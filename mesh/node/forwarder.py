@@ -122,7 +122,7 @@ class Forwarder:
             self.reason = "memory: no underlay address is configured"
         event(_logger, "dataplane.open", mode=backend.mode, reason=self.reason)
         async with self._lock:
-            self._forwarding.take_delta()
+            self._forwarding.forget_delta()
             await self._attempt(backend.replace, self._forwarding.snapshot())
 
     def _instance(self) -> str:

@@ -160,14 +160,9 @@ class ViewDelta:
 
     def touch(self, vpc: str, touched: Iterable[bytes]) -> None:
         """Name these keys of the VPC."""
-        named = dict.fromkeys(touched)
-        if not named:
-            return
-        known = self.endpoints.get(vpc)
-        if known is None:
-            self.endpoints[vpc] = named
-        else:
-            known.update(named)
+        named = touched if isinstance(touched, dict) else dict.fromkeys(touched)
+        if named:
+            self.endpoints.setdefault(vpc, {}).update(named)
 
     def __bool__(self) -> bool:
         return bool(

@@ -28,6 +28,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple
+from itertools import islice
 from operator import itemgetter
 from types import MappingProxyType
 from typing import Final, cast
@@ -66,8 +67,10 @@ _CLAIM_HEADS: Final = frozenset(bytes((0x80 | n, 0, model.RECORD_VERSION)) for n
 class DeltaReader:
     """One consumer's place in the stream of changes. Made by `View.reader`."""
 
-    def __init__(self, delta: ViewDelta) -> None:
+    def __init__(self, delta: ViewDelta, *, brief: bool = False) -> None:
+        """`brief`: of the endpoints of a VPC no more is named than one."""
         self._delta = delta
+        self._brief = brief
 
     def __bool__(self) -> bool:
         """Whether anything has changed since `take`."""
@@ -84,7 +87,10 @@ class DeltaReader:
         mine.vpcs |= delta.vpcs
         mine.subnets |= delta.subnets
         for vpc, touched in delta.endpoints.items():
-            mine.touch(vpc, touched)
+            if not self._brief:
+                mine.touch(vpc, touched)
+            elif vpc not in mine.endpoints:
+                mine.touch(vpc, islice(touched, 1))
         mine.gateways |= delta.gateways
         mine.interests |= delta.interests
         mine.peerings |= delta.peerings
@@ -233,10 +239,14 @@ class View:
 
     # --- changes -----------------------------------------------------------------------------
 
-    def reader(self, *, from_now: bool = False) -> DeltaReader:
-        """A new consumer of changes, which starts with everything there is, or with nothing."""
+    def reader(self, *, from_now: bool = False, brief: bool = False) -> DeltaReader:
+        """A new consumer of changes, which starts with everything there is, or with nothing.
+
+        `brief`: it is told in which VPCs endpoints changed, by one of each, and not which: keeping
+        them for who does not ask costs as much as the view's own reading.
+        """
         if from_now:
-            self._readers.append(DeltaReader(ViewDelta()))
+            self._readers.append(DeltaReader(ViewDelta(), brief=brief))
             return self._readers[-1]
         catalog = self.catalog
         subnets = (layout.subnets for layout in catalog.layouts.values())
@@ -250,8 +260,8 @@ class View:
         )
         for vpc in self.table.owners.vpcs():
             for part in self.table.owners.parts(vpc):
-                delta.touch(vpc, part)
-        reader = DeltaReader(delta)
+                delta.touch(vpc, islice(part, 1) if brief else part)
+        reader = DeltaReader(delta, brief=brief)
         self._readers.append(reader)
         return reader
 

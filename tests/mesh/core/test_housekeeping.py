@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import random
+from contextlib import suppress
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mesh.core import keys, model
+from mesh.core.errors import RequestError
 from mesh.core.housekeeping import (
     DELETION_KEPT_NS,
     REMOVED_VPC_KEPT_NS,
@@ -382,7 +388,7 @@ def test_others_endpoints_that_never_moved_are_passed_over(monkeypatch: pytest.M
     monkeypatch.setattr(View, "claims", counting)
     world.sync()
     world.tend("a1")
-    assert looked_at == ["10.0.1.5"]
+    assert looked_at == [], "nor has its own one"
     world.everywhere("b1", "move_endpoint", "red", "10.0.1.5")
     world.everywhere("a1", "remove_endpoint", "red", "10.0.1.5")
     looked_at.clear()
@@ -412,3 +418,51 @@ def test_a_few_endpoints_at_a_time_come_to_the_same(endpoints_max: int | None) -
     assert sorted(writer.housekeeping(world.now_ns, endpoints_max), key=repr) == sorted(
         withdrawn, key=repr
     )
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 1 << 32))
+def test_own_claims_are_noted_in_bulk_as_they_would_be_one_by_one(seed: int) -> None:
+    """Whichever way a claim was read, what is hosted is what counts now, and moves are counted."""
+    rng = random.Random(seed)
+    world = World("a1", "b1", admins=("a1",))
+    red = world.red()
+    world.tend("a1")
+    for _ in range(60):
+        name, ip = rng.choice(("a1", "b1")), f"10.0.{rng.choice((1, 200))}.{rng.randint(2, 3)}"
+        with suppress(RequestError):
+            match rng.randint(0, 5):
+                case 0 | 1:
+                    world.do(name, "add_endpoint", "red", ip)
+                case 2:
+                    world.everywhere(name, "move_endpoint", "red", ip)
+                case 3:
+                    world.do(name, "remove_endpoint", "red", ip)
+                case 4:
+                    key = f"endpoint/red/{ip}"
+                    world.do("a1", "resolve_conflict", key, rng.choice(("a1", "b1")))
+                case _:
+                    world.now_ns += rng.choice((1, 1, 1, 40)) * SECOND_NS
+        if rng.random() < 0.5:
+            world.sync()
+        if rng.random() < 0.5:
+            world.tend(rng.choice(("a1", "b1")))
+    for name in ("a1", "b1"):
+        world.tend(name)
+        world.tend(name)  # what it has withdrawn itself is in the view now
+        view, keeper = world.views[name], world.writers[name]._housekeeper
+        own = {
+            keys.ENDPOINT + keys.addr_of(endpoint.ip)
+            for endpoint in view.endpoints(red)
+            if endpoint.node == node_id(name)
+        }
+        assert keeper._hosted.get(red, set()) == own
+        shadowed = {
+            (red, endpoint.ip)
+            for endpoint in view.endpoints(red)
+            if endpoint.node == node_id(name) and endpoint.state == "shadowed"
+        }
+        assert keeper._outranked.keys() == shadowed
+        for (vpc, ip), track in keeper._damper._tracks.items():
+            best = view.winner(vpc, ip)
+            assert track.mobility == (best.mobility if best else 0)

@@ -282,6 +282,23 @@ def test_readers_are_independent_until_released() -> None:
     assert one.take().endpoints and not two.take().endpoints
 
 
+def test_a_brief_reader_is_told_of_one_endpoint_of_each_vpc() -> None:
+    world = World("a1", "b1")
+    red = world.red()
+    world.everywhere("a1", "add_endpoint", "red", "10.0.1.5")
+    world.everywhere("a1", "add_endpoint", "red", "10.0.1.6")
+    view = world.views["a1"]
+    whole, brief = view.reader(), view.reader(brief=True)
+    for ip in ("10.0.1.7", "10.0.1.8", "10.0.1.9"):
+        told = whole.take(), brief.take()
+        assert set(told[1].endpoints) == set(told[0].endpoints) == {red}
+        assert len(told[1].endpoints[red]) == 1
+        assert (told[0].vpcs, told[0].subnets) == (told[1].vpcs, told[1].subnets)
+        assert not whole and not brief
+        world.everywhere("a1", "add_endpoint", "red", ip)
+        world.everywhere("a1", "remove_endpoint", "red", ip)
+
+
 def test_a_change_of_one_endpoint_judges_one_address(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World("a1", "b1")
     red = world.red()
