@@ -11,8 +11,8 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from ipaddress import IPv4Network
-from typing import Any, Literal
+from ipaddress import ip_address
+from typing import Literal
 
 from dataplane.backend import (
     DEFAULT_CAPACITY,
@@ -45,6 +45,10 @@ from dataplane.fib.rows import (
     TableDelta,
     Tables,
     V,
+    address_of,
+    address_text,
+    cidr_text,
+    in_prefix,
     ip_number,
     ip_text,
     mac_text,
@@ -230,7 +234,7 @@ class MemoryBackend:
                 {
                     "ifname": ifname,
                     "vni": row.vni,
-                    "ip": ip_text(row.ip),
+                    "ip": address_text(row.ip),
                     "mac": mac_text(row.mac),
                     "blocked": row.blocked,
                     **counters["ports"][ifname],
@@ -245,7 +249,7 @@ class MemoryBackend:
         }
 
     def explain(self, vni: int, ip: str) -> Json:
-        number = ip_number(ip)
+        number = address_of(ip)
         key = EndpointKey(vni, number)
         endpoint = self._endpoint(vni, number)
         if endpoint is not None:
@@ -274,7 +278,7 @@ class MemoryBackend:
     def _endpoint_json(self, key: EndpointKey, row: EndpointRow) -> Json:
         return {
             "vni": key.vni,
-            "ip": ip_text(key.ip),
+            "ip": address_text(key.ip),
             "ifname": row.ifname,
             "mac": mac_text(row.mac),
             **self._group_json(row.group),
@@ -283,15 +287,15 @@ class MemoryBackend:
     def _subnet_json(self, key: SubnetKey, row: SubnetRow) -> Json:
         return {
             "vni": key.vni,
-            "cidr": f"{ip_text(key.network)}/{key.prefix_bits}",
-            "gateway_ip": ip_text(row.gateway_ip),
+            "cidr": cidr_text(key),
+            "gateway_ip": address_text(row.gateway_ip),
             **self._group_json(row.group),
         }
 
     # ---- packets --------------------------------------------------------------------------------
 
     def forward(self, ifname: str, src: str, dst: str) -> Verdict:
-        """What becomes of an IPv4 packet that comes out of a local port (`xdp_pod`)."""
+        """What becomes of a packet that comes out of a local port (`xdp_pod`)."""
         port = self._ports.get(ifname)
         packet = _Packet(src, dst, port.vni if port else 0, ifname=ifname)
         if port is None:
@@ -299,11 +303,13 @@ class MemoryBackend:
         if port.blocked:
             words = f"{ifname} lost the claim to its address"
             return self._drop(packet, DropReason.PORT_BLOCKED, words)
-        if ip_number(src) != port.ip:
-            words = f"{ifname} may send as {ip_text(port.ip)}, not as {src}"
+        if ip_address(dst).is_multicast or dst == "255.255.255.255":
+            return self._drop(packet, DropReason.MULTICAST, f"{dst} is nobody in particular")
+        if address_of(src) != port.ip:
+            words = f"{ifname} may send as {address_text(port.ip)}, not as {src}"
             return self._drop(packet, DropReason.SPOOFED_IP, words)
         self._count_port(ifname, "tx_packets")
-        number = ip_number(dst)
+        number = address_of(dst)
         endpoint = self._endpoint(port.vni, number)
         if endpoint is not None:
             return self._to_endpoint(packet, endpoint)
@@ -331,7 +337,7 @@ class MemoryBackend:
         refused = self._check_source(packet, self._gateways[peer])
         if refused is not None:
             return refused
-        endpoint = self._endpoint(vni, ip_number(dst))
+        endpoint = self._endpoint(vni, address_of(dst))
         if endpoint is None:
             words = f"{dst} of VNI {vni} is not reached from here"
             return self._drop(packet, DropReason.NOT_LOCAL, words)
@@ -340,7 +346,7 @@ class MemoryBackend:
     def _check_source(self, packet: _Packet, peer: GatewayRow) -> Verdict | None:
         """The drop, if a gateway may not have sent what came by its tunnel (`source.h`). Errors
         from the address of a subnet's gateway are not told from other packets."""
-        source = self._endpoint(packet.vni, ip_number(packet.src))
+        source = self._endpoint(packet.vni, address_of(packet.src))
         if source is not None and self._leads_to_site(peer, source.group):
             return None
         sites = (ANY_SITE, peer.site_group)
@@ -364,7 +370,7 @@ class MemoryBackend:
 
     def _was_at(self, peer: GatewayRow, vni: int, ip: str, within_ns: int | None) -> bool:
         """Whether an address was at the peer's site before it moved, so long ago at most."""
-        group, at_ns = self._moved.get(EndpointKey(vni, ip_number(ip)).pack(), (NO_GROUP, 0))
+        group, at_ns = self._moved.get(EndpointKey(vni, address_of(ip)).pack(), (NO_GROUP, 0))
         if within_ns is not None and self._now_ns() - at_ns > within_ns:
             return False
         return group != NO_GROUP and self._leads_to_site(peer, group)
@@ -404,7 +410,7 @@ class MemoryBackend:
     def _prefix(self, vni: int, number: int) -> SubnetKey | None:
         """The longest prefix of the VNI that holds the address."""
         for key in self._prefixes.get(vni, ()):
-            if number in _hosts(key):
+            if in_prefix(number, key):
                 return key
         return None
 
@@ -443,12 +449,6 @@ class MemoryBackend:
 
 def _by_address(entry: tuple[PackedKey, PackedRow]) -> EndpointKey:
     return EndpointKey.unpack(entry[0])
-
-
-def _hosts(key: SubnetKey) -> range:
-    network: Any = IPv4Network((key.network, key.prefix_bits))
-    first = int(network.network_address)
-    return range(first, first + int(network.num_addresses))
 
 
 def _flow_hash(src: str, dst: str) -> int:

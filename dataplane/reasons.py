@@ -16,10 +16,10 @@ class DropReason(IntEnum):
     PORT_BLOCKED = 2  # the port's claim to its address lost
     SPOOFED_MAC = 3
     SPOOFED_IP = 4
-    SPOOFED_ARP = 5
-    ARP_IGNORED = 6  # not a request, or for the asker's own address
-    ARP_OUTSIDE = 7  # asks for an address that is in no subnet of the VPC
-    NOT_IPV4 = 8
+    SPOOFED_NEIGHBOUR = 5  # ARP, or IPv6 neighbour discovery, in another's name
+    NEIGHBOUR_IGNORED = 6  # not a request, or for the asker's own address
+    NEIGHBOUR_OUTSIDE = 7  # asks for an address that is in no subnet of the VPC
+    NOT_IP = 8
     NO_SUBNET = 9  # the destination is in no subnet of the VPC
     UNCLAIMED = 10  # in a subnet, claimed by nobody, and the subnet leads nowhere from here
     NOT_ATTACHED = 11  # claimed for this machine, but nothing is attached
@@ -38,6 +38,7 @@ class DropReason(IntEnum):
     NO_ROOM = 24  # the driver refused to move the packet's head or tail
     NOT_ENTITLED = 25  # the sending site may not send for this VNI
     FOREIGN_SOURCE = 26  # the inner source is not claimed at the sending site
+    MULTICAST = 27  # from a pod to many: not carried
 
     @property
     def text(self) -> str:

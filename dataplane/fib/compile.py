@@ -30,6 +30,7 @@ from dataplane.fib.ids import IdSpace, assign
 from dataplane.fib.rows import (
     NO_GROUP,
     VNI_MAX,
+    Addr,
     EndpointKey,
     EntitledKey,
     EntitledRow,
@@ -45,6 +46,8 @@ from dataplane.fib.rows import (
     TableDelta,
     Tables,
     V,
+    addr_of,
+    address_of,
     group_of,
     ip_number,
     mac_bytes,
@@ -111,7 +114,7 @@ class Compiler:
         self._subnets: dict[str, SubnetFact] = {}
         self._subnets_of: defaultdict[str, dict[SubnetKey, set[str]]] = defaultdict(dict)
         self._attachments: dict[str, AttachmentFact] = {}
-        self._ifnames: defaultdict[str, dict[int, set[str]]] = defaultdict(dict)
+        self._ifnames: defaultdict[str, dict[Addr, set[str]]] = defaultdict(dict)
         self._gateway_rows: _Table[int, GatewayRow] = _Table()
         self._group_rows: _Table[int, GroupRow] = _Table()
         self._entitled_rows: _Table[EntitledKey, EntitledRow] = _Table()
@@ -199,7 +202,7 @@ class Compiler:
         if fact is not None:
             _check(fact.id == id, f"subnet fact of {fact.id} set as {id}")
             key = rules.subnet_key(fact, _ANY_DOMAIN)
-            ip_number(fact.gateway_ip)
+            addr_of(fact.gateway_ip)
         old = self._subnets.get(id)
         if old == fact:
             return
@@ -224,7 +227,7 @@ class Compiler:
 
     def set_endpoint(self, vpc: str, ip: str, fact: EndpointFact | None) -> None:
         """The winning claim for an address changed, or there is none any more."""
-        addr = ip_number(ip).to_bytes(4, "big")
+        addr = addr_of(ip)
         if fact is None:
             self.drop_endpoints(vpc, (addr,))
             return
@@ -236,7 +239,7 @@ class Compiler:
     ) -> None:
         """As `set_endpoint` for many addresses of which the same is claimed but for the MAC.
 
-        `macs` is address (4 bytes, network order) → MAC (6 bytes); nothing of it is checked.
+        `macs` is address → MAC (6 bytes); nothing of it is checked.
         """
         name, group, moved = rules.endpoint_group(site, gateway), NO_GROUP, False
         here = rules.claimed_here(site, gateway, self._self_id, self._self_site)
@@ -252,7 +255,7 @@ class Compiler:
             self._rebuild()
 
     def drop_endpoints(self, vpc: str, addrs: Collection[bytes]) -> None:
-        """As `set_endpoint` with None for many addresses (4 bytes, network order)."""
+        """As `set_endpoint` with None for many addresses."""
         moved = self._count(self._endpoint_rows.drop_claims(vpc, addrs))
         self._emit_addresses(vpc, addrs)
         if moved:
@@ -281,14 +284,14 @@ class Compiler:
             del self._attachments[ifname]
         else:
             self._attachments[ifname] = fact
-            self._ifnames[fact.vpc].setdefault(ip_number(fact.ip), set()).add(ifname)
+            self._ifnames[fact.vpc].setdefault(addr_of(fact.ip), set()).add(ifname)
         if old is not None:
             if fact is None or (fact.vpc, fact.ip) != (old.vpc, old.ip):
-                _discard_nested(self._ifnames, old.vpc, ip_number(old.ip), ifname)
+                _discard_nested(self._ifnames, old.vpc, addr_of(old.ip), ifname)
             self._port_rows.set(ifname, None)
-            self._emit_address(old.vpc, ip_number(old.ip))
+            self._emit_address(old.vpc, addr_of(old.ip))
         if fact is not None:
-            self._emit_address(fact.vpc, ip_number(fact.ip))
+            self._emit_address(fact.vpc, addr_of(fact.ip))
 
     # ---- results --------------------------------------------------------------------------------
 
@@ -385,10 +388,9 @@ class Compiler:
         )
         self._subnet_rows.set(key, row)
 
-    def _emit_address(self, vpc: str, ip: int) -> None:
+    def _emit_address(self, vpc: str, addr: Addr) -> None:
         """The port rows of the interfaces that lead to an address, and its row if it is here."""
-        ifnames = sorted(self._ifnames.get(vpc, {}).get(ip, ()))
-        addr = ip.to_bytes(4, "big")
+        ifnames = sorted(self._ifnames.get(vpc, {}).get(addr, ()))
         claim = self._endpoint_rows.claimed(vpc, addr)
         here = claim is not None and group_of(claim) == NO_GROUP
         row = None
@@ -408,8 +410,8 @@ class Compiler:
         """As `_emit_address` for those of the addresses that interfaces lead to."""
         ifnames = self._ifnames.get(vpc)
         if ifnames:
-            for ip in sorted(ifnames.keys() & {int.from_bytes(addr, "big") for addr in addrs}):
-                self._emit_address(vpc, ip)
+            for addr in sorted(ifnames.keys() & set(addrs)):
+                self._emit_address(vpc, addr)
 
     def _show(self, vpcs: Iterable[str]) -> None:
         """Show endpoint rows under the domains that these VPCs have now."""
@@ -425,8 +427,8 @@ class Compiler:
             self._entitled_rows.set(entitled, row)
         for key in sorted(self._subnets_of.get(vpc, ())):
             self._emit_subnet(vpc, key)
-        for ip in sorted(self._ifnames.get(vpc, ())):
-            self._emit_address(vpc, ip)
+        for addr in sorted(self._ifnames.get(vpc, ())):
+            self._emit_address(vpc, addr)
 
     def _retract(self, vpc: str) -> None:
         """Take out a VPC's rows but its endpoints', under the domain that it has now."""
@@ -512,10 +514,10 @@ def compile_all(facts: Facts, *, id_max: int = rules.ID_MAX) -> Tables:
                 number=group_ids.__getitem__,
             )
 
-    claims = {(fact.vpc, ip_number(fact.ip)): fact for fact in facts.endpoints}
+    claims = {(fact.vpc, address_of(fact.ip)): fact for fact in facts.endpoints}
     attached: dict[tuple[str, int], AttachmentFact] = {}
     for attachment in sorted(facts.attachments, key=lambda fact: fact.ifname, reverse=True):
-        attached[attachment.vpc, ip_number(attachment.ip)] = attachment
+        attached[attachment.vpc, address_of(attachment.ip)] = attachment
     endpoints: dict[PackedKey, PackedRow] = {}
     ports: dict[str, PortRow] = {}
     here = {address for address, claim in claims.items() if _is_here(claim, facts)}
@@ -534,7 +536,7 @@ def compile_all(facts: Facts, *, id_max: int = rules.ID_MAX) -> Tables:
             endpoints[EndpointKey(domains[owner], ip).pack()] = row.pack()
     for attachment in facts.attachments:
         if attachment.vpc in domains:
-            address = (attachment.vpc, ip_number(attachment.ip))
+            address = (attachment.vpc, address_of(attachment.ip))
             ports[attachment.ifname] = rules.port_row(
                 attachment,
                 domains[attachment.vpc],

@@ -3,8 +3,8 @@
 Rules of this file:
 - What is kept per address is the row that its claim asks for, and the few rows of what is attached
   here. Whether a VPC's rows are shown, and under which domain, is one word per VPC.
-- Addresses lie in partitions by their first two bytes, so that no dict has more than 65,536 keys
-  and none grows in a step that stops the process.
+- Addresses lie in partitions, IPv4 by their first two bytes, IPv6 by crc32, so that no dict has
+  more than 65,536 keys and none grows in a step that stops the process.
 - Each row that changes is remembered with what it was at the last delta. One that came back is not
   in the delta.
 - A snapshot shares the partitions; one that is written to afterwards is copied first.
@@ -15,13 +15,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import ItemsView, Iterable, Iterator, Mapping
 from typing import NamedTuple
+from zlib import crc32
 
 from dataplane.fib.rows import (
     DOMAIN_BYTES,
     HEAD_BYTES,
+    IPV4_BYTES,
+    MAPPED,
     MOVED_MAX,
     NO_GROUP,
     PAD,
+    Addr,
     PackedKey,
     PackedRow,
     TableDelta,
@@ -30,8 +34,16 @@ from dataplane.fib.rows import (
     packed_head,
 )
 
-Part = dict[bytes, PackedRow]
-"""Address (4 bytes, network order) → row."""
+Part = dict[Addr, PackedRow]
+"""Address → row."""
+
+IPV6_PARTS = 32
+"""Two million IPv6 addresses of one VPC at 65,536 a part."""
+
+
+def _part_of(addr: Addr) -> bytes:
+    """The name of the part that an address lies in: two bytes for IPv4, one for IPv6."""
+    return addr[:2] if len(addr) == IPV4_BYTES else bytes((crc32(addr) % IPV6_PARTS,))
 
 
 class _Shown(NamedTuple):
@@ -41,13 +53,18 @@ class _Shown(NamedTuple):
     forwarded: bool
     """Rows of claims are shown; else only those of what is attached here."""
 
+    def key(self, addr: Addr) -> PackedKey:
+        if len(addr) == IPV4_BYTES:
+            return self.domain + MAPPED + addr
+        return self.domain + addr
+
 
 class EndpointRows(Mapping[PackedKey, PackedRow]):
     """Endpoint rows by packed key. Read-only; made by `EndpointTable`."""
 
     def __init__(self) -> None:
         self._claims: dict[str, dict[bytes, Part]] = {}
-        """VPC → first two bytes of the address → address → row of a VPC that is forwarded."""
+        """VPC → part's name → address → row of a VPC that is forwarded."""
         self._local: dict[str, Part] = {}
         """VPC → address → row of what is attached here and claimed for here."""
         self._shown: dict[str, _Shown] = {}
@@ -55,7 +72,10 @@ class EndpointRows(Mapping[PackedKey, PackedRow]):
         """Domain → VPC."""
 
     def __getitem__(self, key: PackedKey) -> PackedRow:
-        row = self._row(self._vpcs[key[:DOMAIN_BYTES]], key[DOMAIN_BYTES:])
+        addr = key[DOMAIN_BYTES:]
+        if addr.startswith(MAPPED):
+            addr = addr[len(MAPPED) :]
+        row = self._row(self._vpcs[key[:DOMAIN_BYTES]], addr)
         if row is None:
             raise KeyError(key)
         return row
@@ -77,15 +97,15 @@ class EndpointRows(Mapping[PackedKey, PackedRow]):
 
     def of(self, vpc: str) -> Iterator[tuple[PackedKey, PackedRow]]:
         """The rows shown of one VPC, with their keys."""
-        domain, forwarded = self._shown[vpc]
+        shown = self._shown[vpc]
         local = self._local_of(vpc)
         for addr, row in local.items():
-            yield domain + addr, row
-        if forwarded:
+            yield shown.key(addr), row
+        if shown.forwarded:
             for part in self._claims.get(vpc, _NO_PARTS).values():
                 for addr, row in part.items():
                     if addr not in local:
-                        yield domain + addr, row
+                        yield shown.key(addr), row
 
     def vpcs(self) -> list[str]:
         """The VPCs that have rows, if anything is claimed in them."""
@@ -93,7 +113,7 @@ class EndpointRows(Mapping[PackedKey, PackedRow]):
 
     def claimed(self, vpc: str, addr: bytes) -> PackedRow | None:
         """The row that the address' claim asks for, shown or not."""
-        return self._claims.get(vpc, _NO_PARTS).get(addr[:2], _NO_PART).get(addr)
+        return self._claims.get(vpc, _NO_PARTS).get(_part_of(addr), _NO_PART).get(addr)
 
     def _local_of(self, vpc: str) -> Part:
         return self._local.get(vpc, _NO_PART)
@@ -140,8 +160,9 @@ class EndpointTable(EndpointRows):
         high, part = b"", _NO_PART
         gained = 0
         for addr, mac in macs.items():
-            if addr[:2] != high:
-                high = addr[:2]
+            name = _part_of(addr)
+            if name != high:
+                high = name
                 part = self._writable(vpc, parts, high)
             row = head + mac + PAD
             old = part.get(addr)
@@ -152,7 +173,7 @@ class EndpointTable(EndpointRows):
             if old is not None:
                 counts[group_of(old)] -= 1
             if shown is not None and shown.forwarded and addr not in local:
-                key = shown.domain + addr
+                key = shown.key(addr)
                 before.setdefault(key, old)
                 after[key] = row
         counts[group] += gained
@@ -166,7 +187,7 @@ class EndpointTable(EndpointRows):
             return counts
         shown, local = self._shown.get(vpc), self._local_of(vpc)
         for addr in addrs:
-            high = addr[:2]
+            high = _part_of(addr)
             if addr not in parts.get(high, _NO_PART):
                 continue
             part = self._writable(vpc, parts, high)
@@ -175,7 +196,7 @@ class EndpointTable(EndpointRows):
             if not part:
                 del parts[high]
             if shown is not None and shown.forwarded and addr not in local:
-                self._note(shown.domain + addr, old, None)
+                self._note(shown.key(addr), old, None)
         if not parts:
             del self._claims[vpc]
         return counts
@@ -191,7 +212,7 @@ class EndpointTable(EndpointRows):
             if not self._local[vpc]:
                 del self._local[vpc]
         if shown is not None:
-            self._note(shown.domain + addr, old, self._row(vpc, addr))
+            self._note(shown.key(addr), old, self._row(vpc, addr))
 
     def show(self, places: Mapping[str, tuple[int | None, bool]]) -> None:
         """Show each VPC's rows under (domain, whether it is forwarded); None: not at all. Costs all
@@ -227,7 +248,7 @@ class EndpointTable(EndpointRows):
                         continue
                     part[addr] = row = head + old[HEAD_BYTES:]
                     if shown is not None and shown.forwarded and addr not in local:
-                        self._note(shown.domain + addr, old, row)
+                        self._note(shown.key(addr), old, row)
 
     def take(self) -> tuple[TableDelta[PackedKey, PackedRow], dict[PackedKey, int]]:
         """What changed since the last call; and of what is elsewhere now than it was, and was not

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_address, ip_network
 from struct import Struct
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -83,18 +83,26 @@ class PortRow(NamedTuple):
     """What may come out of a local interface, keyed by its name."""
 
     vni: int
-    ip: int
+    ip: int  # 128 bits
     mac: bytes
     blocked: bool  # its claim to the address lost: nothing it sends is carried
 
 
 PackedKey: TypeAlias = bytes
-"""An endpoint's key as it is in the map: domain (u32, host order), address (network order)."""
+"""An endpoint's key as it is in the map: domain (u32, host order), address (16 bytes)."""
+
+Addr: TypeAlias = bytes
+"""An inner address: 4 bytes, or 16 of which the first 12 are not `MAPPED`."""
 
 PackedRow: TypeAlias = bytes
 """An endpoint's row as the map's value begins: group (u32), 4 bytes for the interface index, MAC,
 2 bytes of padding, 16 in all. The name of the interface here follows, if there is one."""
 
+MAPPED = bytes(10) + b"\xff\xff"
+"""How IPv4 addresses begin among those of 16 bytes (RFC 4291, section 2.5.5.2)."""
+ADDRESS_BITS = 128
+_MAPPED_BITS = 96
+IPV4_BYTES = 4
 DOMAIN_BYTES = 4
 HEAD_BYTES = 8
 """Of a packed row: what comes before the MAC."""
@@ -107,10 +115,10 @@ _U32 = Struct("=I")
 
 class EndpointKey(NamedTuple):
     vni: int
-    ip: int
+    ip: int  # 128 bits
 
     def pack(self) -> PackedKey:
-        return packed_domain(self.vni) + self.ip.to_bytes(4, "big")
+        return packed_domain(self.vni) + address_bytes(self.ip)
 
     @classmethod
     def unpack(cls, raw: PackedKey) -> EndpointKey:
@@ -157,15 +165,15 @@ def ifname_of(row: PackedRow) -> str:
 
 class SubnetKey(NamedTuple):
     vni: int
-    network: int
-    prefix_bits: int
+    network: int  # 128 bits
+    prefix_bits: int  # of these: 96 more than people write for IPv4
 
 
 class SubnetRow(NamedTuple):
     """Where addresses go that nobody claims; the row's presence alone lets ARP be answered."""
 
     group: int
-    gateway_ip: int
+    gateway_ip: int  # 128 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,12 +251,67 @@ def _patched(rows: Mapping[K, V], delta: TableDelta[K, V]) -> dict[K, V]:
 
 @lru_cache(maxsize=4096)
 def ip_number(text: str) -> int:
-    """An IPv4 address as a number in host order; ValueError if it is not one."""
+    """An underlay IPv4 address as a number in host order; ValueError if it is not one."""
     return int(IPv4Address(text))
 
 
 def ip_text(number: int) -> str:
     return str(IPv4Address(number))
+
+
+@lru_cache(maxsize=4096)
+def addr_of(text: str) -> Addr:
+    """The bytes of an inner address; ValueError if it is none, or IPv4 written as IPv6."""
+    addr = ip_address(text).packed
+    if addr.startswith(MAPPED):
+        raise ValueError(f"an IPv4 address written as IPv6: {text}")
+    return addr
+
+
+def addr_text(addr: Addr) -> str:
+    return str(ip_address(addr))
+
+
+def address_of(text: str) -> int:
+    """As `addr_of`, as the number that stands for the address in rows."""
+    return addr_number(addr_of(text))
+
+
+def addr_number(addr: Addr) -> int:
+    return int.from_bytes(addr if len(addr) != IPV4_BYTES else MAPPED + addr, "big")
+
+
+def number_addr(number: int) -> Addr:
+    raw = address_bytes(number)
+    return raw[len(MAPPED) :] if raw.startswith(MAPPED) else raw
+
+
+def address_text(number: int) -> str:
+    return addr_text(number_addr(number))
+
+
+def address_bytes(number: int) -> bytes:
+    """The 16 bytes of an address' number."""
+    return number.to_bytes(ADDRESS_BITS // 8, "big")
+
+
+@lru_cache(maxsize=4096)
+def prefix_of(cidr: str) -> tuple[int, int]:
+    """Network and prefix length as in rows. ValueError for what is none, or would hold IPv4
+    addresses as IPv6."""
+    network = ip_network(cidr)
+    first, bits = network.network_address.packed, network.prefixlen
+    if network.version == 4:
+        return addr_number(first), _MAPPED_BITS + bits
+    key = SubnetKey(0, int.from_bytes(first, "big"), bits)
+    if first.startswith(MAPPED) or in_prefix(addr_number(bytes(IPV4_BYTES)), key):
+        raise ValueError(f"an IPv6 network that has IPv4 addresses in it: {cidr}")
+    return key.network, bits
+
+
+def in_prefix(number: int, key: SubnetKey) -> bool:
+    """Whether an address lies in a subnet's prefix."""
+    return (number ^ key.network) >> (ADDRESS_BITS - key.prefix_bits) == 0
 
 
 def mac_bytes(text: str) -> bytes:
@@ -270,9 +333,15 @@ def entitled_name(key: EntitledKey) -> str:
 
 def endpoint_name(key: EndpointKey) -> str:
     """How reports name an endpoint row: `VNI/IP`."""
-    return f"{key.vni}/{ip_text(key.ip)}"
+    return f"{key.vni}/{address_text(key.ip)}"
 
 
 def subnet_name(key: SubnetKey) -> str:
     """How reports name a subnet row: `VNI/NETWORK/BITS`."""
-    return f"{key.vni}/{ip_text(key.network)}/{key.prefix_bits}"
+    return f"{key.vni}/{cidr_text(key)}"
+
+
+def cidr_text(key: SubnetKey) -> str:
+    """The prefix as people write it."""
+    four = len(number_addr(key.network)) == IPV4_BYTES
+    return f"{address_text(key.network)}/{key.prefix_bits - _MAPPED_BITS * four}"

@@ -15,8 +15,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import lru_cache
-from ipaddress import IPv4Network
 
 from dataplane.fib.facts import AttachmentFact, EndpointFact, GatewayFact, SubnetFact, VpcFact
 from dataplane.fib.rows import (
@@ -32,8 +30,10 @@ from dataplane.fib.rows import (
     PortRow,
     SubnetKey,
     SubnetRow,
+    address_of,
     ip_number,
     mac_bytes,
+    prefix_of,
 )
 
 ID_MAX = 1 << 32
@@ -123,18 +123,11 @@ def local_row(attachment: AttachmentFact) -> EndpointRow:
 
 
 def port_row(fact: AttachmentFact, domain: int, *, blocked: bool) -> PortRow:
-    return PortRow(domain, ip_number(fact.ip), mac_bytes(fact.mac), blocked)
+    return PortRow(domain, address_of(fact.ip), mac_bytes(fact.mac), blocked)
 
 
 def subnet_key(fact: SubnetFact, domain: int) -> SubnetKey:
-    return SubnetKey(domain, *_network(fact.cidr))
-
-
-@lru_cache(maxsize=4096)
-def _network(cidr: str) -> tuple[int, int]:
-    """(first address, prefix length)"""
-    network = IPv4Network(cidr)
-    return int(network.network_address), network.prefixlen
+    return SubnetKey(domain, *prefix_of(fact.cidr))
 
 
 def subnet_row(
@@ -143,5 +136,6 @@ def subnet_row(
     group = subnet_group(fact)
     leads_away = forwarded and group is not None and fact.sites[0] != self_site
     return SubnetRow(
-        number(group) if leads_away and group is not None else NO_GROUP, ip_number(fact.gateway_ip)
+        number(group) if leads_away and group is not None else NO_GROUP,
+        address_of(fact.gateway_ip),
     )

@@ -14,7 +14,7 @@ from dataplane.fib.rows import ANY_SITE, GROUP_GATEWAYS_MAX, MOVED_GRACE_NS, MOV
 from dataplane.reasons import REASONS_MAX, DropReason
 from dataplane.xdp.kernel import MAP_NO_PREALLOC, MapType
 
-ABI = 3
+ABI = 4
 """Part of the pin path. Programs of different ABIs never share a map."""
 
 GATEWAY_MAC = bytes.fromhex("027765667401")  # locally administered: "weft", 1
@@ -57,15 +57,15 @@ class MapSpec:
     flags: int = 0
 
 
-# "4s": an address in network order, as in the packet; "I" and "H": host order.
-ENDPOINT_KEY = Layout("endpoint_key", (("vni", "I"), ("ip", "4s")))
+# "16s": an inner address, "4s": one of the underlay, in network order; "I" and "H": host order.
+ENDPOINT_KEY = Layout("endpoint_key", (("vni", "I"), ("ip", "16s")))
 ENDPOINT_VALUE = Layout(
     "endpoint_value",
     (("group", "I"), ("ifindex", "I"), ("mac", "6s"), ("pad", "H"), ("generation", "I")),
 )
 # The prefix tree compares bits from the first byte on, so the VNI is in network order too.
-SUBNET_KEY = Layout("subnet_key", (("prefix_bits", "I"), ("vni", "4s"), ("network", "4s")))
-SUBNET_VALUE = Layout("subnet_value", (("group", "I"), ("gateway_ip", "4s"), ("generation", "I")))
+SUBNET_KEY = Layout("subnet_key", (("prefix_bits", "I"), ("vni", "4s"), ("network", "16s")))
+SUBNET_VALUE = Layout("subnet_value", (("group", "I"), ("gateway_ip", "16s"), ("generation", "I")))
 GROUP_VALUE = Layout(
     "group_value",
     (
@@ -95,7 +95,7 @@ PORT_VALUE = Layout(
     "port_value",
     (
         ("vni", "I"),
-        ("ip", "4s"),
+        ("ip", "16s"),
         ("mac", "6s"),
         ("gateway_mac", "6s"),
         ("mtu", "H"),

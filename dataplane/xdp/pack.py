@@ -17,6 +17,7 @@ from dataplane.fib.rows import (
     PortRow,
     SubnetKey,
     SubnetRow,
+    address_bytes,
 )
 from dataplane.xdp import layout
 
@@ -44,6 +45,7 @@ class Interface:
 
 
 def ip(number: int) -> bytes:
+    """An underlay address."""
     return number.to_bytes(4, "big")
 
 
@@ -73,11 +75,11 @@ def endpoint_value(row: PackedRow, ifindex: int, generation: int) -> bytes:
 
 def subnet_key(key: SubnetKey) -> bytes:
     vni = key.vni.to_bytes(4, "big")
-    return _subnet_key.pack(VNI_BITS + key.prefix_bits, vni, ip(key.network))
+    return _subnet_key.pack(VNI_BITS + key.prefix_bits, vni, address_bytes(key.network))
 
 
 def subnet_value(row: SubnetRow, generation: int) -> bytes:
-    return _subnet_value.pack(row.group, ip(row.gateway_ip), generation)
+    return _subnet_value.pack(row.group, address_bytes(row.gateway_ip), generation)
 
 
 def group_value(row: GroupRow, generation: int) -> bytes:
@@ -116,7 +118,7 @@ def gateway_value(row: GatewayRow, source: int, way: Adjacency | None, generatio
 def port_value(row: PortRow, interface: Interface, generation: int) -> bytes:
     return _port_value.pack(
         row.vni,
-        ip(row.ip),
+        address_bytes(row.ip),
         row.mac,
         layout.GATEWAY_MAC,
         min(interface.mtu, 0xFFFF),

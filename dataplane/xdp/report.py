@@ -10,12 +10,15 @@ from ipaddress import IPv4Address, IPv6Address
 from dataplane.backend import Audit, AuditReport, Json
 from dataplane.drops import DROPS_TAKEN_MAX, DropEvent
 from dataplane.fib.rows import (
+    ADDRESS_BITS,
     ANY_SITE,
     EndpointKey,
     GroupRow,
     SubnetKey,
     Tables,
-    ip_number,
+    address_of,
+    address_text,
+    cidr_text,
     ip_text,
     mac_text,
 )
@@ -191,7 +194,7 @@ def show(maps: Maps, state: Resolved, groups: Mapping[int, GroupRow]) -> Json:
         ],
         "subnets": [
             {
-                "cidr": f"{ip_text(network.network)}/{network.prefix_bits}",
+                "cidr": cidr_text(network),
                 **_subnet(network.vni, value, maps),
             }
             for network, value in sorted(
@@ -203,11 +206,11 @@ def show(maps: Maps, state: Resolved, groups: Mapping[int, GroupRow]) -> Json:
 
 def explain(maps: Maps, state: Resolved, vni: int, ip: str) -> Json:
     """The row that decides for an address, as the programs would find it."""
-    key = EndpointKey(vni, ip_number(ip))
+    key = EndpointKey(vni, address_of(ip))
     endpoint = maps.lookup("endpoints", key.pack())
     if endpoint is not None:
         return {"kind": "endpoint", **_endpoint(key, endpoint, maps)}
-    subnet = maps.lookup("subnets", pack.subnet_key(SubnetKey(vni, key.ip, 32)))
+    subnet = maps.lookup("subnets", pack.subnet_key(SubnetKey(vni, key.ip, ADDRESS_BITS)))
     if subnet is not None:
         return {"kind": "subnet", "ip": ip, **_subnet(vni, subnet, maps)}
     return {"kind": "none", "vni": vni, "ip": ip}
@@ -245,7 +248,7 @@ def _port(ifindex: int, raw: bytes, maps: Maps) -> Json:
         "ifname": _ifname(ifindex),
         "ifindex": ifindex,
         "vni": row.vni,
-        "ip": ip_text(row.ip),
+        "ip": address_text(row.ip),
         "mac": mac_text(row.mac),
         "mtu": row.mtu,
         "blocked": row.blocked,
@@ -258,7 +261,7 @@ def _endpoint(key: EndpointKey, raw: bytes, maps: Maps) -> Json:
     row = pack.read_endpoint(raw)
     return {
         "vni": key.vni,
-        "ip": ip_text(key.ip),
+        "ip": address_text(key.ip),
         "ifname": _ifname(row.ifindex),
         "mac": mac_text(row.mac),
         "generation": row.generation,
@@ -270,7 +273,7 @@ def _subnet(vni: int, raw: bytes, maps: Maps) -> Json:
     row = pack.read_subnet(raw)
     return {
         "vni": vni,
-        "gateway_ip": ip_text(row.gateway_ip),
+        "gateway_ip": address_text(row.gateway_ip),
         "generation": row.generation,
         **_group(row.group, maps),
     }

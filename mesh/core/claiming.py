@@ -155,7 +155,7 @@ class EndpointWriter:
         or that they are of retired gateways of this site.
         """
         vpc = self._view.vpc(vpc_name)
-        ip = validate.ipv4("ip", ip)
+        ip = validate.ip("ip", ip)
         addr = keys.addr_of(ip)
         author = self._author
         claims = self._view.claims(vpc.id, ip)

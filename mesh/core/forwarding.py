@@ -10,7 +10,8 @@
   attached, too, and what it sends does not fall to the machine's own network.
 - Liveness only says which of a site's gateways, or of a claim's writers, are preferred. Endpoints
   of a site that is not reached keep their rows. A gateway of which nothing is known counts as up.
-- IPv6 has no rows yet.
+- Gateways have IPv4 addresses; endpoints and subnets both. What no row can say has none: IPv4
+  written as IPv6, which no node of ours takes.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from dataplane.fib.facts import (
     SubnetFact,
     VpcFact,
 )
-from dataplane.fib.rows import FibDelta, Tables, ip_number, mac_bytes
+from dataplane.fib.rows import MAPPED, FibDelta, Tables, addr_of, mac_bytes, prefix_of
 from mesh.core import keys
 from mesh.core.ops import NodeId
 from mesh.core.view import Endpoint, View, ViewDelta
@@ -104,9 +105,9 @@ class Forwarding:
 
     def attach(self, ifname: str, vpc: str, ip: str, mac: str) -> None:
         """An interface of this machine leads to the endpoint. Raises ValueError for an address
-        that is no IPv4 or a MAC that is none; nothing has changed then."""
+        or a MAC that is none; nothing has changed then."""
         fact = AttachmentFact(vpc, ip, mac, ifname)
-        ip_number(ip), mac_bytes(mac)
+        addr_of(ip), mac_bytes(mac)
         self.detach(ifname)
         self._attached.add(ifname)
         self._compiler.set_attachment(ifname, fact)
@@ -164,15 +165,15 @@ class Forwarding:
     def _tell_subnet(self, subnet: str) -> None:
         live = self._view.subnet_by_id(subnet)
         fact = None
-        if live is not None and live.state == "active" and _is_ipv4(live.gateway):
+        if live is not None and live.state == "active" and _has_row(live.cidr):
             fact = SubnetFact(subnet, live.vpc, live.cidr, live.sites, live.gateway)
         self._compiler.set_subnet(subnet, fact)
         self._told = True
 
     def _tell_endpoints(self, vpc: str, touched: Iterable[bytes]) -> None:
         """Take the plain ones as they come, all of one gateway at once, the others one by one."""
-        wanted = [key for key in touched if len(key) == _IPV4_KEY_BYTES]
-        plain = self._view.table.plain(vpc, wanted)
+        wanted = [key for key in touched if not key.startswith(MAPPED, 1)]
+        plain = self._view.table.plain(vpc, [k for k in wanted if len(k) == _IPV4_KEY_BYTES])
         members = self._view.catalog.members
         if vpc in self._writers:
             for key in self._writers[vpc].keys() & wanted:
@@ -183,6 +184,9 @@ class Forwarding:
             self._compiler.drop_endpoints(vpc, [key[1:] for key in plain.free])
         for key in plain.rest:
             self._tell_endpoint(vpc, key)
+        for key in wanted:
+            if len(key) != _IPV4_KEY_BYTES:
+                self._tell_endpoint(vpc, key)
         self._told |= bool(wanted)
 
     def _tell_endpoint(self, vpc: str, key: bytes) -> None:
@@ -232,6 +236,14 @@ class Forwarding:
             self._shared[node].add((vpc, key))
         if writers:
             self._writers.setdefault(vpc, {})[key] = writers
+
+
+def _has_row(cidr: str) -> bool:
+    try:
+        prefix_of(cidr)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_ipv4(ip: str) -> bool:

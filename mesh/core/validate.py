@@ -19,8 +19,8 @@ MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
 ID = re.compile(r"[0-9a-f]{32}")
 
 VNI_MAX = (1 << 24) - 1
-PREFIX_MAX = 30
-"""The longest prefix of a subnet: network, gateway, one endpoint and broadcast."""
+HOST_BITS_MIN = 2
+"""Of a subnet: network, gateway, one endpoint and broadcast."""
 
 CIDRS_MAX = 32
 SITES_MAX = 128
@@ -39,6 +39,8 @@ _IPV4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}")
 
 _NOT_FOR_PODS = tuple(ipaddress.IPv4Network(c) for c in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3"))
 """This network, loopback, multicast and reserved: no host's stack sends to these as to a pod."""
+_NOT_FOR_PODS_6 = tuple(ipaddress.IPv6Network(c) for c in ("::/8", "fe80::/10", "ff00::/8"))
+"""Unspecified, loopback and IPv4 in other forms; link-local, which no router carries; multicast."""
 _NOT_FOR_PODS_FIRST = frozenset(
     octet
     for network in _NOT_FOR_PODS
@@ -118,15 +120,19 @@ def ip(what: str, value: str) -> str:
 
 
 def ipv4(what: str, value: str) -> str:
-    """An IPv4 address in canonical text; IPv6 is refused for what it is."""
+    """An underlay address: IPv4 in canonical text; IPv6 is refused for what it is."""
     if ":" in ip(what, value):
-        raise bad(what, value, "IPv6 is not supported yet; give an IPv4 address")
+        raise bad(what, value, "IPv6 is not supported here; give an IPv4 address")
     return value
 
 
 def pod_ip(what: str, value: str) -> str:
-    """An IPv4 address that an endpoint can have."""
-    if int(ipv4(what, value).partition(".")[0]) in _NOT_FOR_PODS_FIRST:
+    """An address that an endpoint can have."""
+    if ":" in ip(what, value):
+        refused = any(ipaddress.IPv6Address(value) in network for network in _NOT_FOR_PODS_6)
+    else:
+        refused = int(value.partition(".")[0]) in _NOT_FOR_PODS_FIRST
+    if refused:
         raise bad(what, value, "give a unicast address that a pod can have")
     return value
 
@@ -144,27 +150,30 @@ def cidr(what: str, value: str) -> Network:
     return network
 
 
-def pod_cidr(what: str, value: str) -> ipaddress.IPv4Network:
-    """An IPv4 network whose addresses endpoints can have, a /30 or larger."""
+def pod_cidr(what: str, value: str) -> Network:
+    """A network whose addresses endpoints can have, an IPv4 /30 or IPv6 /126 or larger."""
     network = cidr(what, value)
+    prefix_max = network.max_prefixlen - HOST_BITS_MIN
+    if network.prefixlen > prefix_max:
+        raise bad(what, value, f"too small for a gateway and an endpoint: /{prefix_max} or larger")
     if isinstance(network, ipaddress.IPv6Network):
-        raise bad(what, value, "IPv6 is not supported yet; give an IPv4 network")
-    if network.prefixlen > PREFIX_MAX:
-        raise bad(what, value, f"too small for a gateway and an endpoint: /{PREFIX_MAX} or larger")
-    if any(network.overlaps(other) for other in _NOT_FOR_PODS):
+        refused = any(network.overlaps(other) for other in _NOT_FOR_PODS_6)
+    else:
+        refused = any(network.overlaps(other) for other in _NOT_FOR_PODS)
+    if refused:
         raise bad(what, value, "give a network of unicast addresses that pods can have")
     return network
 
 
 def pod_cidrs(what: str, values: Iterable[str]) -> tuple[str, ...]:
     """At least one network, sorted, none within another."""
-    networks = sorted({pod_cidr(what, value) for value in values})
+    networks = sorted({pod_cidr(what, value) for value in values}, key=ipaddress.get_mixed_type_key)
     if not networks:
         raise BadInput(f"{what}: none given: give at least one, such as 10.0.0.0/16")
     if len(networks) > CIDRS_MAX:
         raise bad(what, len(networks), f"give at most {CIDRS_MAX}")
     for before, after in pairwise(networks):
-        if before.overlaps(after):
+        if before.version == after.version and before.overlaps(after):
             raise bad(what, str(after), f"overlaps {before}: give networks that do not overlap")
     return tuple(str(network) for network in networks)
 

@@ -229,7 +229,7 @@ class Writer:
         return [author.put(keys.SubnetKey(found.id, subnet_id), record)]
 
     def _require_room(
-        self, vpc: Vpc, network: ipaddress.IPv4Network, homes: Iterable[str], live: list[Subnet]
+        self, vpc: Vpc, network: validate.Network, homes: Iterable[str], live: list[Subnet]
     ) -> None:
         for site in homes:
             if not vpc.admits(site):

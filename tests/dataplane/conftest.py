@@ -11,8 +11,10 @@ import functools
 import os
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
+from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +34,8 @@ from dataplane.xdp import backend as xdp_backend
 from dataplane.xdp import links, pins
 
 WAIT_S = 30.0
+_IPV6_OFF = "/proc/sys/net/ipv6/conf/{}/disable_ipv6"
+_NO_PROBE = 0x02  # IFA_F_NODAD: the address is to be had at once
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
@@ -70,7 +74,7 @@ class Namespaces:
             # Router solicitations would be counted among the packets that a test sends.
             for which in ("all", "default"):
                 with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
-                    Path(f"/proc/sys/net/ipv6/conf/{which}/disable_ipv6").write_text("1")
+                    Path(_IPV6_OFF.format(which)).write_text("1")
             with IPRoute() as netlink:
                 netlink.link("set", index=1, state="up")
 
@@ -109,9 +113,11 @@ def configure(
                 netlink.link("set", index=index, mtu=mtu)
             netlink.link("set", index=index, state="up")
             if address:
-                netlink.addr("add", index=index, address=address)
+                flags = _NO_PROBE if ":" in address else 0
+                netlink.addr("add", index=index, address=address, flags=flags)
             if route:
-                netlink.route("add", dst="default", gateway=route)
+                family = socket.AF_INET6 if ":" in route else socket.AF_INET
+                netlink.route("add", family=family, dst="default", gateway=route)
 
     links.in_netns(where, apply)
 
@@ -200,7 +206,8 @@ class Pod:
 
     def ping(self, target: str, *, count: int = 1, timeout_s: float = 2.0) -> int:
         """Echo requests one after the other; how many were answered."""
-        return int(self.run(lambda: _ping(target, count, timeout_s)))
+        ping = _ping6 if ":" in target else _ping
+        return int(self.run(lambda: ping(target, count, timeout_s)))
 
 
 class SitePair:
@@ -242,7 +249,7 @@ class SitePair:
         """A VPC with subnets, given as CIDR to sites; the first host is the subnet's gateway."""
         self.tell("vpc", VpcFact(id, vni))
         for cidr, sites in cidrs.items():
-            first = cidr.rsplit(".", 1)[0] + ".1"
+            first = str(ip_network(cidr)[1])
             self.tell("subnet", SubnetFact(f"{id}-{cidr}", id, cidr, sites, first))
 
     def pod(self, gateway: Gateway, name: str, vpc: str, ip: str, mtu: int = 1450) -> Pod:
@@ -260,8 +267,11 @@ class SitePair:
     @staticmethod
     def furnish(pod: Pod) -> None:
         """Address, default route and offloads of a new `eth0`."""
-        first = pod.ip.rsplit(".", 1)[0] + ".1"
-        configure(pod.netns, "eth0", mac=pod.mac, address=f"{pod.ip}/24", route=first)
+        bits = 64 if ":" in pod.ip else 24
+        first = str(ip_interface(f"{pod.ip}/{bits}").network[1])
+        if ":" in pod.ip:
+            pod.run(lambda: Path(_IPV6_OFF.format("eth0")).write_text("0"))
+        configure(pod.netns, "eth0", mac=pod.mac, address=f"{pod.ip}/{bits}", route=first)
         pod.run(lambda: links.disable_tx_checksum("eth0"))
         pod.run(lambda: links.attach_pass("eth0"))
 
@@ -355,6 +365,52 @@ def _ping(target: str, count: int, timeout_s: float) -> int:
     return answered
 
 
+def _ping6(target: str, count: int, timeout_s: float) -> int:
+    answered = 0
+    with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as icmp:
+        for sequence in range(count):
+            own = struct.pack("!HH", os.getpid() & 0xFFFF, sequence)
+            icmp.sendto(b"\x80\0\0\0" + own, (target, 0))  # the kernel fills in the checksum
+            deadline = time.monotonic() + timeout_s
+            while (left := deadline - time.monotonic()) > 0:
+                icmp.settimeout(left)
+                try:
+                    message, sender = icmp.recvfrom(2048)
+                except TimeoutError:
+                    break
+                if sender[0] == target and message[0] == 0x81 and message[4:8] == own:
+                    answered += 1
+                    break
+    return answered
+
+
+def transfer(sender: Any, receiver: Any, payload: bytes) -> bytes:
+    """Send bytes by TCP to another pod; what came out of the other end."""
+    ready, result = threading.Event(), []
+
+    def receive() -> None:
+        family = socket.AF_INET6 if ":" in receiver.ip else socket.AF_INET
+        with socket.create_server((receiver.ip, 5001), family=family) as server:
+            server.settimeout(10)
+            ready.set()
+            stream, _ = server.accept()
+            with stream:
+                stream.settimeout(20)
+                result.append(b"".join(iter(lambda: stream.recv(1 << 16), b"")))
+
+    thread = threading.Thread(target=lambda: receiver.run(receive))
+    thread.start()
+    assert ready.wait(10)
+
+    def send() -> None:
+        with socket.create_connection((receiver.ip, 5001), timeout=10) as stream:
+            stream.sendall(payload)
+
+    sender.run(send)
+    thread.join()
+    return bytes(result[0])
+
+
 # ---- packets ------------------------------------------------------------------------------------
 
 
@@ -407,6 +463,30 @@ class Packets:
         )
         check = internet_checksum(head)
         return head[:10] + check.to_bytes(2, "big") + head[12:] + payload
+
+    @staticmethod
+    def ipv6(
+        src: str,
+        dst: str,
+        payload: bytes,
+        *,
+        protocol: int = 17,
+        hops: int = 64,
+        length: int | None = None,
+        version: int = 6,
+    ) -> bytes:
+        size = len(payload) if length is None else length
+        head = struct.pack("!IHBB", version << 28, size, protocol, hops)
+        ends = socket.inet_pton(socket.AF_INET6, src) + socket.inet_pton(socket.AF_INET6, dst)
+        return head + ends + payload
+
+    @staticmethod
+    def checksum6(packet: bytes) -> int:
+        """Of an IPv6 packet without extensions: 0 if the one in its message is right."""
+        length, protocol = struct.unpack_from("!HB", packet, 4)
+        assert length == len(packet) - 40
+        pseudo = packet[8:40] + struct.pack("!II", length, protocol)
+        return internet_checksum(pseudo + packet[40:])
 
     @staticmethod
     def udp(sport: int, dport: int, payload: bytes) -> bytes:

@@ -28,9 +28,9 @@ from dataplane.fib.rows import (
     EndpointRow,
     FibDelta,
     Tables,
+    addr_of,
     apply_delta,
     group_of,
-    ip_number,
     ip_text,
     mac_bytes,
 )
@@ -39,8 +39,8 @@ SELF = b"\0" * 16
 SITES = ("here", "far", "further")
 NODES = (SELF, b"\1" * 16, b"\2" * 16, b"\3" * 16, b"\4" * 16)
 VPCS = (f"{2:032x}", f"{7:032x}")  # they ask for one private domain, where those are few
-IPS = ("10.0.0.2", "10.0.1.2")
-CIDRS = ("10.0.0.0/24", "10.0.1.0/24")
+IPS = ("10.0.0.2", "10.0.1.2", "fd00::2")
+CIDRS = ("10.0.0.0/24", "10.0.1.0/24", "fd00::/64")
 MACS = ("02:00:00:00:00:01", "02:00:00:00:00:02")
 IFNAMES = ("p0", "p1")
 ID_MAX_TIGHT = 9  # eight numbers for up to eight group names: collisions all the time
@@ -130,13 +130,13 @@ class World:
     def tell_many(self, vpc: str, site: str, gateway: bytes | None, macs: dict[str, str]) -> None:
         for ip, mac in macs.items():
             self.facts["endpoint", vpc, ip] = EndpointFact(vpc, ip, site, gateway, mac)
-        packed = {ip_number(ip).to_bytes(4, "big"): mac_bytes(mac) for ip, mac in macs.items()}
+        packed = {addr_of(ip): mac_bytes(mac) for ip, mac in macs.items()}
         self.compiler.set_endpoints(vpc, site, gateway, packed)
 
     def drop_many(self, vpc: str, ips: Sequence[str]) -> None:
         for ip in ips:
             self.facts.pop(("endpoint", vpc, ip), None)
-        self.compiler.drop_endpoints(vpc, [ip_number(ip).to_bytes(4, "big") for ip in ips])
+        self.compiler.drop_endpoints(vpc, [addr_of(ip) for ip in ips])
 
     def whole(self) -> Tables:
         kinds = {

@@ -16,7 +16,7 @@ from dataplane.fib.facts import (
     SubnetFact,
     VpcFact,
 )
-from dataplane.fib.rows import EndpointKey, EndpointRow, FibDelta, Tables, ip_text
+from dataplane.fib.rows import EndpointKey, EndpointRow, FibDelta, Tables, address_of
 from dataplane.memory import MemoryBackend, Verdict
 from dataplane.reasons import REASONS_MAX, DropReason
 
@@ -151,6 +151,37 @@ def test_a_site_sends_for_what_is_claimed_there_and_where_it_is_entitled() -> No
     assert reason(2, "10.0.3.10", dst="10.0.1.10") == "foreign-source"
 
 
+def test_ipv6_is_forwarded_as_ipv4_is(sites: list[Site]) -> None:
+    for site in sites[:2]:
+        to = site.compiler
+        for number in (1, 2):
+            id, cidr = f"six{number}", f"fd00:0:0:{number}::/64"
+            to.set_subnet(id, SubnetFact(id, RED, cidr, (f"s{number}",), f"fd00:0:0:{number}::1"))
+            ip = f"fd00:0:0:{number}::10"
+            to.set_endpoint(RED, ip, EndpointFact(RED, ip, f"s{number}", bytes([number]) * 16, MAC))
+        own = f"fd00:0:0:{site.id[0]}::10"
+        to.set_attachment("six", AttachmentFact(RED, own, MAC, "six"))
+        site.push()
+    a, b = (site.backend for site in sites[:2])
+    one, two = "fd00:0:0:1::10", "fd00:0:0:2::10"
+    sent = a.forward("six", one, two)
+    assert (sent.action, sent.underlay, sent.vni) == ("send", "192.0.2.2", 100)
+    arrived = b.receive("192.0.2.1", 100, one, two)
+    assert (arrived.action, arrived.ifname) == ("deliver", "six")
+    assert b.receive("192.0.2.1", 100, two, two).reason is DropReason.FOREIGN_SOURCE
+    assert a.forward("six", one, "fd00:0:0:1::1").action == "deliver", "the gateway answers"
+    for src, dst, reason in (
+        ("fd00:0:0:1::9", two, DropReason.SPOOFED_IP),
+        (one, "fd01::1", DropReason.NO_SUBNET),
+        (one, "ff02::1", DropReason.MULTICAST),
+        (one, "fd00:0:0:1::9", DropReason.UNCLAIMED),
+    ):
+        assert a.forward("six", src, dst).reason is reason
+    for dst in ("224.0.0.251", "255.255.255.255"):
+        assert a.forward(RED, "10.0.1.10", dst).reason is DropReason.MULTICAST
+    assert {row["ip"] for row in a.show()["ports"]} == {"10.0.1.10", one}
+
+
 def test_what_is_remembered_of_moves_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "MOVED_MAX", 2)
     backend = MemoryBackend()
@@ -217,7 +248,7 @@ def test_replace_audit_and_repair(sites: list[Site]) -> None:
     a = sites[0]
     tables = a.compiler.tables()
     assert a.backend.audit(tables).clean
-    key = EndpointKey(100, 0x0A000163)
+    key = EndpointKey(100, address_of("10.0.1.99"))
     damaged = MemoryBackend()
     damaged.replace(
         Tables(
@@ -290,15 +321,23 @@ def test_memory_can_be_chosen() -> None:
 def test_the_longest_prefix_decides() -> None:
     site = Site(1)
     site.compiler.set_vpc(RED, VpcFact(RED, 100))
-    for cidr in ("10.0.0.0/16", "10.0.7.0/24", "10.0.7.128/25"):
+    for cidr in (
+        "10.0.0.0/16",
+        "10.0.7.0/24",
+        "10.0.7.128/25",
+        "fd00::/48",
+        "fd00:0:0:1::/80",
+    ):
         site.compiler.set_subnet(cidr, SubnetFact(cidr, RED, cidr, ("s2",), "10.0.0.1"))
     site.push()
     for ip, cidr in (
-        (0x0A000780, "10.0.7.128/25"),
-        (0x0A00077F, "10.0.7.0/24"),
-        (0x0A000600, "10.0.0.0/16"),
+        ("10.0.7.128", "10.0.7.128/25"),
+        ("10.0.7.127", "10.0.7.0/24"),
+        ("10.0.6.0", "10.0.0.0/16"),
+        ("fd00:0:0:1::5", "fd00:0:0:1::/80"),
+        ("fd00:0:0:2::5", "fd00::/48"),
     ):
-        assert site.backend.explain(100, ip_text(ip))["cidr"] == cidr
+        assert site.backend.explain(100, ip)["cidr"] == cidr
 
 
 def test_reasons_fit_the_kernel_s_counters() -> None:

@@ -19,7 +19,10 @@ rows = st.builds(
 )
 
 
-@given(st.builds(EndpointKey, u32, u32), rows, u32)
+u128 = st.integers(0, (1 << 128) - 1)
+
+
+@given(st.builds(EndpointKey, u32, u128 | u32.map(lambda n: 0xFFFF << 32 | n)), rows, u32)
 def test_packed_rows_are_the_maps_bytes_and_read_back(
     key: EndpointKey, row: EndpointRow, generation: int
 ) -> None:
@@ -29,7 +32,7 @@ def test_packed_rows_are_the_maps_bytes_and_read_back(
     state = Resolved(0)
     state.interfaces["p0"] = Interface(7, 1500)
     ((raw, value),) = state.endpoint_rows({key.pack(): row.pack()}, generation)
-    assert raw == layout.ENDPOINT_KEY.packer.pack(key.vni, key.ip.to_bytes(4, "big"))
+    assert raw == layout.ENDPOINT_KEY.packer.pack(key.vni, key.ip.to_bytes(16, "big"))
     ifindex = 7 if row.ifname == "p0" else 0
     assert value == layout.ENDPOINT_VALUE.packer.pack(row.group, ifindex, row.mac, 0, generation)
     installed = pack.read_endpoint(value)

@@ -19,7 +19,7 @@ from pyroute2 import IPRoute
 
 from dataplane.backend import Capacity, DataplaneError, TableFull, Unavailable, open_backend
 from dataplane.fib.facts import EndpointFact, GatewayFact
-from dataplane.fib.rows import EndpointKey, ip_number
+from dataplane.fib.rows import EndpointKey, address_of
 from dataplane.xdp import backend, headers, kernel, layout, links, loader, pins
 from dataplane.xdp.backend import XdpBackend
 from tests.dataplane.conftest import wait_for
@@ -167,7 +167,7 @@ def test_a_full_table_is_said_and_filled_when_there_is_room(pair: Any) -> None:
     with pytest.raises(TableFull, match="17 rows"):
         gateway.push()
     # One that finds room, whoever made it, is out of the count, and stays as it was last said.
-    gateway.backend._maps.delete("endpoints", [EndpointKey(VNI, ip_number("10.0.2.20")).pack()])
+    gateway.backend._maps.delete("endpoints", [EndpointKey(VNI, address_of("10.0.2.20")).pack()])
     gateway.compiler.set_endpoint(VPC, claim(97).ip, dataclasses.replace(claim(97), mac=MAC_TWO))
     with pytest.raises(TableFull, match="16 rows"):
         gateway.push()
@@ -261,7 +261,10 @@ def test_an_audit_finds_each_kind_of_damage_and_repair_mends_it(pair: Any) -> No
     key, value = next(iter(rows["groups"].items()))
     first = layout.GROUP_VALUE.offsets["gateways"]
     maps.put("groups", [(key, value[:first] + b"\xff" + value[first + 1 :])])
-    maps.put("endpoints", [(b"\1\0\0\0\1\2\3\4", next(iter(rows["endpoints"].values())))])
+    maps.put(
+        "endpoints",
+        [(EndpointKey(1, address_of("1.2.3.4")).pack(), next(iter(rows["endpoints"].values())))],
+    )
     maps.delete("subnets", [next(iter(rows["subnets"]))])
     maps.delete("ports", list(rows["ports"]))
     (link,) = [

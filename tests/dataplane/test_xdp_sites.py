@@ -6,14 +6,13 @@ import hashlib
 import os
 import socket
 import struct
-import threading
 from typing import Any
 
 import pytest
 
 from dataplane.fib.facts import EndpointFact, VpcFact
 from dataplane.reasons import DropReason
-from tests.dataplane.conftest import configure, wait_for
+from tests.dataplane.conftest import configure, transfer, wait_for
 
 SUBNETS = {"10.0.1.0/24": ("a",), "10.0.2.0/24": ("b",), "10.0.200.0/24": ("a", "b")}
 RED, BLUE = "red", "blue"
@@ -44,32 +43,6 @@ def test_pods_reach_their_own_vpc_and_no_other(tenants: Any) -> None:
     # Both tenants have the address 10.0.2.10: who was pinged is seen at the ports.
     ports = tenants.b.run(tenants.b.backend.counters)["ports"]
     assert ports["p-red2"]["rx_packets"] == 6 and ports["p-blue2"]["rx_packets"] == 3
-
-
-def transfer(sender: Any, receiver: Any, payload: bytes) -> bytes:
-    """Send bytes by TCP to another pod; what came out of the other end."""
-    ready, result = threading.Event(), []
-
-    def receive() -> None:
-        with socket.create_server((receiver.ip, 5001)) as server:
-            server.settimeout(10)
-            ready.set()
-            stream, _ = server.accept()
-            with stream:
-                stream.settimeout(20)
-                result.append(b"".join(iter(lambda: stream.recv(1 << 16), b"")))
-
-    thread = threading.Thread(target=lambda: receiver.run(receive))
-    thread.start()
-    assert ready.wait(10)
-
-    def send() -> None:
-        with socket.create_connection((receiver.ip, 5001), timeout=10) as stream:
-            stream.sendall(payload)
-
-    sender.run(send)
-    thread.join()
-    return bytes(result[0])
 
 
 def test_tcp_carries_bytes_intact(tenants: Any) -> None:

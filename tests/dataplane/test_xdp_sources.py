@@ -8,7 +8,7 @@ import pytest
 from pyroute2 import IPRoute
 
 from dataplane.fib.facts import EndpointFact, GatewayFact, VpcFact
-from dataplane.fib.rows import MOVED_GRACE_NS, EndpointKey, ip_number
+from dataplane.fib.rows import MOVED_GRACE_NS, EndpointKey, address_of
 from dataplane.reasons import DropReason
 from dataplane.xdp import kernel, layout, links
 from tests.dataplane.workbench import (
@@ -127,7 +127,7 @@ def test_a_site_where_a_source_was_not_has_no_grace(bench: Bench) -> None:
 def age(bench: Bench, ip: str, by_ns: int) -> None:
     """Have an endpoint moved so long ago."""
     value = layout.MOVED_VALUE.packer
-    key = EndpointKey(VNI, ip_number(ip)).pack()
+    key = EndpointKey(VNI, address_of(ip)).pack()
     maps = bench.gateway.backend._maps
     at_ns, group, pad = value.unpack(kernel.lookup(maps._fds["moved"], key, value.size) or b"")
     kernel.update(maps._fds["moved"], key, value.pack((at_ns - by_ns) % (1 << 64), group, pad))

@@ -22,6 +22,19 @@
 #define ICMP_FRAGMENTATION_NEEDED_CODE 4
 #define ICMP_ECHO_TYPE 8
 #define ICMP_EXPIRED_TYPE 11
+#define PROTOCOL_ICMP6 58
+#define ICMP6_TOO_BIG_TYPE 2 /* RFC 4443 */
+#define ICMP6_EXPIRED_TYPE 3
+#define ICMP6_INFORMATIONAL 128 /* below it: errors */
+#define ICMP6_ECHO_TYPE 128
+#define ICMP6_ECHO_REPLY_TYPE 129
+#define ICMP6_SOLICITATION_TYPE 135 /* RFC 4861 */
+#define ICMP6_ADVERTISEMENT_TYPE 136
+#define NEIGHBOUR_HOPS 255              /* what comes from another link has less */
+#define NEIGHBOUR_SHORTEST_BYTES 24     /* without a link address */
+#define NEIGHBOUR_TARGET_LINK 2         /* option: target link-layer address */
+#define NEIGHBOUR_OVERRIDE 0xa0000000   /* router, override: as all addresses are the gateway's */
+#define NEIGHBOUR_SOLICITED 0x40000000
 #define ARP_REQUEST_OP 1
 #define ARP_REPLY_OP 2
 #define ARP_ETHERNET 1
@@ -43,10 +56,10 @@ enum drop_reason {
     DROP_PORT_BLOCKED = 2,
     DROP_SPOOFED_MAC = 3,
     DROP_SPOOFED_IP = 4,
-    DROP_SPOOFED_ARP = 5,
-    DROP_ARP_IGNORED = 6,
-    DROP_ARP_OUTSIDE = 7,
-    DROP_NOT_IPV4 = 8,
+    DROP_SPOOFED_NEIGHBOUR = 5,
+    DROP_NEIGHBOUR_IGNORED = 6,
+    DROP_NEIGHBOUR_OUTSIDE = 7,
+    DROP_NOT_IP = 8,
     DROP_NO_SUBNET = 9,
     DROP_UNCLAIMED = 10,
     DROP_NOT_ATTACHED = 11,
@@ -65,6 +78,7 @@ enum drop_reason {
     DROP_NO_ROOM = 24,
     DROP_NOT_ENTITLED = 25,
     DROP_FOREIGN_SOURCE = 26,
+    DROP_MULTICAST = 27,
 };
 
 #endif

@@ -47,29 +47,36 @@ INLINE void count_gateway_rx(u32 gateway, u32 bytes)
     }
 }
 
-INLINE struct subnet_value *subnet_of(u32 vni, u32 ip)
+INLINE struct subnet_value *subnet_of(u32 vni, u32 *ip)
 {
-    struct subnet_key key = {.prefix_bits = 64, .vni = bpf_htonl(vni), .network = ip};
+    struct subnet_key key = {.prefix_bits = 160, .vni = bpf_htonl(vni)};
+    set_address(key.network, ip);
     return LOOKUP(subnets, &key);
 }
 
+INLINE struct endpoint_value *endpoint_of(u32 vni, u32 *ip)
+{
+    struct endpoint_key key = {.vni = vni};
+    set_address(key.ip, ip);
+    return LOOKUP(endpoints, &key);
+}
+
 /* Hand the frame to a workload of this machine. */
-INLINE int deliver(struct seen *seen, struct endpoint_value *endpoint, struct ethhdr *eth,
-                   struct iphdr *ip)
+INLINE int deliver(struct xdp_md *ctx, struct seen *seen, struct endpoint_value *endpoint,
+                   struct ethhdr *eth)
 {
     u32 ifindex = endpoint->ifindex;
     struct port_value *port = LOOKUP(ports, &ifindex);
     if (!port)
         return drop(DROP_NO_PORT);
-    u32 bytes = frame_bytes(ip);
-    if (bytes > port->mtu + sizeof(*eth)) {
+    if (seen->bytes > port->mtu + sizeof(*eth)) {
         seen->mtu = port->mtu;
         return drop(DROP_TOO_BIG);
     }
     __builtin_memcpy(eth->h_dest, endpoint->mac, 6);
     __builtin_memcpy(eth->h_source, port->gateway_mac, 6);
-    ttl_decrement(ip);
-    count_port_rx(ifindex, bytes);
+    spend_hop(ctx, seen, eth);
+    count_port_rx(ifindex, seen->bytes);
     return bpf_redirect(ifindex, 0);
 }
 

@@ -1,6 +1,7 @@
 /* Map keys and values, and headers as they lie in a packet.
  *
- * Map structs are naturally aligned and have no implicit padding. Addresses are in network order,
+ * Map structs are naturally aligned and have no implicit padding. Inner addresses have 16 bytes,
+ * IPv4 as ::ffff:a.b.c.d (RFC 4291, section 2.5.5.2). Addresses are in network order,
  * as in the packet, so they compare without conversion; everything else is in host order, unless
  * a field says otherwise. dataplane/xdp/layout.py packs the same bytes. */
 #ifndef WEFT_STRUCTS_H
@@ -8,8 +9,8 @@
 
 struct endpoint_key {
     u32 vni; /* host order; above 24 bits: a VPC that is not carried between sites */
-    u32 ip;  /* network order */
-}; /* 8 bytes */
+    u32 ip[4];
+}; /* 20 bytes */
 
 struct endpoint_value {
     u32 group;   /* next-hop group, 0: none */
@@ -20,16 +21,16 @@ struct endpoint_value {
 }; /* 20 bytes */
 
 struct subnet_key {
-    u32 prefix_bits; /* 32 for the VNI, and the prefix's own */
+    u32 prefix_bits; /* 32 for the VNI, and the prefix's own: 96 more for IPv4 */
     u32 vni;         /* network order: the tree compares bits from the first byte on */
-    u32 network;     /* network order */
-}; /* 12 bytes */
+    u32 network[4];
+}; /* 24 bytes */
 
 struct subnet_value {
     u32 group;      /* where unclaimed addresses go, 0: nowhere */
-    u32 gateway_ip; /* network order; the pods' default route */
+    u32 gateway_ip[4]; /* the pods' default route */
     u32 generation;
-}; /* 12 bytes */
+}; /* 24 bytes */
 
 struct group_value {
     u32 count; /* gateways in use, at least 1 */
@@ -66,13 +67,13 @@ struct gateway_value {
 
 struct port_value {
     u32 vni;
-    u32 ip; /* network order; the only source address */
+    u32 ip[4]; /* the only source address */
     u8 mac[6];
     u8 gateway_mac[6];
     u16 mtu;   /* of the inner IP packet */
     u16 flags; /* PORT_BLOCKED */
     u32 generation;
-}; /* 28 bytes */
+}; /* 40 bytes */
 
 struct peer_value {
     u32 gateway;
@@ -117,14 +118,30 @@ struct drop_event { /* one dropped packet, for many */
     u32 pad_end;
 }; /* 72 bytes */
 
-/* What a program has found out of a packet when it drops it. */
+/* What a program has found out of a packet. */
 struct seen {
+    u32 src[4]; /* inner, as in keys; these four only of a packet that is well-formed */
+    u32 dst[4];
+    u32 bytes; /* of the inner frame, without padding */
+    u8 six;    /* IPv6 */
+    u8 hops;   /* TTL, or hop limit */
+    u16 pad;
     u32 vni;
     u32 gateway; /* id of the gateway that it came from, 0: none */
     u32 outer;   /* network order; the peer that it came from or would go to, 0: none */
     u32 inside;  /* whether the frame is the inner one */
     u32 mtu;     /* of a packet that is too big: of the inner IP packets that fit */
 };
+
+struct ipv6_header { /* RFC 8200, section 3 */
+    u8 version_class;
+    u8 class_flow[3];
+    u16 payload_bytes;
+    u8 next;
+    u8 hops;
+    u32 src[4];
+    u32 dst[4];
+} __attribute__((packed)); /* 40 bytes */
 
 struct arp_ipv4 { /* RFC 826, for Ethernet and IPv4 */
     u16 hardware_type;
@@ -146,6 +163,17 @@ struct icmp_header {
     u16 mtu;    /* RFC 1191: next-hop MTU; sequence of an echo */
 } __attribute__((packed)); /* 8 bytes */
 
+struct neighbour_message { /* RFC 4861, sections 4.3 and 4.4, with one link address */
+    u8 type;
+    u8 code;
+    u16 checksum;
+    u32 flags;
+    u32 target[4];
+    u8 option; /* kind of the link address */
+    u8 option_units;
+    u8 mac[6];
+} __attribute__((packed)); /* 32 bytes */
+
 struct geneve_header { /* RFC 8926, section 3.4 */
     u8 version_options;
     u8 flags;
@@ -165,5 +193,17 @@ struct icmp_frame {
     struct iphdr ip;
     struct icmp_header icmp;
 } __attribute__((packed)); /* 42 bytes */
+
+struct icmp6_frame {
+    struct ethhdr eth;
+    struct ipv6_header ip;
+    struct icmp_header icmp;
+} __attribute__((packed)); /* 62 bytes */
+
+struct neighbour_frame {
+    struct ethhdr eth;
+    struct ipv6_header ip;
+    struct neighbour_message message;
+} __attribute__((packed)); /* 86 bytes */
 
 #endif

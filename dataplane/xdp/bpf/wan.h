@@ -20,10 +20,9 @@ INLINE int is_ours(struct outer_headers *outer)
 
 /* Send on what arrived here for an endpoint that has moved, or is another gateway's. */
 INLINE int relay(struct xdp_md *ctx, struct seen *seen, struct endpoint_value *endpoint,
-                 struct ethhdr *eth, struct iphdr *ip)
+                 struct ethhdr *eth)
 {
-    void *end = (void *)(long)ctx->data_end;
-    u32 hash = flow_hash(ip, end), gateway_id = 0, reason = 0, bytes = frame_bytes(ip);
+    u32 hash = flow_hash(ctx, seen), gateway_id = 0, reason = 0, bytes = seen->bytes;
     struct gateway_value *gateway = next_hop(endpoint->group, hash, &gateway_id, &reason);
     if (!gateway)
         return drop(reason);
@@ -32,7 +31,7 @@ INLINE int relay(struct xdp_md *ctx, struct seen *seen, struct endpoint_value *e
     if (too_big_for(gateway, bytes))
         return refuse_too_big(seen, gateway);
     __builtin_memcpy(eth->h_dest, endpoint->mac, 6);
-    ttl_decrement(ip);
+    spend_hop(ctx, seen, eth);
     return tunnel(ctx, gateway, gateway_id, seen->vni, hash, bytes);
 }
 
@@ -41,28 +40,27 @@ INLINE int from_tunnel(struct xdp_md *ctx, struct seen *seen, struct peer_value 
 {
     void *end = (void *)(long)ctx->data_end;
     struct ethhdr *eth = (void *)(long)ctx->data;
-    struct iphdr *ip = (void *)(eth + 1);
     if ((void *)(eth + 1) > end)
         return drop(DROP_MALFORMED);
-    if (eth->h_proto != bpf_htons(ETH_P_IP))
-        return drop(DROP_NOT_IPV4);
-    if ((void *)(ip + 1) > end || !ip_well_formed(ctx, ip) || frame_bytes(ip) > carried)
-        return drop(DROP_MALFORMED);
-    count_gateway_rx(seen->gateway, frame_bytes(ip));
-    int refused = check_source(ctx, peer, seen->vni, ip);
+    int refused = read_packet(ctx, seen, eth);
     if (refused)
         return refused;
-    struct endpoint_key key = {.vni = seen->vni, .ip = ip->daddr};
-    struct endpoint_value *endpoint = LOOKUP(endpoints, &key);
+    if (seen->bytes > carried)
+        return drop(DROP_MALFORMED);
+    count_gateway_rx(seen->gateway, seen->bytes);
+    refused = check_source(ctx, seen, peer);
+    if (refused)
+        return refused;
+    struct endpoint_value *endpoint = endpoint_of(seen->vni, seen->dst);
     if (!endpoint)
         return drop(DROP_NOT_LOCAL);
-    if (ip->ttl <= 1)
+    if (seen->hops <= 1)
         return drop(DROP_TTL_EXPIRED);
     if (endpoint->ifindex)
-        return deliver(seen, endpoint, eth, ip);
+        return deliver(ctx, seen, endpoint, eth);
     if (!endpoint->group)
         return drop(DROP_NOT_ATTACHED);
-    return relay(ctx, seen, endpoint, eth, ip);
+    return relay(ctx, seen, endpoint, eth);
 }
 
 INLINE int from_underlay(struct xdp_md *ctx, struct seen *seen)

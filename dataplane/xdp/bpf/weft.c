@@ -13,6 +13,7 @@
 #include "forward.h"
 #include "answer.h"
 #include "drop.h"
+#include "neighbour.h"
 #include "pod.h"
 #include "source.h"
 #include "wan.h"

@@ -6,7 +6,7 @@ import re
 from typing import Any, Final, TypeAlias
 
 from dataplane.drops import DropEvent
-from dataplane.fib.rows import EndpointKey, group_of, ip_number, ip_text
+from dataplane.fib.rows import EndpointKey, address_of, group_of, in_prefix, ip_text
 from mesh.core.errors import BadInput
 from mesh.core.explain import explain
 from mesh.node.context import NodeContext
@@ -113,15 +113,15 @@ class DataplaneService:
             claim["signer"] = claim["node"]
         domain = self._node.forwarding.domain(answer["vpc_id"])
         row: Json | None = None
-        if domain is not None and ":" not in ip:
+        if domain is not None:
             row = await self._node.forwarder.read(lambda backend: backend.explain(domain, ip))
         return {**answer, "next_hop": self._next_hop(domain, ip), "row": row}
 
     def _next_hop(self, domain: int | None, ip: str) -> Json | None:
-        if domain is None or ":" in ip:
+        if domain is None:
             return None
         tables = self._node.forwarding.tables()
-        number = ip_number(ip)
+        number = address_of(ip)
         endpoint = tables.endpoints.get(EndpointKey(domain, number).pack())
         if endpoint is not None:
             group_id = group_of(endpoint)
@@ -129,7 +129,7 @@ class DataplaneService:
             covering = [
                 (key.prefix_bits, row.group)
                 for key, row in tables.subnets.items()
-                if key.vni == domain and (number ^ key.network) >> (32 - key.prefix_bits) == 0
+                if key.vni == domain and in_prefix(number, key)
             ]
             group_id = max(covering)[1] if covering else 0
         group = tables.groups.get(group_id)

@@ -17,7 +17,15 @@ from dataplane.fib.facts import (
     SubnetFact,
     VpcFact,
 )
-from dataplane.fib.rows import NO_GROUP, EndpointKey, EndpointRow, Tables, apply_delta, ip_number
+from dataplane.fib.rows import (
+    NO_GROUP,
+    EndpointKey,
+    EndpointRow,
+    SubnetKey,
+    Tables,
+    address_of,
+    apply_delta,
+)
 from mesh.core import keys, model
 from mesh.core.forwarding import Forwarding
 from mesh.core.ops import NodeId
@@ -53,7 +61,7 @@ class Gateways:
         return self._rows[name]
 
     def row(self, name: str, ip: str = IP, vni: int = 7) -> EndpointRow | None:
-        row = self.rows(name).endpoints.get(EndpointKey(vni, ip_number(ip)).pack())
+        row = self.rows(name).endpoints.get(EndpointKey(vni, address_of(ip)).pack())
         return None if row is None else EndpointRow.unpack(row)
 
     def group(self, name: str, ip: str = IP) -> tuple[str, set[str]] | None:
@@ -204,12 +212,12 @@ def test_attachments_come_change_and_go() -> None:
     forwarding.attach("p5", it.red, IP, MAC)
     assert forwarding.update()
     forwarding.attach("p5", it.red, "10.0.200.6", MAC)
-    assert it.rows("a1").ports["p5"].ip == ip_number("10.0.200.6")
-    with pytest.raises(ValueError, match="Expected 4 octets"):
+    assert it.rows("a1").ports["p5"].ip == address_of("10.0.200.6")
+    with pytest.raises(ValueError, match="does not appear to be"):
         forwarding.attach("p5", it.red, "10.0.200", MAC)
     with pytest.raises(ValueError, match="02:00"):
         forwarding.attach("p5", it.red, IP, "02:00")
-    assert it.rows("a1").ports["p5"].ip == ip_number("10.0.200.6")
+    assert it.rows("a1").ports["p5"].ip == address_of("10.0.200.6")
     forwarding.attach("p6", it.red, "10.0.200.6", MAC)
     forwarding.detach("p6")
     forwarding.detach("p5")
@@ -246,7 +254,7 @@ def test_a_subnet_that_lost_against_another_has_no_row() -> None:
     assert len(it.rows("a2").subnets) == 4
     it.world.sync()
     lengths = {key.prefix_bits for key in it.rows("a2").subnets}
-    assert lengths == {23, 24} and len(it.rows("a2").subnets) == 4
+    assert lengths == {96 + 23, 96 + 24} and len(it.rows("a2").subnets) == 4
     assert it.rows("a2").subnets == it.rows("a1").subnets
 
 
@@ -300,7 +308,7 @@ def test_updates_add_up_to_a_fresh_compilation(played: list[Any], self_index: in
 def facts_of(view: FedView, node: NodeId, site: str, down: set[NodeId]) -> Facts:
     """What the compiler should have been told, read from the whole view claim by claim."""
     endpoints = []
-    for vpc, ip in {(claim.vpc, claim.ip) for claim in view.endpoints() if ":" not in claim.ip}:
+    for vpc, ip in {(claim.vpc, claim.ip) for claim in view.endpoints()}:
         claims = [claim for claim in view.claims(vpc, ip) if claim.state == "active"]
         best, gateway = claims[0], None
         if best.host is None:
@@ -321,7 +329,7 @@ def facts_of(view: FedView, node: NodeId, site: str, down: set[NodeId]) -> Facts
         tuple(
             SubnetFact(s.id, s.vpc, s.cidr, s.sites, s.gateway)
             for s in view.subnets()
-            if s.state == "active" and ":" not in s.cidr
+            if s.state == "active"
         ),
         tuple(endpoints),
         tuple(
@@ -355,14 +363,15 @@ def test_many_endpoints_are_taken_up_a_few_at_a_time() -> None:
     assert counts == [4, 4, 2] and not forwarding.behind
 
 
-def test_ipv6_has_no_rows() -> None:
+def test_ipv6_has_rows_inside_and_no_gateways() -> None:
     view = FedView()
     view.set_members(laws.FULL)
     view.apply(laws.founding())
     forwarding = Forwarding(laws.NODES[0], "a", view)
     forwarding.update()
-    before = dict(forwarding.tables().endpoints), dict(forwarding.tables().subnets)
-    creator, nonce = laws.VPCS[0]
+    tables = forwarding.tables()
+    before = dict(tables.endpoints), dict(tables.subnets)
+    creator, _ = laws.VPCS[0]
     vpc, v6 = laws.VPC_IDS[0], laws.ADDRS[-1]
     subnet = model.SubnetRecord(
         1, 1, False, creator, laws.NONCES[1], "six", "fd00::/64", ("a",), since=2
@@ -384,5 +393,41 @@ def test_ipv6_has_no_rows() -> None:
     )
     assert view.winner(vpc, "fd00::5") is not None and len(view.gateways) == 1
     forwarding.update()
-    assert (dict(forwarding.tables().endpoints), dict(forwarding.tables().subnets)) == before
-    assert nonce and forwarding.tables().gateways == {}
+    domain = forwarding.domain(vpc)
+    assert domain is not None and tables.gateways == {}
+    endpoints = dict(tables.endpoints)
+    row = EndpointRow.unpack(endpoints.pop(EndpointKey(domain, address_of("fd00::5")).pack()))
+    assert (row.mac.hex(":"), endpoints) == (MAC, before[0])
+    subnets = dict(tables.subnets)
+    assert subnets.pop(SubnetKey(domain, address_of("fd00::"), 64)).gateway_ip == address_of(
+        "fd00::1"
+    )
+    assert subnets == before[1]
+    view.apply([Change(creator, vpc, keys.pack(keys.EndpointKey(v6)), None)])
+    forwarding.update()
+    assert tables.endpoints == before[0]
+
+
+def test_ipv4_in_the_form_of_ipv6_has_no_row() -> None:
+    """No node of ours takes it from people, but any may have written it."""
+    view = FedView()
+    view.set_members(laws.FULL)
+    view.apply(laws.founding())
+    forwarding = Forwarding(laws.NODES[0], "a", view)
+    forwarding.update()
+    tables = forwarding.tables()
+    before = dict(tables.endpoints), dict(tables.subnets)
+    creator, _ = laws.VPCS[0]
+    vpc = laws.VPC_IDS[0]
+    for cidr in ("::/0", "::ffff:0:0/96", "::ffff:a00:0/112"):
+        subnet = model.SubnetRecord(
+            1, 1, False, creator, laws.NONCES[1], "s", cidr, ("a",), since=2
+        )
+        id = model.subnet_id(vpc, creator, laws.NONCES[1])
+        raw = model.encode(subnet)
+        mapped = keys.EndpointKey(bytes(10) + bytes.fromhex("ffff 0a000105"))
+        claim = model.Claim(0, 1, MAC)
+        view.apply([Change(creator, "mesh", keys.pack(keys.SubnetKey(vpc, id)), raw)])
+        view.apply([Change(creator, vpc, keys.pack(mapped), model.encode(claim))])
+        forwarding.update()
+        assert (dict(tables.endpoints), dict(tables.subnets)) == before, cidr

@@ -29,6 +29,10 @@ GOOD: list[tuple[Callable[..., Any], Any, Any]] = [
     (validate.ip, "fd00::1", "fd00::1"),
     (validate.ipv4, "127.0.0.1", "127.0.0.1"),
     (validate.pod_ip, "10.0.0.1", "10.0.0.1"),
+    (validate.pod_ip, "fd00::5", "fd00::5"),
+    (validate.pod_ip, "2001:db8::1", "2001:db8::1"),
+    (validate.pod_cidrs, ["fd00::/64", "10.0.0.0/16"], ("10.0.0.0/16", "fd00::/64")),
+    (validate.pod_cidrs, ["fd00::/126"], ("fd00::/126",)),
     (validate.pod_cidrs, ["10.1.0.0/16", "10.0.0.0/16"], ("10.0.0.0/16", "10.1.0.0/16")),
     (validate.pod_cidrs, ["10.0.0.0/30"], ("10.0.0.0/30",)),
     (validate.printable, "/ip4/10.0.0.1/tcp/1", "/ip4/10.0.0.1/tcp/1"),
@@ -59,18 +63,25 @@ BAD: list[tuple[Callable[..., Any], Any, str]] = [
     (validate.ip, "fd00::0001", "write it as fd00::1"),
     (validate.ip, "fe80::1%eth0", "without a zone"),
     (validate.ip, None, "give a text"),
-    (validate.ipv4, "fd00::1", "IPv6 is not supported yet"),
+    (validate.ipv4, "fd00::1", "IPv6 is not supported here"),
     (validate.pod_ip, "127.0.0.1", "unicast"),
     (validate.pod_ip, "0.0.0.0", "unicast"),
     (validate.pod_ip, "224.0.0.1", "unicast"),
     (validate.pod_ip, "255.255.255.255", "unicast"),
-    (validate.pod_ip, "fd00::1", "IPv6 is not supported yet"),
+    (validate.pod_ip, "::", "unicast"),
+    (validate.pod_ip, "::1", "unicast"),
+    (validate.pod_ip, "::ffff:a00:1", "unicast"),
+    (validate.pod_ip, "fe80::1", "unicast"),
+    (validate.pod_ip, "ff02::1", "unicast"),
     (validate.cidr, "10.0.0.1/24", "write it as 10.0.0.0/24"),
     (validate.cidr, "10.0.0.0/255.255.255.0", "write it as 10.0.0.0/24"),
     (validate.cidr, "10.0.0.0", "write it as 10.0.0.0/32"),
     (validate.cidr, "10.0.0.0/33", "such as"),
     (validate.cidr, "fe80::%1/64", "without a zone"),
-    (validate.pod_cidr, "fd00::/64", "IPv6 is not supported yet"),
+    (validate.pod_cidr, "fd00::/127", "too small"),
+    (validate.pod_cidr, "::/0", "unicast"),
+    (validate.pod_cidr, "::ffff:0:0/96", "unicast"),
+    (validate.pod_cidrs, ["fd00::/48", "fd00::/64", "10.0.0.0/16"], "overlaps fd00::/48"),
     (validate.pod_cidr, "10.0.0.0/31", "too small"),
     (validate.pod_cidr, "0.0.0.0/0", "unicast"),
     (validate.pod_cidr, "224.0.0.0/24", "unicast"),
@@ -132,8 +143,9 @@ def test_addresses_are_what_the_library_says_they_are(text: str) -> None:
     assert validate.ip("--x", text) == text
     assert keys.addr_of(text) == parsed.packed
     assert keys.ip_of(parsed.packed) == text
-    unfit = any(parsed in network for network in validate._NOT_FOR_PODS)
-    if parsed.version == 4 and not unfit:
+    four = any(parsed in network for network in validate._NOT_FOR_PODS)
+    six = any(parsed in network for network in validate._NOT_FOR_PODS_6)
+    if not (four or six):
         assert validate.pod_ip("--x", text) == text
     else:
         with pytest.raises(BadInput):
