@@ -183,7 +183,8 @@ def test_subnets_are_added_once_and_refused_where_they_do_not_fit() -> None:
     refused(world, Refused, "belongs to site a", "b1", "add_subnet", "x", "red", "10.0.9.0/24")
     refused(world, BadInput, "name", *add, "X", "red", "10.0.9.0/24")
     refused(world, BadInput, "cidr", *add, "x", "red", "10.0.9.1/24")
-    refused(world, BadInput, "IPv6 is not supported yet", *add, "x", "red", "fd00::/64")
+    refused(world, Refused, "fd00::/64 lies outside VPC red", *add, "x", "red", "fd00::/64")
+    refused(world, BadInput, "give a network of unicast", *add, "x", "red", "fe80::/64")
     world.everywhere("a1", "set_vpc", "red", sites=["a", "b"])
     refused(world, Refused, "does not admit site c", *add, "x", "red", "10.0.9.0/24", ["c"])
     assert len(world.view().subnets(red)) == 5
@@ -255,11 +256,30 @@ def test_an_endpoint_is_added_once_with_a_mac_of_its_own() -> None:
             "add_endpoint", "red", IP, **again)  # fmt: skip
 
 
+def test_ipv6_subnets_and_endpoints_are_as_those_of_ipv4() -> None:
+    world = World("a1", "b1")
+    world.everywhere("a1", "add_vpc", "six", 66, ["fd00::/48", "10.0.0.0/16"], "acme")
+    add = ("a1", "add_subnet")
+    world.everywhere(*add, "one", "six", "fd00:0:0:1::/64")
+    world.everywhere(*add, "four", "six", "10.0.1.0/24")
+    refused(world, Refused, "overlaps subnet one", *add, "x", "six", "fd00:0:0:1:8000::/80")
+    refused(world, Refused, "gateway address", "a1", "add_endpoint", "six", "fd00:0:0:1::1")
+    ip = "fd00:0:0:1::10"
+    world.everywhere("a1", "add_endpoint", "six", ip)
+    six = world.view().vpc("six").id
+    assert [claim.ip for claim in world.view().claims(six, ip)] == [ip]
+    refused(world, Refused, "has 1 endpoints", "a1", "remove_subnet", "one", "six")
+    world.everywhere("a1", "remove_endpoint", "six", ip)
+    world.everywhere("a1", "remove_subnet", "one", "six")
+    assert [subnet.name for subnet in world.view().subnets(six)] == ["four"]
+
+
 @pytest.mark.parametrize(
     ("error", "ip", "fields", "match"),
     [
         (BadInput, "10.0.1", {}, "ip: '10.0.1'"),
-        (BadInput, "fd00::1", {}, "IPv6 is not supported yet"),
+        (Refused, "fd00::1", {}, "lies in no subnet of VPC red"),
+        (BadInput, "fe80::1", {}, "unicast"),
         (BadInput, "127.0.0.1", {}, "unicast"),
         (BadInput, IP, {"mac": "01:00:00:00:00:00"}, "mac"),
         (BadInput, IP, {"name": "Web"}, "name"),
