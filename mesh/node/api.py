@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 SOCKET_MODE: Final = 0o600
 SOCKET_DIRECTORY_MODE: Final = 0o755
 CONNECTIONS_MAX: Final = 256  # of one user's own tools; each is a descriptor that links need, too
-IDLE_S: Final = 1  # how long a connection may wait for a request, also after its client has left
+IDLE_S: Final = 10  # without a request: a busy machine may keep the node from reading one that came
 PUBLIC_CONNECTIONS_MAX: Final = 16  # a few scrapers; strangers must not crowd our own tools
 PUBLIC_READ_TIMEOUT_S: Final = 10  # for the next byte of a client that nobody vouches for
 ENCODED_AT_ONCE_MAX: Final = 256  # values: 0.1 ms, where a thread costs more to be asked
@@ -85,6 +85,14 @@ async def serve(
             task_status.started()
 
 
+class _Connection(TCPServer):
+    """As shipped (0.18), one whose client has left goes on idling."""
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        await self.idle_task.stop()
+
+
 class _Connections:
     """Hypercorn's connections, each guarded: as shipped (0.18), a request that breaks HTTP raises
     through its server and would end the node."""
@@ -110,7 +118,7 @@ class _Connections:
         try:
             context = WorkerContext(None)
             state = ConnectionState({})
-            await TCPServer(self._app, self._config, context, state, stream)  # type: ignore[arg-type]
+            await _Connection(self._app, self._config, context, state, stream)  # type: ignore[arg-type]
         except* Exception as group:
             self._log.event("api.connection_failed", reason=_first(group))
         finally:

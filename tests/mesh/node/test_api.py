@@ -16,6 +16,7 @@ import pytest
 
 from mesh.core.errors import BadInput, NotReady
 from mesh.core.ops import Put
+from mesh.node import api
 from mesh.node.routes import BODY_BYTES_MAX, ROUTES, openapi
 from mesh.node.schema import array, boolean, check, integer, mapping, parse_query, record, text
 from tests.mesh.api_nodes import Running, founded, running, until
@@ -176,12 +177,19 @@ def test_members_and_links(first: Running, second: Running) -> None:
 
 
 def cut(one: Running, other: Running) -> None:
-    """End the link; the nodes dial each other again when their housekeeping comes round."""
+    """End the link; neither dials the other until `heal`."""
     for node, peer in ((one, other), (other, one)):
+        node.node.neighbours.dial_members = lambda: None  # type: ignore[method-assign]
         node.on_loop(partial(node.node.transport.set_targets, {}))
         node.on_loop(partial(node.node.transport.drop, peer.node.id, "cut", 1.0))
     for node in (one, other):
         until(lambda n=node: not n.on_loop(n.node.transport.peers), "the cut")  # type: ignore[misc]
+
+
+def heal(*nodes: Running) -> None:
+    for node in nodes:
+        del node.node.neighbours.dial_members
+        node.on_loop(node.node.neighbours.dial_members)
 
 
 def test_conflicts_are_listed_and_resolved(first: Running, second: Running, vpc: str) -> None:
@@ -192,6 +200,7 @@ def test_conflicts_are_listed_and_resolved(first: Running, second: Running, vpc:
     claim = {"vpc": vpc, "ip": "10.0.201.9"}
     assert first.ask("POST", "/v1/endpoints", claim)[0] == 200
     assert second.ask("POST", "/v1/endpoints", claim)[0] == 200
+    heal(first, second)
     until(lambda: bool(first.ask("GET", "/v1/conflicts")[1]), "the heal")
     until(lambda: bool(second.ask("GET", "/v1/conflicts")[1]), "the heal")
     (conflict,) = first.ask("GET", "/v1/conflicts")[1]
@@ -345,6 +354,15 @@ def test_a_client_that_talks_nonsense_ends_nothing(first: Running, garbage: byte
             with contextlib.suppress(OSError):  # it has read enough
                 client.sendall(garbage)
     assert first.ask("GET", "/v1/status")[0] == 200
+
+
+def test_a_client_that_has_left_takes_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "CONNECTIONS_MAX", 4)
+    with running(founded(tmp_path)) as node:
+        for _ in range(40):
+            assert node.ask("GET", "/v1/status")[0] == 200
 
 
 def test_a_failure_inside_is_an_answer(first: Running, monkeypatch: pytest.MonkeyPatch) -> None:
