@@ -96,14 +96,18 @@ def test_damage_in_the_store(
 ) -> None:
     chain = branch(first, writer, "red")
     store = first.node.store
-    before = {t: store._all(f"SELECT * FROM {t}") for t in ("branch", "record")}
+    find = "SELECT id FROM branch WHERE node = ? AND shard = ?"
+    ((id,),) = store._all(find, (chain.id.node, chain.id.shard))
+    # Of this branch alone: of others, more may come meanwhile.
+    columns = {"branch": "id", "record": "branch"}
+    before = {t: store._all(f"SELECT * FROM {t} WHERE {c} = ?", (id,)) for t, c in columns.items()}
     sql(first, damage, chain.id.node, chain.id.shard)
     try:
         code, answer = verify()
     finally:
         with store._lock, store._transaction():
             for table in ("record", "branch"):
-                store._db.execute(f"DELETE FROM {table}")
+                store._db.execute(f"DELETE FROM {table} WHERE {columns[table]} = ?", (id,))
             for table, rows in before.items():
                 marks = ",".join("?" * len(rows[0]))
                 store._db.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
