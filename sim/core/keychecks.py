@@ -1,4 +1,5 @@
-"""What must hold of keys: of a key that was replaced no more counts than its node has said.
+"""What must hold of keys: of a key that was replaced no more counts than its node has said, and
+whose key counts no more does not write.
 
 Read anew from the roster's statements, as simply as possible: of two rotations of one key the lower
 hash counts, and what goes on counting of it stands in the statement that it names.
@@ -22,6 +23,12 @@ class KeyChecks:
 
     def __init__(self, violations: Violations) -> None:
         self._violations = violations
+
+    def wrote(self, process: Process, key: bytes) -> None:
+        """The node, which has this key, has taken a write."""
+        member = process.replica.roster.active(process.identity.node)
+        if member is None or member.key != key:
+            self._violations.add("who counts no more does not write", process.identity.name)
 
     def drained(self, process: Process, effects: Sequence[Effect]) -> None:
         """What the node has stored of others who have replaced their keys."""

@@ -37,7 +37,7 @@ from sim.core.recording import Recording
 from sim.core.releases import codec_of
 from sim.core.resting import RestChecks
 from sim.core.scenario import Scenario
-from sim.core.signing import Signatures
+from sim.core.signing import Signatures, public_key
 from sim.core.stage import Stage
 from sim.core.tidying import TidyChecks
 from sim.core.workload import Users
@@ -220,8 +220,14 @@ class Simulation:
                 self._tidy.deleting(machine.process, op)
 
     def wrote(self, node: int, ops: Sequence[Op]) -> None:
-        if self.machines[node].state == "member":
+        machine = self.machines[node]
+        if machine.state in ("member", "gone"):
+            assert machine.process is not None
+            self._keys.wrote(machine.process, public_key(machine.disk.seed))
+        if machine.state == "member":
+            assert machine.process is not None
             self._steps.wrote(node)
+            self._tidy.wrote(machine.process, ops, machine.skew_ns)
             self.ledger.wrote(node, ops)
 
     def drained(self, node: int, effects: Sequence[Effect], lattice: Lattice) -> None:

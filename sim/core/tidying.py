@@ -1,4 +1,4 @@
-"""What a node deletes by itself, checked when it does: only what the design says is spent.
+"""What a node writes: its stamps; and what it deletes by itself, if it is spent by the design.
 
 - an own claim that an eviction hides; one that this node has seen outranked by a move for 30 s, so
   that no reader sees neither (where no clock is set forward); one in a VPC that was removed a day
@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mesh.core import keys
-from mesh.core.clock import ns_of_hlc
+from mesh.core import keys, model
+from mesh.core.clock import AHEAD_MAX_MS, hlc_of_ns, ns_of_hlc
 from mesh.core.effects import Effect, Persist
-from mesh.core.ops import MESH_SHARD, Delete, NodeId
+from mesh.core.ops import MESH_SHARD, Delete, NodeId, Op, Put
 from sim.core.checkers import Violations
-from sim.core.clock import SECOND_NS
+from sim.core.clock import MS_NS, SECOND_NS
 from sim.core.node import Process
 
 WITHDRAW_AFTER_NS = 30 * SECOND_NS
@@ -35,6 +35,8 @@ class TidyChecks:
     def __init__(self, violations: Violations, *, clocks_go: bool) -> None:
         self._violations = violations
         self._clocks_go = clocks_go
+        self._skews_ns: dict[int, int] = {}
+        """by node: the furthest ahead that its wall clock was"""
         self._outranked: dict[tuple[NodeId, str, bytes], int] = {}
         """(node, VPC, address) of a claim -> since when, at the latest, its node sees it outranked,
         in virtual time"""
@@ -73,6 +75,17 @@ class TidyChecks:
             self._standing.setdefault(node, set()).add(place)
             if since_ns is not None:
                 self._lifted[place] = since_ns, now_ns
+
+    def wrote(self, process: Process, ops: Sequence[Op], skew_ns: int) -> None:
+        """The node has written `ops`; its wall clock is so far from the true time. A stamp is only
+        as far ahead of the writer's clock, as it was at any time, as another's may drag it."""
+        me = process.identity.index
+        most_ns = self._skews_ns[me] = max(skew_ns, self._skews_ns.get(me, skew_ns))
+        latest_ns = process.wall_ns - skew_ns + most_ns + AHEAD_MAX_MS * MS_NS
+        for op in ops:
+            if isinstance(op, Put) and _stamp(op) > hlc_of_ns(latest_ns + MS_NS):
+                words = f"{process.identity.name}: {op.key.hex()} of {op.shard[:8]}"
+                self._violations.add("no stamp runs ahead of its writer's clock", words)
 
     def deleting(self, process: Process, op: Delete) -> None:
         """The node's housekeeping is about to write `op`."""
@@ -141,3 +154,12 @@ class TidyChecks:
     def _gone(self, process: Process, vpc: str) -> bool:
         hlc = process.view.catalog.removed.get(vpc)
         return hlc is not None and ns_of_hlc(hlc) + DAY_NS <= process.wall_ns
+
+
+def _stamp(op: Put) -> int:
+    """0 where the record has none."""
+    try:
+        record = model.decode(keys.unpack(op.shard, op.key), op.record)
+    except (keys.UnknownKey, keys.InvalidKey, model.UnknownRecord, model.InvalidRecord):
+        return 0
+    return getattr(record, "hlc", 0)

@@ -39,7 +39,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nodes that do not push and do not ask."""
-    monkeypatch.setattr(Replica, "peer_up", lambda self, peer, now_ns: None)
+    monkeypatch.setattr(Replica, "peer_up", lambda self, peer, now_ns, speaks: None)
 
 
 class Done(NamedTuple):

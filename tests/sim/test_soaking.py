@@ -86,7 +86,7 @@ def test_one_process_several_and_a_cluster_find_the_same(
 def test_a_soak_stops_at_the_first_violation(
     weft: Weft, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Replica, "peer_up", lambda self, peer, now_ns: None)
+    monkeypatch.setattr(Replica, "peer_up", lambda self, peer, now_ns, speaks: None)
     for jobs in ("1", "2"):  # other processes are forked from this one, with the bug in it
         code, text, said = weft(str(file), "--seeds", "4-90", "--jobs", jobs, "-o", "json")
         found = json.loads(text)
@@ -109,7 +109,7 @@ class Backwards(Here):
 def test_the_violation_with_the_lowest_seed_is_told_whichever_came_first(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Replica, "peer_up", lambda self, peer, now_ns: None)
+    monkeypatch.setattr(Replica, "peer_up", lambda self, peer, now_ns, speaks: None)
     found = Sweep(range(7, 60))
     steps = sum(1 for _ in sweep(Backwards(load(file)), found))
     assert found.failed is not None

@@ -39,6 +39,15 @@ def rough() -> Scenario:
 
 
 @pytest.fixture
+def bulk() -> Scenario:
+    """Chains of which a newcomer is given many pieces, some of which are lost on the way."""
+    network = {"mode": "datagram", "loss": 0.05, "reorder": 0.05}
+    workload = {"vpcs": 1, "endpoints": 20, "addresses": 60, "rate_per_s": 3}
+    table = {**churn_table(), "duration_s": 20, "network": network, "workload": workload}
+    return parse({**table, "faults": {"cuts": 2, "joins": 2}})
+
+
+@pytest.fixture
 def lost_disks() -> Scenario:
     """Disks are replaced by older copies again and again, and few write."""
     workload = {"vpcs": 1, "rate_per_s": 1.5, "mix": {"create": 3, "delete": 3}}
@@ -150,6 +159,16 @@ def rotated() -> Scenario:
     workload = {"vpcs": 1, "rate_per_s": 4, "endpoints": 1}
     table = {**churn_table(), "sites": 4, "workload": workload, "faults": faults}
     return parse({**table, "event": event})
+
+
+@pytest.fixture
+def clocks() -> Scenario:
+    """One site's clock is a year ahead; others are set now and then."""
+    workload = {"vpcs": 1, "endpoints": 1, "addresses": 3, "rate_per_s": 6}
+    site = [{"name": "a"}, {"name": "b", "clock_skew_s": 31_536_000.0}, {"name": "c"}]
+    table: dict[str, Any] = {**churn_table(), "site": site, "workload": workload}
+    del table["sites"]
+    return parse({**table, "faults": {"cuts": 2, "clock_steps": 3}})
 
 
 @pytest.fixture

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
+import msgpack
 import pytest
 
 import crdt.chain
@@ -20,8 +22,10 @@ from crdt.header import ChainId, Epoch
 from crdt.lattice import Applied, Lattice, Rejected
 from mesh.core import housekeeping, own, rotations, wire
 from mesh.core.antientropy import AntiEntropy
+from mesh.core.clock import HybridClock
 from mesh.core.effects import Effect, Persist
 from mesh.core.errors import PeerError
+from mesh.core.fetching import Fetching
 from mesh.core.housekeeping import Housekeeper
 from mesh.core.interest import Interests
 from mesh.core.replica import Replica
@@ -61,6 +65,90 @@ def roots_not_checked(patch: Patch) -> None:
             return Planned(delta, puts, drops, made)
 
     patch.setattr(Chain, "plan", trusting)
+
+
+def truncated_applied(patch: Patch) -> None:
+    """The first half of a delta is taken, and the head goes to its end."""
+    plan = Chain.plan
+
+    def hasty(self: Chain, delta: Delta) -> Planned:
+        half = islice(delta.puts.items(), (len(delta.puts) + 1) // 2)
+        return plan(self, replace(delta, puts=dict(half)))
+
+    patch.setattr(Chain, "plan", hasty)
+    patch.setattr(Chain, "extend", lambda self, delta: None)
+
+
+def truncated_applied_unchecked(patch: Patch) -> None:
+    roots_not_checked(patch)
+    truncated_applied(patch)
+
+
+def flushes_never_proved(patch: Patch) -> None:
+    """What was taken on its author's word is never looked at again."""
+    patch.setattr(Lattice, "prove", lambda self, keys_max=0: [])
+    patch.setattr(Lattice, "unproved", False)
+
+
+def prev_root_not_checked(patch: Patch) -> None:
+    """A flush is laid on whatever state has the head that it starts from."""
+
+    def continues(self: Chain, delta: Delta) -> bool:
+        header = self.header
+        same = header is None or header.epoch == delta.header.epoch
+        return delta.verbatim and delta.lo == self.head and same
+
+    patch.setattr(Chain, "continues", continues)
+    flushes_never_proved(patch)
+
+
+def piece_lost(patch: Patch) -> None:
+    """Of an answer in pieces one may be missing: nobody counts."""
+    part = Fetching.part
+
+    def careless(self: Fetching, peer: bytes, piece: wire.Part, now_ns: int) -> bool:
+        return part(self, peer, replace(piece, index=self._fetches[peer].parts), now_ns)
+
+    patch.setattr(Fetching, "part", careless)
+
+
+def first_piece_taken_for_all(patch: Patch) -> None:
+    """A large answer is applied before its last piece is there."""
+    part = Fetching.part
+
+    def hasty(self: Fetching, peer: bytes, piece: wire.Part, now_ns: int) -> bool:
+        return part(self, peer, replace(piece, more=False), now_ns)
+
+    patch.setattr(Fetching, "part", hasty)
+
+
+def recent_trusted(patch: Patch) -> None:
+    """Beside the chains that changed last nothing can differ."""
+
+    def trusting(self: AntiEntropy, peer: bytes, state: Any, frame: wire.Recent) -> None:
+        mine = {short: self._weight_of(state, short) for short in frame.named}
+        self._tell_differing(peer, state, mine, frame.named)
+
+    patch.setattr(AntiEntropy, "_take_recent", trusting)
+
+
+def probe_always_same(patch: Patch) -> None:
+    """A probe is answered as if both held the same."""
+
+    def same(self: AntiEntropy, peer: bytes, *args: Any) -> None:
+        self._send(peer, wire.Same())
+
+    patch.setattr(AntiEntropy, "_answer_probe", same)
+
+
+def compressed_not_read(patch: Patch) -> None:
+    decode = wire.decode
+    sim_codec = wire.Codec(
+        wire.SPOKEN,
+        lambda frame, version: wire.encode(frame),
+        lambda data: None if msgpack.unpackb(data)[1] == wire.ZIPPED else decode(data),
+    )
+    patch.setattr("sim.core.node.codec_of", lambda release: sim_codec)
 
 
 def gap_applied(patch: Patch) -> None:
@@ -425,6 +513,31 @@ def homes_not_entitled(patch: Patch) -> None:
     patch.setattr(Interests, "_derive", listed)
 
 
+def nobody_wins(patch: Patch) -> None:
+    """Of claims of equal mobility none counts."""
+    endpoints = claims.ClaimTable.endpoints
+
+    def undecided(self: claims.ClaimTable, vpc: str, key: bytes) -> Any:
+        shown = endpoints(self, vpc, key)
+        return () if any(claim.state == "conflict" for claim in shown) else shown
+
+    patch.setattr(claims.ClaimTable, "endpoints", undecided)
+
+
+def clock_follows_anybody(patch: Patch) -> None:
+    """One bad clock drags all others along."""
+
+    def follow(self: HybridClock, hlc: int, now_ns: int) -> bool:
+        self.last = max(self.last, hlc)
+        return True
+
+    patch.setattr(HybridClock, "observe", follow)
+
+
+def retired_writes_on(patch: Patch) -> None:
+    patch.setattr(Replica, "retired", False)
+
+
 def rotation_forged(patch: Patch) -> None:
     """Whoever says that a node has a new key is believed."""
     patch.setattr(Roster, "_signs", lambda self, line, statement: True)
@@ -545,6 +658,18 @@ BUGS: dict[Callable[[Patch], None], Found] = {
     wire_version_ignored: Found({ALARM, REST}, "upgraded"),
     strangers_spoken_to: Found({ALARM, REST}, "upgraded"),
     newer_kinds_refused: Found({ALARM}, "upgraded"),
+    truncated_applied: Found({ALARM}),
+    truncated_applied_unchecked: Found({SAME_ENTRIES}),
+    flushes_never_proved: Found({"disk and memory agree"}, "hostile"),
+    prev_root_not_checked: Found({"entries are equal", "disk and memory agree"}, "forked"),
+    piece_lost: Found({ALARM}, "bulk"),
+    first_piece_taken_for_all: Found({ALARM}, "bulk"),
+    recent_trusted: Found({REST}, "rough"),
+    probe_always_same: Found({REST}, "rough"),
+    compressed_not_read: Found({REST}, "requests"),
+    nobody_wins: Found({REFERENCE}, "requests"),
+    clock_follows_anybody: Found({"no stamp runs ahead of its writer's clock"}, "clocks"),
+    retired_writes_on: Found({"who counts no more does not write"}, "parting"),
     rotation_forged: Found({"a node's key is known to all", REST}, "hostile"),
     first_rotation_stays: Found({"a node's key is known to all", REST}, "rotated"),
     old_key_counts_on: Found({"a replaced key counts no further than was said"}, "rotated"),
