@@ -3,7 +3,7 @@
 - digests of every shard, and the readings of all views, are equal; a view read anew in another
   order is the same, and so is the reference's; the rows are what a compiler makes of it from
   nothing; the data plane has them;
-- the disk holds what the memory holds;
+- the disk holds what the memory holds, and that is what its writers signed;
 - everybody knows the key that each node has;
 - every conflict has two live claims.
 
@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from crdt.chain import Chain, RootMismatch
+from crdt.delta import BadDelta
 from mesh.core import keys
 from mesh.core.errors import RequestError
 from mesh.core.forwarding import Forwarding
@@ -44,6 +46,7 @@ class RestChecks:
             )
         self.reference(first)
         self._conflicts(first)
+        self._signed(first)
         keys = {machine.identity.node: public_key(machine.disk.seed) for machine in machines}
         for machine in machines:
             process = machine.process
@@ -67,6 +70,21 @@ class RestChecks:
             self._interest(process)
             self._disk(machine, process)
             self._forwarding(machine, process, view if same else reread(process))
+
+    def _signed(self, process: Process) -> None:
+        """Every branch is what its writer signed, by a key that counts for it; whoever holds the
+        same entries under the same header need not be asked, too."""
+        replica = process.replica
+        for id in replica.lattice.chains():
+            for branch in replica.lattice.branches(id):
+                try:
+                    assert branch.header is not None
+                    Chain.restore(branch.header, branch.live)
+                    signed = replica.roster.signed(branch.header, process.verify)
+                except (BadDelta, RootMismatch):
+                    signed = False
+                if not signed:
+                    self._violations.add("entries are what their writer signed", chain_text(id))
 
     def _entries(self, first: Process, other: Process) -> None:
         name = other.identity.name

@@ -41,10 +41,10 @@ def rough() -> Scenario:
 @pytest.fixture
 def bulk() -> Scenario:
     """Chains of which a newcomer is given many pieces, some of which are lost on the way."""
-    network = {"mode": "datagram", "loss": 0.05, "reorder": 0.05}
-    workload = {"vpcs": 1, "endpoints": 20, "addresses": 60, "rate_per_s": 3}
-    table = {**churn_table(), "duration_s": 20, "network": network, "workload": workload}
-    return parse({**table, "faults": {"cuts": 2, "joins": 2}})
+    network = {"mode": "datagram", "loss": 0.1, "reorder": 0.05}
+    workload = {"vpcs": 1, "endpoints": 50, "addresses": 150, "rate_per_s": 1}
+    table = {**churn_table(), "duration_s": 10, "network": network, "workload": workload}
+    return parse({**table, "faults": {"joins": 3}})
 
 
 @pytest.fixture

@@ -612,6 +612,7 @@ REST = "comes to rest in time"
 ALARM = "no alarm among honest nodes"
 ONE_ROOT = "one head, one root"
 SAME_ENTRIES = "one head, one set of entries"
+SIGNED = "entries are what their writer signed"
 TIDY = "a node deletes only what is spent"
 BUGS: dict[Callable[[Patch], None], Found] = {
     dropped_shards_kept: Found({"nothing of a VPC that is not kept"}, "hosted"),
@@ -660,8 +661,8 @@ BUGS: dict[Callable[[Patch], None], Found] = {
     newer_kinds_refused: Found({ALARM}, "upgraded"),
     truncated_applied: Found({ALARM}),
     truncated_applied_unchecked: Found({SAME_ENTRIES}),
-    flushes_never_proved: Found({"disk and memory agree"}, "hostile"),
-    prev_root_not_checked: Found({"entries are equal", "disk and memory agree"}, "forked"),
+    flushes_never_proved: Found({SIGNED}, "hostile"),
+    prev_root_not_checked: Found({SIGNED, "entries are equal"}, "forked"),
     piece_lost: Found({ALARM}, "bulk"),
     first_piece_taken_for_all: Found({ALARM}, "bulk"),
     recent_trusted: Found({REST}, "rough"),
