@@ -324,7 +324,8 @@ class Replica:
         have. To be called again when either differs.
 
         What others wrote in a shard that is kept no longer is dropped. Where each chain stood is
-        remembered: should the shard be kept again, nothing older is taken.
+        remembered: should the shard be kept again while its writer is linked, nothing older is
+        taken.
         """
         shards = frozenset((MESH_SHARD, *vpcs))
         self._seal()
@@ -533,9 +534,14 @@ class Replica:
         self.lattice.discard(id)
 
     def _is_stale(self, header: Header) -> bool:
-        """Whether more of the chain was held before it was dropped."""
-        stub = self._stubs.get(header.chain)
-        if stub is None or self.lattice.latest(header.chain) is not None:
+        """Whether more of the chain was held before it was dropped, and its writer, who is linked
+        and keeps the shard, has that to give. Without the writer what others have is all there is:
+        it may have been lost with it."""
+        id = header.chain
+        stub = self._stubs.get(id)
+        if stub is None or self.lattice.latest(id) is not None:
+            return False
+        if not self._sync.compares(*id):
             return False
         epoch, head = stub
         return header.epoch < epoch if header.epoch != epoch else header.hi < head

@@ -122,7 +122,8 @@ def test_what_is_kept_no_longer_is_dropped_but_for_what_was_written_here() -> No
     mesh.unharmed()
 
 
-def test_a_shard_that_is_kept_again_is_never_older_than_it_was() -> None:
+def kept_again() -> tuple[Keeping, ChainId]:
+    """Node 1 has dropped the last that node 0 wrote; node 2 knows only what came before."""
     mesh = Keeping("r", "r", "r")
     put(mesh.replicas[0], b"old", shard=RED)
     mesh.replicas[0].drain()
@@ -132,16 +133,42 @@ def test_a_shard_that_is_kept_again_is_never_older_than_it_was() -> None:
     mesh.run()
     id = ChainId(mesh.nodes[0], RED)
     mesh.keep(1)
-    mesh.links.clear()
-    mesh.replicas[1].peer_down(mesh.nodes[0], mesh.now_ns)
+    mesh.tick()
+    return mesh, id
+
+
+def test_a_shard_that_is_kept_again_is_not_older_than_it_was_while_its_writer_is_there() -> None:
+    mesh, id = kept_again()
+    mesh.link(1, 2)
+    mesh.tick()
+    mesh.drop = lambda sender, receiver, frame: sender == 0
+    mesh.keep(1, RED)
+    mesh.tick()
+    assert mesh.replicas[1].lattice.latest(id) is None, "only something older comes meanwhile"
+    mesh.drop = lambda sender, receiver, frame: False
+    mesh.tick()
+    assert len(mesh.digests(RED)) == 1
+    latest = mesh.replicas[1].lattice.latest(id)
+    assert latest is not None
+    assert latest.head == 2
+    mesh.unharmed()
+
+
+def test_what_a_lost_node_wrote_last_keeps_nobody_from_agreeing_on_the_rest() -> None:
+    mesh, id = kept_again()
+    mesh.unlink(0, 1)
     mesh.keep(1, RED)
     mesh.link(1, 2)
     mesh.tick()
-    assert mesh.replicas[1].lattice.latest(id) is None, "only something older is to be had"
-    mesh.link(0, 2)
-    mesh.tick()
     latest = mesh.replicas[1].lattice.latest(id)
-    assert latest is not None and latest.head == 2
+    assert latest is not None
+    assert latest.head == 1
+    mesh.link(0, 2)  # it was not lost after all
+    mesh.tick()
+    assert len(mesh.digests(RED)) == 1
+    latest = mesh.replicas[1].lattice.latest(id)
+    assert latest is not None
+    assert latest.head == 2
     mesh.unharmed()
 
 
