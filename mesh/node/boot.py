@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Final
 
 from crdt.chain import Chain, RootMismatch
 from crdt.delta import BadDelta
@@ -21,6 +22,10 @@ from mesh.node.keys import next_seed, read_seed, take_next
 from mesh.node.log import event
 from mesh.node.salvage import REBUILT, rebuild
 from mesh.node.store import Store, StoreDamaged, StoredBranch, StoreError
+
+HEARS_FIRST: Final = "hears-first"
+"""Key in the store's `meta`: not empty while peers are still to tell what this node wrote, because
+something of that was damaged here."""
 
 _logger = logging.getLogger("weft.node")
 
@@ -80,11 +85,15 @@ def _read(config: Config, store: Store) -> Booted:
         if not _restore(lattice, roster, branch):
             damaged.append(branch.chain)
             drops.append(DropBranches(branch.chain, (branch.epoch,)))
+    lost = any(id.node == node for id in damaged)
     if drops:
-        # Rows of no use would be in the way of the branch when it comes back from a peer.
+        # Rows of no use would be in the way of the branch when it comes back from a peer. That
+        # something is missing is known from them, and has to be known at the next start, too.
         with suppress(StoreError):
+            if lost:
+                store.set_meta(HEARS_FIRST, b"1")
             store.apply(drops)
-    hears_first = any(id.node == node for id in damaged) or bool(store.get_meta(REBUILT))
+    hears_first = lost or any(store.get_meta(key) for key in (REBUILT, HEARS_FIRST))
     return Booted(store, seed, member, roster, lattice, len(damaged), hears_first)
 
 

@@ -45,7 +45,7 @@ from mesh.core.spool import Spool
 from mesh.core.view import View
 from mesh.core.writer import Writer
 from mesh.node import addresses
-from mesh.node.boot import boot
+from mesh.node.boot import HEARS_FIRST, boot
 from mesh.node.config import Config, ConfigError
 from mesh.node.discovery import Discovery
 from mesh.node.forwarder import Forwarder
@@ -154,6 +154,7 @@ class Node:
         self.started_ns = time.time_ns()
         self.alarms: dict[str, str] = {}
         """alarm event -> its last fields in words, for `status`"""
+        self._hears_first = booted.hears_first
         if aside := self.store.get_meta(REBUILT):
             self.alarms[STORE_REBUILT] = f"the damaged file is {aside.decode()}"
         self._log = LimitedLog(_logger, trio.current_time)
@@ -460,8 +461,8 @@ class Node:
         while True:
             if self.replica.writable:
                 await self._tend()
-                if STORE_REBUILT in self.alarms:
-                    await self._end_rebuilding()
+                if self._hears_first:
+                    await self._heard()
             self._note_held_moves()
             self.watches.expire()
             try:
@@ -489,14 +490,16 @@ class Node:
         self._host_addrs = await addresses.of_host(self.config.underlay)
         self._host_addrs_at_s = trio.current_time()
 
-    async def _end_rebuilding(self) -> None:
+    async def _heard(self) -> None:
         """Peers have told what this node wrote before, and that is stored."""
         try:
             await self.durable()
-            self.store.set_meta(REBUILT, b"")
+            for key in (REBUILT, HEARS_FIRST):
+                self.store.set_meta(key, b"")
         except StoreError:
             return  # in `status` already
-        del self.alarms[STORE_REBUILT]
+        self._hears_first = False
+        self.alarms.pop(STORE_REBUILT, None)
 
     def _note_held_moves(self) -> None:
         """Endpoints that moved too often, in `status` while their moves are held."""

@@ -15,6 +15,7 @@ from crdt.entry import SEQ_BYTES, Entry
 from crdt.header import ChainId, Epoch, Header
 from crdt.lattice import Lattice
 from mesh.core.effects import DropBranches, Forget, Persist, PersistStatements, Rewrite, Stored
+from mesh.core.ops import NodeId
 from mesh.core.roster import Roster, Verify
 from sim.core.chance import Chance, pick
 from sim.core.checkers import load_header
@@ -48,6 +49,8 @@ class Disk:
         self._branches: dict[tuple[ChainId, Epoch], Branch] = {}
         self._torn: set[tuple[ChainId, Epoch]] = set()
         """branches that no process can read"""
+        self.hears_first = False
+        """whether something that its node wrote may be lost, and no peer has told of it yet"""
         self.full = False
         """whether it takes nothing any more"""
 
@@ -56,6 +59,7 @@ class Disk:
         twin = Disk(self._statements, self.seed)
         twin._branches = {id: branch.copy() for id, branch in self._branches.items()}
         twin._torn = set(self._torn)
+        twin.hears_first = self.hears_first
         return twin
 
     def apply(self, effects: Sequence[Stored]) -> None:
@@ -135,6 +139,19 @@ class Disk:
         else:
             records[key] = records[key][:-1]
         return id[0]
+
+    def boot(self, node: NodeId, roster: Roster, verify: Verify) -> tuple[Lattice, bool]:
+        """What `node` holds when it starts from this disk, and whether it is to hear first what its
+        peers have of its own, as `mesh/node/boot.py` reads it: the rows of damaged chains go."""
+        lattice, damaged = self.lattice(roster, verify)
+        hears_first = self.hears_first or any(id.node == node for id in damaged)
+        if damaged and not self.full:
+            self.hears_first = hears_first
+            held = {(id, chain.epoch) for id in damaged for chain in lattice.branches(id)}
+            for place in [p for p in self._branches if p[0] in damaged and p not in held]:
+                del self._branches[place]
+                self._torn.discard(place)
+        return lattice, hears_first
 
     def lattice(self, roster: Roster, verify: Verify) -> tuple[Lattice, list[ChainId]]:
         """What a node that starts from this disk holds, and of which chains it leaves branches out

@@ -196,7 +196,7 @@ class Process:
         self.sign = world.signatures.signer(machine.disk.seed)
         self.verify = world.signatures.verify
         self.clock = HybridClock()
-        lattice, damaged = machine.disk.lattice(roster, self.verify)
+        lattice, hears_first = machine.disk.boot(identity.node, roster, self.verify)
         self.replica = Replica(
             identity.node,
             roster,
@@ -207,7 +207,7 @@ class Process:
             now_ns=world.clock.now_ns,
             verify=self.verify,
             codec=self.codec,
-            hears_first=any(id.node == identity.node for id in damaged),
+            hears_first=hears_first,
         )
         self.view = View(self.replica.holdings)
         self.writer = Writer(identity.node, identity.site, self.view, self.clock, chance.randbytes)
@@ -602,6 +602,8 @@ class Process:
             return
         self._house_ns = None
         if self.replica.writable:
+            if not (self._busy or self.store_fails):
+                self._machine.disk.hears_first = False  # what peers have told is stored
             with suppress(RequestError):  # tried again a second later; a real node logs it
                 self.keeping_house = True
                 self.submit(self._house_ops)

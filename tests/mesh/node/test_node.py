@@ -15,6 +15,7 @@ import trio
 from crdt.header import ChainId, Epoch
 from mesh.core.errors import NotReady, Refused
 from mesh.core.ops import NodeId
+from mesh.node.boot import boot
 from mesh.node.config import read_config
 from mesh.node.node import MOVES_HELD, Node
 from mesh.node.setup import NewNode, found, join
@@ -136,6 +137,22 @@ async def test_a_damaged_branch_is_left_out_and_fetched_from_peers(tmp_path: Pat
         async with running(second.config) as b:
             assert not b.damaged_branches, "their rows are gone"
             await until(lambda: equal(a, b))
+
+
+async def test_who_lost_something_of_its_own_hears_first_however_often_it_starts(
+    tmp_path: Path,
+) -> None:
+    made = found(new_node(tmp_path, "a1", "a"), "m")
+    async with running(made.config) as a:
+        await write_vpc(a)
+        await a.durable()
+    store = Node(read_config(made.config)).store
+    store._db.execute("UPDATE record SET entry = CAST(entry || 'x' AS BLOB)")
+    store.close()
+    for damaged in (1, 0):
+        booted = boot(read_config(made.config))
+        booted.store.close()
+        assert (booted.damaged, booted.hears_first) == (damaged, True)
 
 
 async def opened(node: Node) -> str:
