@@ -28,6 +28,7 @@ from dataplane.fib.facts import (
 )
 from dataplane.fib.ids import IdSpace, assign
 from dataplane.fib.rows import (
+    NO_DELTA,
     NO_GROUP,
     VNI_MAX,
     Addr,
@@ -80,7 +81,7 @@ class _Table(Generic[K, V]):
 
     def take(self) -> TableDelta[K, V]:
         if not self._before:
-            return TableDelta()
+            return NO_DELTA
         put: dict[K, V] = {}
         remove: list[K] = []
         for key in sorted(self._before):

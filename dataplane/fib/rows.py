@@ -199,6 +199,10 @@ class TableDelta(Generic[K, V]):
         return bool(self.put or self.remove)
 
 
+NO_DELTA: TableDelta[Any, Any] = TableDelta()
+"""Most tables do not change most of the time."""
+
+
 @dataclass(frozen=True, slots=True)
 class FibDelta:
     """What changed since the last delta. Falsy when nothing did."""

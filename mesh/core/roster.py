@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from hashlib import sha256
 from types import MappingProxyType
 
@@ -309,8 +310,10 @@ class Roster:
 
     def _line(self, node: NodeId) -> Line | None:
         """The keys of a node that was ever admitted or made an admin."""
+        if line := self._lines.get(node):
+            return line
         first = self._first_key(node)
-        return self._lines.get(node) or (Line(first) if first else None)
+        return _only(first) if first else None
 
     def _first_key(self, node: NodeId) -> bytes | None:
         return self._admin_keys.get(node) or self._admitted_keys.get(node)
@@ -365,6 +368,8 @@ class Roster:
         if line is None:
             return False
         message = header.message(self.mesh_id)
+        if not line.replaced:
+            return verify(line.in_use, message, header.signature)
         return any(verify(key, message, header.signature) for key in line.of_header(header))
 
     def _learn_keys(self) -> None:
@@ -575,3 +580,9 @@ class Roster:
         if node not in self.members():
             raise Refused(f"no node {node.hex()} in the mesh")
         return node
+
+
+@lru_cache(maxsize=4096)
+def _only(key: bytes) -> Line:
+    """The line of a node that has never rotated."""
+    return Line(key)

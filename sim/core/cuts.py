@@ -81,7 +81,9 @@ class LinkFaults:
     def _cut_at_random(self) -> None:
         stage = self._stage
         side = [below(stage.chance, 2) for _ in stage.machines]
-        side[below(stage.chance, len(side))] ^= 1
+        other = below(stage.chance, len(side))
+        if len(set(side)) == 1:
+            side[other] ^= 1
         names = [machine.identity.name for machine in stage.machines]
         sides = [[name for name, at in zip(names, side, strict=True) if at == i] for i in (0, 1)]
         for_ns = stage.some_length_ns(stage.scenario.faults.cut_ns)
