@@ -27,6 +27,8 @@ FOREIGN_VNI = 666
 FOREIGN_MOBILITY = 9
 TURNS_PER_WRITE_MAX = 10
 """Users who are to make so many writes, and are refused again and again, give up at last."""
+REFUSALS_MAX = 4
+"""in a row, after which a user leaves off for now"""
 IDLE_TRIES_MAX = 4
 """Most kinds of requests need something that is there; who is to write tries so many a write."""
 AGAIN_NS = 2 * SECOND_NS
@@ -186,17 +188,30 @@ class Users:
         if self._clock.now_ns >= self._until_ns:
             return
         machine = pick(self._chance, self._asking)
-        burst, before = self._workload.burst, self.writes
-        tries = IDLE_TRIES_MAX * burst if self._workload.writes else burst
-        for _ in range(tries):
-            kind = pick_weighted(self._chance, self._workload.mix)
-            if machine.process is not None:
-                self._kinds[kind](machine.process)
-                if machine.process.release > 1:
-                    self._novel(machine.process)
-            if self._workload.writes and self.writes - before >= burst:
-                break
+        if self._workload.writes:
+            self._write_at(machine)
+        else:
+            for _ in range(self._workload.burst):
+                self._request(machine)
         self._schedule()
+
+    def _request(self, machine: Machine) -> None:
+        kind = pick_weighted(self._chance, self._workload.mix)
+        if machine.process is not None:
+            self._kinds[kind](machine.process)
+            if machine.process.release > 1:
+                self._novel(machine.process)
+
+    def _write_at(self, machine: Machine) -> None:
+        """Requests until a burst of them was taken. Who only is refused comes back later."""
+        burst, before, refused = self._workload.burst, self.writes, self.refused
+        for _ in range(IDLE_TRIES_MAX * burst if machine.process is not None else 0):
+            taken = self.writes
+            self._request(machine)
+            if self.writes > taken:
+                refused = self.refused
+            if self.writes - before >= burst or self.refused - refused >= REFUSALS_MAX:
+                return
 
     def _ask(self, process: Process, ask: Callable[..., Sequence[Op]]) -> bool:
         self.asked += 1
