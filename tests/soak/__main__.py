@@ -1,5 +1,5 @@
-"""`python -m tests.soak PART SECONDS [SEED]`: a table, and build/soak/PART.json; exit 1 when
-something grows."""
+"""`python -m tests.soak PART …`: runs for as long as it is left to, and exit code 1 when something
+grows, is lost or does not hold. `node` prints a table and writes build/soak/node.json."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import sys
 import tempfile
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 from mesh.cli.app import run as weft
 from sim.cli import SEEDS_MAX
-from tests.mesh.node.test_store import kill_a_writer
-from tests.soak.kills import kill_nodes
-from tests.soak.node import Report, soak
+
+if TYPE_CHECKING:  # what a part does not need takes seconds to import
+    from tests.soak.node import Report
 
 SCHEDULES = "sim/scenarios/schedules.toml"
 OUT = Path(__file__).parents[2] / "build" / "soak"
@@ -32,6 +33,8 @@ def table(report: Report) -> str:
 
 def kills(arguments: list[str]) -> int:
     """0 when nothing acknowledged was lost; AssertionError says what was."""
+    from tests.soak.kills import kill_nodes
+
     count = int(arguments[0]) if arguments else 50
     seed = int(arguments[1]) if len(arguments) > 1 else random.SystemRandom().randrange(1 << 32)
     with tempfile.TemporaryDirectory(prefix="weft-kills-") as home:
@@ -44,6 +47,8 @@ def kills(arguments: list[str]) -> int:
 def stores(arguments: list[str]) -> int:
     """0 when every killed writer left whole batches; AssertionError says the seed of one that did
     not."""
+    from tests.mesh.node.test_store import kill_a_writer
+
     count = int(arguments[0]) if arguments else 2000
     first = int(arguments[1]) if len(arguments) > 1 else 0
     for seed in range(first, first + count):
@@ -74,8 +79,15 @@ def main(arguments: list[str]) -> int:
     if not 1 <= len(arguments) <= 3 or arguments[0] != "node":
         sys.stderr.write("soak: node [SECONDS [SEED]], or sim|kills|stores [COUNT [SEED]]\n")
         return 2
-    seconds = float(arguments[1]) if len(arguments) > 1 else 1800.0
-    seed = int(arguments[2]) if len(arguments) > 2 else random.SystemRandom().randrange(1 << 32)
+    return node(arguments[1:])
+
+
+def node(arguments: list[str]) -> int:
+    """0: nothing grows; 1: something does."""
+    from tests.soak.node import Report, soak
+
+    seconds = float(arguments[0]) if arguments else 1800.0
+    seed = int(arguments[1]) if len(arguments) > 1 else random.SystemRandom().randrange(1 << 32)
     report = Report()
     with tempfile.TemporaryDirectory(prefix="weft-soak-") as home:
         sys.stderr.write(f"soak: again with: ./just soak node {seconds:g} {seed}\n")

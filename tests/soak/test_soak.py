@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.soak import __main__ as soaks
 from tests.soak.kills import kill_nodes
 from tests.soak.node import SETTLE_ROUNDS, soak
 from tests.soak.slopes import LIMITS, MIB, grows, slope_per_hour
@@ -39,3 +40,14 @@ def test_real_nodes_under_churn_and_kills_converge_and_do_not_grow(tmp_path: Pat
 @pytest.mark.timeout(180)
 def test_nothing_acknowledged_is_lost_when_nodes_are_killed(tmp_path: Path) -> None:
     assert len(kill_nodes(tmp_path, KILLS, 1)) == KILLS
+
+
+def test_schedules_are_run_from_a_seed_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert soaks.main(["sim", "2", "7"]) == 0
+    said = capsys.readouterr().out.split()
+    assert said[said.index("DONE") + 1] == "2"
+
+
+def test_an_unknown_part_is_refused_with_the_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert soaks.main(["nothing"]) == 2
+    assert "sim|kills|stores" in capsys.readouterr().err
