@@ -6,30 +6,19 @@ higher mobility) or, with the VPC's authority, by evicting it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from mesh.core import keys, model, validate
 from mesh.core.author import Author
 from mesh.core.damping import MOVES_MAX, WINDOW_NS, MoveDamper
 from mesh.core.errors import BadInput, NotFound, Refused, RequestError
+from mesh.core.importing import EndpointSpec, Fresh, Said, fresh, said_of
 from mesh.core.model import Claim
 from mesh.core.ops import Delete, Op, Put
 from mesh.core.view import Endpoint, Vpc
 
 _S = 1_000_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointSpec:
-    """What somebody asks for; None and empty: not said. `vpc` is a name or an id."""
-
-    vpc: str
-    ip: str
-    mac: str | None = None
-    name: str | None = None
-    host: str | None = None
-    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,22 +70,31 @@ class EndpointWriter:
         """
         ops: list[Op] = []
         errors: list[tuple[int, RequestError]] = []
-        first: dict[tuple[str, bytes], tuple[int, Claim]] = {}
+        first: dict[tuple[str, bytes], tuple[int, Said]] = {}
+        new = fresh(self._author, specs)
         for index, spec in enumerate(specs):
             try:
-                place = self._place(spec)
-                wanted = _claim_of(spec, place)
-                other, said = first.setdefault((place.vpc.id, place.addr), (index, wanted))
-                if said != wanted:
+                known = new.get(index) or self._asked(spec)
+                vpc, key, said = known
+                other, before = first.setdefault((vpc, key), (index, said))
+                if said != before:
                     raise BadInput(
-                        f"{place.ip} of VPC {place.vpc.name} is there twice and differs from "
-                        f"entry {other + 1}; keep one"
+                        f"{spec.ip} of VPC {self._view.vpc(vpc).name} is there twice and differs"
+                        f" from entry {other + 1}; keep one"
                     )
-                if other == index:
+                if other == index and index in new:
+                    ops.append(known.put(self._author.stamp(now_ns)))
+                elif other == index:
                     ops += self.add(spec, now_ns)
             except RequestError as error:
                 errors.append((index, error))
         return ops, errors
+
+    def _asked(self, spec: EndpointSpec) -> Fresh:
+        """What is asked for, whether or not it is there. Raises as `add`."""
+        place = self._place(spec)
+        vpc = place.vpc.id
+        return Fresh(vpc, keys.ENDPOINT + place.addr, said_of(spec, vpc, place.ip))
 
     def _beside(self, place: _Place, best: Endpoint, wanted: Claim, hidden: int) -> int:
         """The mobility of a claim beside one of another gateway of this site."""
@@ -257,15 +255,8 @@ class EndpointWriter:
 
 def _claim_of(spec: EndpointSpec, place: _Place) -> Claim:
     """The claim that is asked for, without mobility and stamp."""
-    mac = spec.mac
-    return Claim(
-        mobility=0,
-        hlc=0,
-        mac=model.derived_mac(place.vpc.id, place.ip) if mac is None else validate.mac("mac", mac),
-        name=validate.optional_name("name", spec.name),
-        host=None if spec.host is None else validate.ipv4("host", spec.host),
-        labels=validate.labels("labels", spec.labels),
-    )
+    mac, name, host, labels = said_of(spec, place.vpc.id, place.ip)
+    return Claim(0, 0, mac, name, host, labels)
 
 
 def _same(a: Claim, b: Claim) -> bool:

@@ -18,11 +18,12 @@ from dataclasses import replace
 
 from mesh.core import keys, model, validate
 from mesh.core.author import Author, next_revision
-from mesh.core.claiming import EndpointSpec, EndpointWriter
+from mesh.core.claiming import EndpointWriter
 from mesh.core.clock import HybridClock
 from mesh.core.damping import HeldMove, MoveDamper
 from mesh.core.errors import BadInput, NotFound, Refused, RequestError
 from mesh.core.housekeeping import Housekeeper
+from mesh.core.importing import EndpointSpec
 from mesh.core.keytext import parse_key
 from mesh.core.model import PeeringRecord, Registration, SubnetRecord, VpcRecord
 from mesh.core.ops import NodeId, Op

@@ -281,6 +281,10 @@ class View:
         """What the node holds under a key, packed, whether or not it counts or can be read."""
         return self._records.read(node, shard, key)
 
+    def records(self, node: NodeId, shard: str, held: Sequence[bytes]) -> list[bytes | None]:
+        """As `record` for many keys."""
+        return self._records.read_all(node, shard, held)
+
     def unknown_in(self, shard: str) -> int:
         """Of `unknown`, those of one shard."""
         return self._unknown_in[shard]

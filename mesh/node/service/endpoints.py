@@ -12,9 +12,9 @@ import trio
 
 from crdt.header import ChainId
 from mesh.core import keys
-from mesh.core.claiming import EndpointSpec
 from mesh.core.clock import ns_of_hlc
 from mesh.core.errors import BadInput, NotFound, Refused
+from mesh.core.importing import EndpointSpec
 from mesh.core.ops import NodeId, Op
 from mesh.core.view import Endpoint, Vpc
 from mesh.node.config_fields import ifname as check_ifname

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from mesh.core import keys, model
-from mesh.core.claiming import EndpointSpec
 from mesh.core.errors import BadInput, NotFound, Refused, RequestError
+from mesh.core.importing import EndpointSpec
 from mesh.core.ops import MESH_SHARD, Delete, Put
 from mesh.core.view import Endpoint
 from tests.mesh.core.core_world import SECOND_NS, World, node_id
