@@ -181,6 +181,7 @@ def open_backend(
 
     if mode == "memory":
         return MemoryBackend(capacity=capacity), "memory: chosen"
+    from dataplane.xdp import loading
     from dataplane.xdp.backend import XdpBackend
 
     try:
@@ -191,6 +192,7 @@ def open_backend(
             capacity=capacity,
         )
     except Unavailable as error:
+        loading.dismiss()
         if mode == "xdp":
             raise
         return MemoryBackend(capacity=capacity), f"memory: {error}"

@@ -19,9 +19,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import importlib.util
-import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -30,7 +28,6 @@ from typing import Literal, ParamSpec, TypeVar
 
 from pyroute2.netlink.exceptions import NetlinkError
 
-import dataplane
 from dataplane.backend import (
     DEFAULT_CAPACITY,
     AuditReport,
@@ -50,13 +47,10 @@ from dataplane.fib.rows import (
     ifname_of,
     ip_text,
 )
-from dataplane.xdp import headers, kernel, links, pack, pins, report
+from dataplane.xdp import headers, kernel, links, loading, pack, pins, privilege, report
 from dataplane.xdp.maps import TABLES, Maps
 from dataplane.xdp.state import Resolved, Rows
 from dataplane.xdp.totals import Totals
-
-LOADER_TIMEOUT_S = 120
-"""A compile takes a third of a second; on a busy machine with many nodes starting, far longer."""
 
 ADJACENCY_WAIT_S = 0.25
 """How long one look-up of new gateways' link addresses may keep the caller."""
@@ -117,7 +111,7 @@ class XdpBackend:
         try:
             maps = Maps(directory, capacity)
             try:
-                _load_programs(directory.path)
+                loading.load(directory.path)
                 return cls(directory, maps, lock, wan_ifname, address)
             except BaseException:
                 maps.close()
@@ -468,8 +462,8 @@ def lacking() -> str | None:
     """What this process lacks to run the backend, in words; None if nothing."""
     if sys.platform != "linux" or not kernel.supported():
         return "not Linux on x86-64 or aarch64"
-    if os.geteuid() != 0:
-        return "not root"
+    if names := privilege.missing():
+        return f"this process lacks {' and '.join(names)}"
     if importlib.util.find_spec("bcc") is None:
         return "bcc not importable (Debian: apt install python3-bpfcc)"
     return headers.missing()
@@ -484,26 +478,6 @@ def _lock(directory: Path) -> int:
         os.close(fd)
         raise DataplaneError(f"{directory} is in use by another running node") from error
     return fd
-
-
-def _load_programs(directory: Path) -> None:
-    """Run the loader; Unavailable with its last words if it fails."""
-    root = str(Path(dataplane.__file__).parent.parent)
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "dataplane.xdp.loader", str(directory)],
-            env={**os.environ, "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            timeout=LOADER_TIMEOUT_S,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise Unavailable(f"the loader did not end within {LOADER_TIMEOUT_S} s") from error
-    if done.returncode != 0:
-        words = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise Unavailable(f"the XDP programs cannot be loaded: {words[-1]}")
-    json.loads(done.stdout)
 
 
 def _look_up_ways(state: Resolved, gateways: Iterable[GatewayRow]) -> None:

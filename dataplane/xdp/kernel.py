@@ -74,6 +74,12 @@ class MapInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class ProgInfo:
+    id: int
+    jited_bytes: int  # of machine code
+
+
+@dataclass(frozen=True, slots=True)
 class LinkInfo:
     type: int
     prog_id: int
@@ -155,8 +161,12 @@ def map_info(fd: int) -> MapInfo:
 
 
 def prog_id(fd: int) -> int:
-    (_, id) = struct.unpack("=2I", _info(fd, 8))
-    return int(id)
+    return prog_info(fd).id
+
+
+def prog_info(fd: int) -> ProgInfo:
+    _, id, _, jited_bytes = struct.unpack("=2I8sI", _info(fd, 20))
+    return ProgInfo(id, jited_bytes)
 
 
 def link_info(fd: int) -> LinkInfo:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from typing import TypeAlias
 
-from dataplane.xdp import kernel, links, pins
+from dataplane.xdp import kernel, links, pins, privilege
 from dataplane.xdp.backend import lacking
 
 Lack: TypeAlias = tuple[str, str]
@@ -16,9 +16,13 @@ OUTER_BYTES = 36 + 14
 
 
 def lacking_privileges() -> Lack | None:
-    if os.geteuid() != 0:
-        return "not root", 'run it as root, or set [dataplane] mode = "memory"'
-    return None
+    names = privilege.missing()
+    if not names:
+        return None
+    return (
+        f"this process lacks {' and '.join(names)}",
+        'run it as root or by the systemd unit, or set [dataplane] mode = "memory"',
+    )
 
 
 def lacking_in_kernel() -> Lack | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from mesh.core.bounds import MESH_RECORDS, QUOTA_MAX, VPC_RECORDS
 from mesh.core.errors import BadInput, RequestError
 
 if TYPE_CHECKING:
+    from mesh.node.config import Config
     from mesh.node.setup import MadeNode, NewNode
 
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -187,6 +189,7 @@ def run(config: Path) -> None:
     checked = read_config(config)
     check_underlay(checked)
     _log_to_stderr(checked.log_level)
+    _give_away_privileges(checked)
 
     import trio
 
@@ -196,6 +199,22 @@ def run(config: Path) -> None:
         trio.run(run_node, checked)
     except BaseExceptionGroup as group:
         raise _first(group) from group
+
+
+def _give_away_privileges(config: Config) -> None:
+    """Keep what the data plane needs while it runs, and of root nothing else. While this is the
+    only thread: others would keep theirs."""
+    from dataplane.backend import Unavailable
+    from dataplane.xdp import loading, pins, privilege
+
+    if config.dataplane_mode == "memory" or config.underlay is None:
+        privilege.give_away_all_but(())
+        return
+    if not privilege.missing():
+        with contextlib.suppress(Unavailable):  # said by whoever opens the data plane
+            pins.require_bpffs()
+        loading.prepare()
+    privilege.give_away_all_but()
 
 
 @click.command("reload")

@@ -136,7 +136,7 @@ def _xdp_checks(memory: bool) -> list[Check]:
 
     found = []
     for name, problem, right in (
-        ("privileges", machine.lacking_privileges, "root"),
+        ("privileges", machine.lacking_privileges, "CAP_BPF and CAP_NET_ADMIN"),
         ("kernel", machine.lacking_in_kernel, "the kernel takes XDP programs (BTF is not needed)"),
         ("bpffs", machine.lacking_bpffs, "bpffs is mounted"),
     ):

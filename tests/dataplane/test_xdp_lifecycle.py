@@ -20,7 +20,7 @@ from pyroute2 import IPRoute
 from dataplane.backend import Capacity, DataplaneError, TableFull, Unavailable, open_backend
 from dataplane.fib.facts import EndpointFact, GatewayFact
 from dataplane.fib.rows import EndpointKey, address_of
-from dataplane.xdp import backend, headers, kernel, layout, links, loader, pins
+from dataplane.xdp import backend, headers, kernel, layout, links, loader, pins, privilege
 from dataplane.xdp.backend import XdpBackend
 from tests.dataplane.conftest import wait_for
 
@@ -432,9 +432,9 @@ def test_auto_takes_memory_and_says_why(
 
 def test_what_is_lacking_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "supported", lambda: True)
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert backend.lacking() == "not root"
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(privilege, "missing", lambda: ["CAP_BPF"])
+    assert backend.lacking() == "this process lacks CAP_BPF"
+    monkeypatch.setattr(privilege, "missing", lambda: [])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert backend.lacking() == "bcc not importable (Debian: apt install python3-bpfcc)"
     monkeypatch.setattr(kernel, "supported", lambda: False)

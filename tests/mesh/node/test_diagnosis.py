@@ -161,10 +161,9 @@ def test_disk_that_cannot_be_written(config: Path, monkeypatch: pytest.MonkeyPat
     wrong(told(config)["disk"], "disk", "No space left")
 
 
-def test_not_root(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(diagnosis, "check_keys", lambda _: Check("keys", True, ""))
-    wrong(told(config)["privileges"], "privileges", "not root")
+def test_privileges_that_are_missing(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dataplane.xdp.privilege.missing", lambda: ["CAP_NET_ADMIN", "CAP_BPF"])
+    wrong(told(config)["privileges"], "privileges", "lacks CAP_NET_ADMIN and CAP_BPF")
     config.write_text(config.read_text().replace('"xdp"', '"memory"'))
     assert told(config)["privileges"].ok, "memory needs none"
 
