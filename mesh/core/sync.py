@@ -55,7 +55,11 @@ def _known(mine: list[Chain], branch: Held) -> bool:
 
 
 def resolved(mine: list[Chain], theirs: tuple[Held, ...]) -> tuple[Held, ...]:
-    """`theirs` with the nonces that were left out, as far as epochs of those counters are known."""
+    """`theirs` with the nonces that were left out, as far as epochs of those counters are known.
+
+    A branch of the same counter and head as one here that is not that one is a clone's, and stays
+    as it is: like an epoch that is not known.
+    """
     if all(branch.epoch.nonce for branch in theirs):
         return theirs
     known: dict[int, Epoch] = {}
@@ -63,12 +67,18 @@ def resolved(mine: list[Chain], theirs: tuple[Held, ...]) -> tuple[Held, ...]:
         if chain.header is not None:
             for epoch in (*(cover.epoch for cover in chain.header.covers), chain.header.epoch):
                 known[epoch.counter] = epoch
-    return tuple(
-        branch
-        if branch.epoch.nonce
-        else branch._replace(epoch=known.get(branch.epoch.counter, branch.epoch))
-        for branch in theirs
-    )
+    own = {chain.header.epoch: held(chain) for chain in mine if chain.header is not None}
+    found = []
+    for branch in theirs:
+        meant = known.get(branch.epoch.counter)
+        if not branch.epoch.nonce and meant is not None:
+            here = own.get(meant)
+            if here is None or here.head != branch.head:
+                branch = branch._replace(epoch=meant)
+            elif wire.tag_of(here) == branch.root:
+                branch = here
+        found.append(branch)
+    return tuple(found)
 
 
 def heads(lattice: Lattice, shard: str) -> Iterator[wire.Heads]:

@@ -28,7 +28,8 @@ A frame that is malformed raises PeerError and costs its sender. Sizes are check
 
 A vector is a list of `[chain, counter, head, root]`, for the chains of which one epoch is held, and
 of `[chain, [[counter, nonce, head, root], …]]`; WANT has the second form only. `chain` is the first
-8 bytes of the chain id's hash, `root` the first 8 bytes of the root. `named` is, chain by chain,
+8 bytes of the chain id's hash, `root` the first 8 bytes of the root, in the first form with the
+nonce's laid over them (XOR). `named` is, chain by chain,
 its 8 bytes and 16 of its weight. Digests and weights are the low 16 bytes of the lattice's sums.
 """
 
@@ -106,8 +107,8 @@ _GLANCE_BYTES = 512
 class Held(NamedTuple):
     """One branch of a chain as heads are told: epoch, head and the start of its root.
 
-    Where the nonce is empty the chain's only epoch of that counter is meant: two that differ in it
-    alone are clones, which the digests betray, and the answers bring to light.
+    Where the nonce is empty the chain's only epoch of that counter is meant, and `root` is `tag_of`
+    the branch, which has the nonce in it: two epochs that differ in that alone are clones'.
     """
 
     epoch: Epoch
@@ -350,10 +351,17 @@ def _pack_heads(vector: Vector) -> list[object]:
     for short, branches in vector.items():
         if len(branches) == 1:
             held = branches[0]
-            packed.append([short, held.epoch.counter, held.head, held.root])
+            packed.append([short, held.epoch.counter, held.head, tag_of(held)])
         else:
             packed += _pack_vector({short: branches})
     return packed
+
+
+def tag_of(held: Held) -> bytes:
+    """What tells a branch from others of the same counter and head: those of clones may well have
+    the same root, as empty chains do."""
+    mixed = int.from_bytes(held.root, "big") ^ int.from_bytes(held.epoch.nonce, "big")
+    return mixed.to_bytes(ROOT_BYTES, "big")
 
 
 def _pack_vector(vector: Vector) -> list[object]:

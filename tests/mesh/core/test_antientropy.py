@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crdt.header import ChainId
-from crdt.lattice import LOG_MAX, Lattice
-from mesh.core import wire
+from crdt.chain import Chain
+from crdt.header import ChainId, Epoch
+from crdt.lattice import LOG_MAX, Lattice, Rejected
+from mesh.core import ed25519, wire
 from mesh.core.antientropy import PERIOD_NS, RECENT_MAX
 from mesh.core.effects import Alarm, DropPeer, Send
 from mesh.core.ops import Delete, Put
@@ -337,3 +340,20 @@ def test_more_shards_than_a_sync_may_name_part_nobody(
     put(mesh.replicas[0], b"l")
     mesh.tick(2)
     assert len(mesh.digests()) == 1
+
+
+@pytest.mark.parametrize("other", [b"b" * 8, b"\xe1" * 8])
+def test_clones_that_left_the_same_under_the_same_counter_are_told_apart(other: bytes) -> None:
+    """Heads are told without nonces where they can be; empty chains have one root."""
+    mesh = Wire(3)
+    for i, nonce in ((1, b"a" * 8), (2, other)):
+        chain = Chain(ChainId(mesh.nodes[0], "mesh"), Epoch(1, nonce))
+        chain.put(b"k", b"x")
+        chain.delete(b"k")
+        chain.seal(mesh.replicas[0].roster.mesh_id, partial(ed25519.sign, mesh.seeds[0]), ())
+        assert not isinstance(mesh.replicas[i].lattice.apply(chain.snapshot()), Rejected)
+    assert len({replica.lattice.digest("mesh") for replica in mesh.replicas[1:]}) == 2
+    mesh.link(1, 2)
+    mesh.tick(30)
+    assert len({replica.lattice.digest("mesh") for replica in mesh.replicas[1:]}) == 1
+    assert not [e for _, e in mesh.effects if isinstance(e, DropPeer | Alarm)]
