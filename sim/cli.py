@@ -19,11 +19,10 @@ from sim.core.recording import Recording
 from sim.core.scenario import Scenario
 from sim.core.simulation import Result, Simulation
 from sim.progress import bar, watched
-from sim.reading import load, text_of
+from sim.reading import SEED_MAX, load, text_of
 from sim.seeding import chance_of
 from sim.soaking import Sweep, pool_for, sweep
 
-SEED_MAX: Final = (1 << 63) - 1
 SEEDS_MAX: Final = 100_000_000
 JOBS_MAX: Final = 256
 EXAMPLE: Final = Path(__file__).parent / "scenarios" / "example.toml"

@@ -13,6 +13,7 @@ from mesh.node.toml_lines import statements
 from sim.core.scenario import Scenario, parse
 from sim.core.tables import Misread, Place
 
+SEED_MAX: Final = (1 << 63) - 1
 FILE_BYTES_MAX: Final = 4 << 20
 """Ten thousand events take a fifth of it."""
 

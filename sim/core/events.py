@@ -289,7 +289,7 @@ def _part(r: _Reading) -> Event:
     return Part(r.at_ns, kind, r.node())
 
 
-_DETAILS = {"at_s", "for_s", "from_s", "lost_s", "factor", "period_s", "step_s"}
+_DETAILS = {"at_s", "for_s", "from_s", "lost_s", "factor", "period_s", "step_s", "to"}
 _READERS: dict[str, Callable[[_Reading], Event]] = {
     "cut": _cut,
     "oneway": _oneway,

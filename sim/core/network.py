@@ -32,8 +32,9 @@ Pair: TypeAlias = tuple[int, int]
 RETRANSMIT_NS = 200 * MS_NS
 """TCP's shortest retransmission timeout in Linux."""
 RETRANSMITS_MAX = 6
-ESTABLISH_ROUND_TRIPS = 3
-"""TCP, Noise and the opening of our streams."""
+ESTABLISH_ROUND_TRIPS = 11
+"""Until both ends have a link: TCP, Noise and Yamux, each agreed on in round trips of its own, our
+streams, and what is said first on them. Measured on real nodes 200 ms apart: 11.0 to 12.2."""
 REDIAL_NS = SECOND_NS
 """How often a peer is dialled that was lost less than `EAGER_NS` ago."""
 EAGER_NS = 60 * SECOND_NS
@@ -80,7 +81,7 @@ class Weather:
     """0: as fast as one likes."""
     queue_bytes_max: int = 4 << 20
     detect_ns: int = 3 * SECOND_NS
-    redial_ns: int = 2 * SECOND_NS
+    redial_ns: int = SECOND_NS // 10
 
 
 class _Lane:

@@ -428,7 +428,7 @@ def _network(
         reset=table.probability("reset"),
         bits_per_s=round(mbps * 1e6),
         detect_ns=table.seconds("detect_s", 3.0, low=0.1, high=3600.0),
-        redial_ns=table.seconds("redial_s", 2.0, low=0.0, high=3600.0),
+        redial_ns=table.seconds("redial_s", 0.1, low=0.0, high=3600.0),
     )
     if weather.mode == "stream" and (weather.duplicate or weather.reorder):
         raise table.bad("mode", 'duplicate and reorder need "datagram"; a stream does neither')

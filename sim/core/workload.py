@@ -37,6 +37,10 @@ LOOKS_MAX = 4
 """Records that are looked at for one that serves: most do."""
 
 
+def _unheard(process: Process, ask: Callable[..., Sequence[Op]]) -> None:
+    """Nobody listens."""
+
+
 class Users:
     """All users of a run. Refusals are part of life, and counted."""
 
@@ -51,6 +55,8 @@ class Users:
         """`views`: so many of the machines, the first, keep views."""
         self.asked = 0
         self.refused = 0
+        self.heard: Callable[[Process, Callable[..., Sequence[Op]]], None] = _unheard
+        """Told of every request, before it is made."""
         self._workload = workload
         self._machines = machines
         first = [machine for machine in machines if machine.state == "member"]
@@ -215,6 +221,7 @@ class Users:
 
     def _ask(self, process: Process, ask: Callable[..., Sequence[Op]]) -> bool:
         self.asked += 1
+        self.heard(process, ask)
         try:
             return process.submit(lambda wall_ns: ask(now_ns=wall_ns))
         except NotReady:

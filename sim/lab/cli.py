@@ -6,17 +6,25 @@ What the commands do is in lab.py; here are their options and what they print.
 from __future__ import annotations
 
 import os
-from typing import Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from mesh.cli.app import ExitNo, Group
 from mesh.cli.options import prints
-from mesh.cli.output import Output
+from mesh.cli.output import Output, heading
 from mesh.core.errors import NotReady
+from sim.core.clock import seconds
 from sim.lab.lab import Lab
 from sim.lab.signals import terminable
 from sim.lab.topology import LabSpec, check_lab_name
+from sim.progress import bar
+from sim.reading import SEED_MAX, load
+
+if TYPE_CHECKING:
+    from sim.lab.playing import Live
+    from sim.lab.script import Script
 
 PING_COUNT_MAX: Final = 10_000  # ten seconds at the shortest interval
 
@@ -70,6 +78,90 @@ def up(out: Output, sites: int, gateways: int, pods: int, vpcs: int, name: str) 
     made = Lab.up(spec, lambda line: click.echo(line, err=True))
     if out.json:
         out.document(made.status())
+
+
+@lab.command("run")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--seed",
+    type=click.IntRange(0, SEED_MAX),
+    default=0,
+    show_default=True,
+    help="Decides what users ask for.",
+)
+@click.option("--small", is_flag=True, help="With what the file's [small] says.")
+@name_option
+@prints
+def run_scenario(out: Output, file: Path, seed: int, small: bool, name: str) -> None:
+    """Play a scenario on real nodes, and show its figures beside the simulator's.
+
+    The scenario is simulated first. Then a lab of up to 8 sites is made, with the scenario's
+    latencies, loss and cuts between its gateways, and users ask the same of the same nodes at the
+    same times: it takes as long as the scenario says. Where a figure is more than twice the other,
+    that is said. Nothing of the lab stays. Exit 1: real nodes did not come to hold the same, or
+    lost something.
+    """
+    from sim.lab.comparing import compare
+    from sim.lab.playing import play
+    from sim.lab.script import script_of
+
+    def tell(line: str) -> None:
+        click.echo(line, err=True)
+
+    scenario = load(file, small=small)
+    tell(f"{file}: in the simulator")
+    script = script_of(scenario, seed)
+    with bar("play", seconds(scenario.duration_ns)) as show:
+        live = play(script, name, tell, show)
+    rows = compare(script.simulated, live)
+    _tell_run(out, script, live, rows, seed)
+    if not live.converged or live.lost or live.resurrected:
+        raise ExitNo
+
+
+def _tell_run(
+    out: Output, script: Script, live: Live, rows: list[dict[str, Any]], seed: int
+) -> None:
+    apart = [row["figure"] for row in rows if row["differs"]]
+    if out.json:
+        figures = {row["figure"]: row["simulated"] for row in rows}
+        document = {
+            "seed": seed,
+            "sites": len(script.scenario.sites),
+            "gateways": script.gateways,
+            "simulated": figures,
+            "live": {row["figure"]: row["live"] for row in rows},
+            "ratios": {row["figure"]: row["ratio"] for row in rows if row["ratio"] is not None},
+            "differ": apart,
+            "pushes": live.pushes,
+            "not_played": script.unplayed,
+        }
+        out.document(document)
+        return
+    shown = [
+        {
+            **{key: _figure(row[key]) for key in ("simulated", "live", "ratio")},
+            "figure": heading(row["figure"]),
+            "note": "too far apart" if row["differs"] else "",
+        }
+        for row in rows
+    ]
+    columns = ("figure", "simulated", "live", "ratio", *(("note",) if apart else ()))
+    out.table(shown, columns)
+    names = ", ".join(f"{theirs} was {ours}" for theirs, ours in script.gateways.items())
+    click.echo(f"\nIn the lab {names}.")
+    if script.unplayed:
+        left = ", ".join(f"{what} ({count})" for what, count in sorted(script.unplayed.items()))
+        click.echo(f"Not played, since no command does it: {left}.")
+    if apart:
+        click.echo(
+            "Too far apart (more than 2 ×): this machine was too busy, or the simulator's model is"
+            " wrong: run it again with nothing beside it."
+        )
+
+
+def _figure(value: object) -> object:
+    return f"{value:.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
 
 
 @lab.command()

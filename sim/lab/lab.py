@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -101,18 +101,27 @@ class Lab:
             Refused: it is up already, or being changed.
             NotReady: not root, a tool is missing, or something did not come up.
         """
+        return cls.up_as(plan(spec), progress)
+
+    @classmethod
+    def up_as(
+        cls,
+        topology: Topology,
+        progress: Progress = _silent,
+        later: Collection[str] = (),
+    ) -> Lab:
+        """The same from a plan. `later`: gateways that have no node yet, to be joined by `join`."""
         check_machine()
-        topology = plan(spec)
-        with state.locked(spec.name):
+        with state.locked(topology.name):
             state.make_directory(topology)
             try:
                 lab = cls(State(topology))
                 state.save(lab.state)
-                lab._make(progress)
+                lab._make(progress, later)
             except BaseException:
                 with undisturbed():
                     progress("not finished: taking everything down")
-                    _remove_all(spec.name)
+                    _remove_all(topology.name)
                 raise
         return lab
 
@@ -153,7 +162,8 @@ class Lab:
 
     def node(self, gateway: str) -> Node:
         """Raises NotFound."""
-        return Node(self.topology.gateway(gateway), self.directory / gateway)
+        topology = self.topology
+        return Node(topology.gateway(gateway), self.directory / gateway, topology.interest)
 
     def gateway(self, name: str) -> GatewayHandle:
         """Raises NotFound."""
@@ -255,6 +265,21 @@ class Lab:
             wait_answer(node, process)
             return process.pid
 
+    def join(self, gateway: str, inviter: str) -> int:
+        """Make a node for a gateway that has none yet, and start it; returns its pid.
+
+        Raises:
+            NotFound: no such gateway.
+            NotReady: it did not come up, or the inviter is not reached.
+        """
+        with self._changing():
+            node = self.node(gateway)
+            token = objects.invite(self.node(inviter))
+            for joined in join_all([node], lambda: token):
+                process = self._start(joined)
+            wait_answer(node, process)
+            return process.pid
+
     def pinger(self, pairs: Sequence[tuple[str, str]]) -> Pinger:
         """Echo requests from a pod to a pod or an address, for each pair. Raises NotFound."""
         return Pinger(
@@ -349,11 +374,13 @@ class Lab:
 
     # Making it
 
-    def _make(self, progress: Progress) -> None:
+    def _make(self, progress: Progress, later: Collection[str]) -> None:
         topology = self.topology
         progress(f"{len(topology.gateways)} gateways and {len(topology.pods)} pods: namespaces")
         netns.build(topology)
-        first, *others = (self.node(gateway.name) for gateway in topology.gateways)
+        first, *others = (
+            self.node(gateway.name) for gateway in topology.gateways if gateway.name not in later
+        )
         progress(f"{first.name} founds the mesh")
         found(first, mesh_name(self.name))
         wait_answer(first, self._start(first))

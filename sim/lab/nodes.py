@@ -37,6 +37,7 @@ class Node:
 
     gateway: Gateway
     directory: Path
+    interest: str = "hosted"
 
     @property
     def name(self) -> str:
@@ -117,7 +118,9 @@ def _finish(node: Node, process: ProcessId) -> None:
         what = f"took more than {JOIN_TIMEOUT_S:.0f} s" if code is None else f"ended with {code}"
         raise NotReady(f"{node.name}: its setup {what}: {processes.log_tail(node.setup_log)}")
     # A lab is for what really runs: a node that cannot load XDP has to say so and fail.
-    config = dataclasses.replace(read_config(node.config), dataplane_mode="xdp", wan_if=WAN_IF)
+    config = dataclasses.replace(
+        read_config(node.config), dataplane_mode="xdp", wan_if=WAN_IF, interest=node.interest
+    )
     node.config.write_text(render_config(config))
 
 

@@ -22,7 +22,7 @@ from sim.lab.processes import ProcessId
 from sim.lab.topology import Topology
 
 STATE_ROOT: Final = Path("/run/weft-lab")
-STATE_VERSION: Final = 1
+STATE_VERSION: Final = 2
 STATE_NAME: Final = "lab.json"
 
 

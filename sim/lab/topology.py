@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from mesh.core.errors import BadInput, NotFound, Refused
@@ -130,6 +130,7 @@ class Topology:
     pods: tuple[Pod, ...]
     vpcs: tuple[Vpc, ...]
     subnets: tuple[Subnet, ...]
+    interest: str = "hosted"  # which VPCs' endpoints the nodes keep, as in weft.toml
 
     def gateway(self, name: str) -> Gateway:
         """Raises NotFound."""
@@ -170,6 +171,7 @@ class Topology:
                 Subnet(entry["name"], entry["cidr"], tuple(entry["sites"]))
                 for entry in document["subnets"]
             ),
+            interest=document["interest"],
         )
 
 
@@ -270,15 +272,7 @@ def plan_pod(topology: Topology, *, name: str, gateway: str, vpc: str, ip: str) 
 
 def with_pods(topology: Topology, pods: Sequence[Pod]) -> Topology:
     """The topology with these pods instead of its own."""
-    return Topology(
-        name=topology.name,
-        wan_netns=topology.wan_netns,
-        sites=topology.sites,
-        gateways=topology.gateways,
-        pods=tuple(pods),
-        vpcs=topology.vpcs,
-        subnets=topology.subnets,
-    )
+    return replace(topology, pods=tuple(pods))
 
 
 def partition_groups(sites: Sequence[str], arguments: Sequence[str]) -> tuple[tuple[str, ...], ...]:
