@@ -11,7 +11,8 @@ from typing import Final
 import click
 
 from mesh.cli.app import ExitNo, Group
-from mesh.cli.options import prints
+from mesh.cli.client import Client
+from mesh.cli.options import prints, socket_option
 from mesh.cli.output import Output
 from mesh.core.errors import BadInput, NotReady
 from sim.core.clock import seconds
@@ -19,7 +20,7 @@ from sim.core.recording import Recording
 from sim.core.scenario import Scenario
 from sim.core.simulation import Result, Simulation
 from sim.progress import bar, watched
-from sim.reading import SEED_MAX, load, text_of
+from sim.reading import SEED_MAX, checked, load, text_of
 from sim.seeding import chance_of
 from sim.soaking import Sweep, pool_for, sweep
 
@@ -49,6 +50,27 @@ def sim() -> None:
 def init(file: Path, force: bool) -> None:
     """Write an example of a scenario, with a comment on everything in it."""
     write_new(file, EXAMPLE.read_text(encoding="utf-8"), force=force)
+    click.echo(f"{file}: written; try: {shlex.join(['weft', 'sim', 'run', str(file)])}", err=True)
+
+
+@sim.command("from-live")
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@_force_option
+@socket_option
+def from_live(file: Path | None, force: bool, socket: Path) -> None:
+    """Write a scenario of the mesh that a running node sees; without FILE, on standard output.
+
+    Members, the round trips that the node has measured, and how many endpoints each VPC has at each
+    site. What the node cannot know is guessed, and said in a comment.
+    """
+    from sim import live
+
+    text = live.scenario_text(live.ask(Client(socket)))
+    checked(text, "the scenario made")
+    if file is None:
+        click.echo(text, nl=False)
+        return
+    write_new(file, text, force=force)
     click.echo(f"{file}: written; try: {shlex.join(['weft', 'sim', 'run', str(file)])}", err=True)
 
 

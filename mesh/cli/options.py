@@ -31,13 +31,16 @@ def prints(command: Command) -> Command:
     return wrapped  # type: ignore[return-value]
 
 
+socket_option: Final = click.option(
+    "--socket", envvar="WEFT_SOCKET", default=DEFAULT_SOCKET, show_default=True,
+    type=click.Path(path_type=Path), help="The node's socket. [env: WEFT_SOCKET]",
+)  # fmt: skip
+
+
 def asks(command: Command) -> Command:
     """Adds `--socket` and `-o`; the command gets `api` and `out`."""
 
-    @click.option(
-        "--socket", envvar="WEFT_SOCKET", default=DEFAULT_SOCKET, show_default=True,
-        type=click.Path(path_type=Path), help="The node's socket. [env: WEFT_SOCKET]",
-    )  # fmt: skip
+    @socket_option
     @prints
     @functools.wraps(command)
     def wrapped(socket: Path, **kwargs: Any) -> Any:

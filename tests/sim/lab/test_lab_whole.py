@@ -9,14 +9,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from mesh.cli.client import Client
 from mesh.core.errors import Refused
+from sim.core.scenario import LaidOut
 from sim.lab import demo, objects
 from sim.lab.lab import Lab, leftovers
 from sim.lab.topology import LabSpec
+from sim.reading import load
 
 DEADLINE_S = 60.0
 # Twice the time that any of these takes on two busy cores.
@@ -75,6 +78,20 @@ def test_the_objects_are_those_that_the_manual_promises(lab: Lab) -> None:
         "10.0.2.0/24": ["b"],
         "10.0.200.0/24": ["a", "b"],
     }
+
+
+def test_a_scenario_of_it_is_made_and_runs(lab: Lab, tmp_path: Path) -> None:
+    path = tmp_path / "lab.toml"
+    done = lab.gateway("a1").weft("sim", "from-live", str(path))
+    assert done.returncode == 0, done.stderr
+    scenario = load(path)
+    assert [(site.name, site.gateways) for site in scenario.sites] == [("a", 2), ("b", 2)]
+    assert 0 < scenario.links["a", "b"] < 1_000_000_000
+    assert scenario.workload.laid_out == (
+        LaidOut("v1", {"a": 2, "b": 2}),
+        LaidOut("v2", {"a": 2, "b": 2}),
+    )
+    assert lab.gateway("a1").weft("sim", "run", str(path)).returncode == 0
 
 
 def test_weft_is_asked_at_a_gateway(lab: Lab) -> None:
