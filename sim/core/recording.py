@@ -435,10 +435,14 @@ class Recording:
         self.names: tuple[str, ...] = ()
         self.sites: tuple[str, ...] = ()
         """by node"""
+        self.vpcs: dict[str, str] = {}
+        """shard -> the name of its VPC, of those there are at the end"""
+        self._machines: Sequence[Machine] = ()
 
     def begin(self, clock: Clock, machines: Sequence[Machine], episodes: Episodes) -> None:
         """The run is set up and about to start."""
         self.clock = clock
+        self._machines = machines
         self.names = tuple(machine.identity.name for machine in machines)
         self.sites = tuple(machine.identity.site for machine in machines)
         self.episodes = episodes
@@ -490,3 +494,6 @@ class Recording:
         self.ended_ns = self.clock.now_ns
         self.conflicts.look(self.ended_ns)
         self.travels.end()
+        seeing = (m.process for m in self._machines if m.process is not None and m.process.sees)
+        for process in seeing:
+            self.vpcs |= {id: vpc.name for id, vpc in process.view.vpcs.items()}

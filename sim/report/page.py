@@ -38,6 +38,10 @@ nav a { margin-right: 1rem; }
 .verdict { display: inline-block; padding: .3rem .8rem; border-radius: .3rem; font-weight: 600;
   background: #dff3ea; color: #00523d; }
 .verdict.bad { background: #fde4d3; color: #7a2f00; }
+.figures { display: flex; flex-wrap: wrap; gap: .4rem 2rem; list-style: none; padding: 0;
+  margin: .6rem 0 .8rem; }
+.figures li { max-width: 13rem; color: #52606d; font-size: .92rem; line-height: 1.3; }
+.figures b { display: block; color: #1f2933; font-size: 1.15rem; font-weight: 600; }
 figure { margin: .5rem 0 1rem; overflow-x: auto; }
 figure svg { display: block; width: 100%; min-width: 44rem; height: auto; }
 figcaption, .note { color: #52606d; font-size: .92rem; }
@@ -88,7 +92,8 @@ def render(run: Run) -> str:
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>weft sim: {escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>",
-        f"<header><h1>{escape(title)}</h1>{_verdict(run.result)}<nav>{links}</nav></header>",
+        f"<header><h1>{escape(title)}</h1>{_verdict(run.result)}"
+        f"{_in_short(run)}<nav>{links}</nav></header>",
         "<main>",
     ]
     for id, heading, body in sections:
@@ -147,6 +152,22 @@ def _verdict(result: Result) -> str:
         f'<p><span class="verdict bad">{found}{ending}.</span>'
         ' <a href="#violations">See which</a></p>'
     )
+
+
+def _in_short(run: Run) -> str:
+    """The figures that people look for first."""
+    result = run.result
+    now_open, opened, _ = (run.recording.conflicts.series.rows or [(0, 0, 0)])[-1]
+    p50, p99 = words.duration(result.push_p50_s), words.duration(result.push_p99_s)
+    figures = [
+        (words.duration(result.heal_s), "at most, after a heal, until all agreed"),
+        (f"{p50}, {p99}", "from a write to another node, p50 and p99, nothing in its way"),
+        (words.size(result.bytes_per_site), "sent by a site on average"),
+        (f"{opened:,}", f"{'conflict' if opened == 1 else 'conflicts'}, {now_open:,} open"),
+        (f"{result.lost:,}, {result.resurrected:,}", "writes lost, deletes come back"),
+    ]
+    items = "".join(f"<li><b>{escape(value)}</b> {escape(of)}</li>" for value, of in figures)
+    return f'<ul class="figures">{items}</ul>'
 
 
 def _at(time_ns: int) -> str:
@@ -249,7 +270,14 @@ def _convergence(run: Run) -> str:
         travels.followed.values(), key=lambda u: (-plots.last_bin(u.delays), u.made_ns)
     )
     rows = [_update_row(run.recording, update) for update in slowest[:SLOWEST_MAX]]
-    head = ("made at (s)", "by", "shard", "at half of the nodes", "at all it reached", "reached")
+    head = (
+        "made at (s)",
+        "by",
+        "VPC or mesh",
+        "at half of the nodes",
+        "at all it reached",
+        "reached",
+    )
     note = "" if travels.stride == 1 else f" (one of {travels.stride} updates is followed)"
     return (
         plot
@@ -276,7 +304,7 @@ def _update_row(recording: Recording, update: Update) -> tuple[object, ...]:
     return (
         _at(update.made_ns),
         recording.names[update.writer],
-        update.shard[:8],
+        recording.vpcs.get(update.shard, update.shard[:8]),
         words.duration(half_s),
         words.duration(last_s),
         f"{1 + reached} of {holders}",

@@ -278,3 +278,20 @@ def test_sizes_have_units_that_fit(count_bytes: float, said: str) -> None:
 def test_long_words_keep_both_ends() -> None:
     assert words.shortened("abc", 3) == "abc"
     assert words.shortened("abcdefghij", 7) == "abcd…ij"
+
+
+def test_the_figures_that_people_look_for_are_on_top(ran: Run) -> None:
+    top = render(ran).partition("<nav>")[0]
+    result = ran.result
+    for shown in (
+        words.duration(result.heal_s),
+        f"{words.duration(result.push_p50_s)}, {words.duration(result.push_p99_s)}",
+        words.size(result.bytes_per_site),
+        "0, 0",
+    ):
+        assert f"<b>{shown}</b>" in top
+
+
+def test_the_slowest_updates_go_by_the_names_of_their_vpcs(ran: Run) -> None:
+    assert set(ran.recording.vpcs.values()) == {"vpc-0"}
+    assert "<td>vpc-0</td>" in render(ran)
