@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from crdt.header import ChainId, Epoch
 from crdt.lattice import Lattice
@@ -52,6 +53,15 @@ class PushTimes:
         return round(seconds(ordered[min(int(len(ordered) * part), len(ordered) - 1)]), 4)
 
 
+class Holder(Protocol):
+    """A node as far as it is looked at."""
+
+    @property
+    def lattice(self) -> Lattice: ...
+
+    def keeps(self, shard: str) -> bool: ...
+
+
 class HealTimes:
     """How long it takes, once nothing is wrong any more, until all have what any had then.
 
@@ -64,42 +74,45 @@ class HealTimes:
         self._longest_ns: int | None = None
         self._watch = 0
 
-    def weather_changed(self, lattices: Sequence[Lattice] | None) -> None:
-        """Something went wrong or well. `lattices`: of all nodes, when nothing is wrong now."""
+    def weather_changed(self, holders: Sequence[Holder] | None) -> None:
+        """Something went wrong or well. `holders`: all nodes, when nothing is wrong now."""
         self._watch += 1
-        if lattices is None:
+        if holders is None:
             return
         wanted: dict[tuple[ChainId, Epoch], int] = {}
-        for lattice in lattices:
-            for id in lattice.chains():
-                for chain in lattice.branches(id):
+        for holder in holders:
+            for id in holder.lattice.chains():
+                for chain in holder.lattice.branches(id):
                     if chain.header is not None:
                         place = (id, chain.header.epoch)
                         wanted[place] = max(wanted.get(place, 0), chain.header.hi)
-        self._look(self._watch, self._clock.now_ns, lattices, wanted)
+        self._look(self._watch, self._clock.now_ns, holders, wanted)
 
     def _look(
         self,
         watch: int,
         since_ns: int,
-        lattices: Sequence[Lattice],
+        holders: Sequence[Holder],
         wanted: dict[tuple[ChainId, Epoch], int],
     ) -> None:
         if watch != self._watch:
             return  # something went wrong again
-        if all(_includes(lattice, wanted) for lattice in lattices):
+        if all(_includes(holder, wanted) for holder in holders):
             self._longest_ns = max(self._longest_ns or 0, self._clock.now_ns - since_ns)
             return
-        self._clock.after(LOOK_NS, lambda: self._look(watch, since_ns, lattices, wanted))
+        self._clock.after(LOOK_NS, lambda: self._look(watch, since_ns, holders, wanted))
 
     def longest_s(self) -> float | None:
         """None if no heal came to its end."""
         return None if self._longest_ns is None else round(seconds(self._longest_ns), 3)
 
 
-def _includes(lattice: Lattice, wanted: dict[tuple[ChainId, Epoch], int]) -> bool:
+def _includes(holder: Holder, wanted: dict[tuple[ChainId, Epoch], int]) -> bool:
+    """Of the shards that it keeps."""
     for (id, epoch), head in wanted.items():
-        headers = [chain.header for chain in lattice.branches(id) if chain.header]
+        if not holder.keeps(id.shard):
+            continue
+        headers = [chain.header for chain in holder.lattice.branches(id) if chain.header]
         if not any(
             header.covers_head(epoch, head) if header.epoch != epoch else header.hi >= head
             for header in headers

@@ -289,9 +289,7 @@ class Simulation:
         running = [machine.process for machine in self._members() if machine.process is not None]
         whole = self.network.whole and len(running) == len(self._members())
         self._heal.weather_changed(
-            [process.replica.lattice for process in running]
-            if whole and not self.faults.hostile
-            else None
+            [process.replica for process in running] if whole and not self.faults.hostile else None
         )
 
     def disk_lost(self, index: int) -> None:

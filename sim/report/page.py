@@ -38,9 +38,9 @@ nav a { margin-right: 1rem; }
 .verdict { display: inline-block; padding: .3rem .8rem; border-radius: .3rem; font-weight: 600;
   background: #dff3ea; color: #00523d; }
 .verdict.bad { background: #fde4d3; color: #7a2f00; }
-.figures { display: flex; flex-wrap: wrap; gap: .4rem 2rem; list-style: none; padding: 0;
+.figures { display: flex; flex-wrap: wrap; gap: .4rem 1.5rem; list-style: none; padding: 0;
   margin: .6rem 0 .8rem; }
-.figures li { max-width: 13rem; color: #52606d; font-size: .92rem; line-height: 1.3; }
+.figures li { max-width: 10.5rem; color: #52606d; font-size: .92rem; line-height: 1.3; }
 .figures b { display: block; color: #1f2933; font-size: 1.15rem; font-weight: 600; }
 figure { margin: .5rem 0 1rem; overflow-x: auto; }
 figure svg { display: block; width: 100%; min-width: 44rem; height: auto; }
