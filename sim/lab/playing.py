@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from mesh.core.errors import RequestError
+from mesh.core.errors import Refused, RequestError
 from mesh.node.backup import restore
 from sim.core.clock import seconds
 from sim.core.events import Crash, Cut, Flap, Join, Oneway, Part, Rotate, Slow
@@ -27,6 +27,7 @@ from sim.lab.hearing import Ears, Heads
 from sim.lab.lab import Lab
 from sim.lab.nodes import Node
 from sim.lab.script import Script, words_of
+from sim.lab.signals import undisturbed
 from sim.lab.topology import GATEWAYS_PER_SITE_MAX, LabSpec, Topology, plan
 from sim.lab.weather import LinkFault, Wan, Weather
 from sim.progress import Show
@@ -68,16 +69,24 @@ def play(script: Script, name: str, progress: Callable[[str], None], show: Show)
         NotReady: the machine or a node fails.
     """
     joining = [script.gateways[node] for node, _ in script.scenario.joining]
-    lab = Lab.up_as(topology_of(script, name), progress, joining)
+    ours = True
     try:
+        try:
+            lab = Lab.up_as(topology_of(script, name), progress, joining)
+        except Refused:
+            ours = False  # somebody else's has the name
+            raise
         wan = Wan(lab.topology)
         try:
             return _Play(script, lab, wan, show).run()
         finally:
             wan.end()
     finally:
-        progress("taking everything down")
-        lab.down()
+        # Also when it was interrupted on its way out of `up_as`, where that has done its part.
+        with undisturbed():
+            if ours:
+                progress("taking everything down")
+                Lab.take_down(name)
 
 
 def topology_of(script: Script, name: str) -> Topology:

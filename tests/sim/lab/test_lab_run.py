@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sim.lab.lab import leftovers
+from sim.lab.lab import Lab, leftovers
 from sim.lab.processes import mentioning
 
 # It plays for half a minute, on nodes that take as long to start on two busy cores.
@@ -99,6 +99,15 @@ def test_ctrl_c_takes_everything_down(xdp: None, lab_name: str, tmp_path: Path) 
     assert "taking everything down" in said
     assert "Traceback" not in said
     assert _gone(lab_name)
+
+
+def test_a_lab_of_that_name_stays(stand_in_lab: Lab, tmp_path: Path) -> None:
+    path = tmp_path / "cut.toml"
+    path.write_text(SCENARIO)
+    done = subprocess.run(_command(path, stand_in_lab.name), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "is up already" in done.stderr
+    assert leftovers(stand_in_lab.name) != []
 
 
 def test_what_cannot_be_played_is_refused_before_a_lab_is_made(
