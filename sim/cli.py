@@ -48,7 +48,10 @@ def sim() -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @_force_option
 def init(file: Path, force: bool) -> None:
-    """Write an example of a scenario, with a comment on everything in it."""
+    """Write an example of a scenario.
+
+    It has a comment on everything in it, and it runs.
+    """
     write_new(file, EXAMPLE.read_text(encoding="utf-8"), force=force)
     click.echo(f"{file}: written; try: {shlex.join(['weft', 'sim', 'run', str(file)])}", err=True)
 
@@ -58,10 +61,11 @@ def init(file: Path, force: bool) -> None:
 @_force_option
 @socket_option
 def from_live(file: Path | None, force: bool, socket: Path) -> None:
-    """Write a scenario of the mesh that a running node sees; without FILE, on standard output.
+    """Write a scenario of a running mesh.
 
-    Members, the round trips that the node has measured, and how many endpoints each VPC has at each
-    site. What the node cannot know is guessed, and said in a comment.
+    It is the mesh as one node sees it, written to FILE or to standard output: members, the round
+    trips that the node has measured, and how many endpoints each VPC has at each site. What the
+    node cannot know is guessed, and said in a comment.
     """
     from sim import live
 
@@ -103,7 +107,10 @@ def write_new(file: Path, text: str, *, force: bool) -> None:
 @_small_option
 @prints
 def run_command(out: Output, file: Path, seed: int, report: Path | None, small: bool) -> None:
-    """Run a scenario once; exit 1 if something that must hold did not."""
+    """Run a scenario once.
+
+    Exit 1 if something that must hold did not, with the command that shows it again.
+    """
     scenario = load(file, small=small)
     if report is None:
         result = _run(scenario, seed)
@@ -131,10 +138,10 @@ def run_command(out: Output, file: Path, seed: int, report: Path | None, small: 
 def soak(
     out: Output, file: Path, seeds: str, jobs: int | None, dask: str | None, small: bool
 ) -> None:
-    """Run many seeds; stop at the first violation and say how to replay it.
+    """Run many seeds of a scenario.
 
-    What is found is the same however many run at a time, and wherever. Ctrl-C ends it with what was
-    found so far.
+    Stops at the first violation and says how to replay it. What is found is the same however many
+    run at a time, and wherever. Ctrl-C ends it with what was found so far.
     """
     scenario, wanted = load(file, small=small), _seeds(seeds)
     if jobs is not None and dask is not None:
