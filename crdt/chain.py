@@ -109,7 +109,7 @@ class Chain:
     @property
     def unsealed_deletes(self) -> tuple[bytes, ...]:
         """The keys deleted since the last header and not put again."""
-        return tuple(sorted(self._pending - self.live.keys()))
+        return tuple(sorted(self._gone(self._pending)))
 
     # ---- writing: only for the chain's own node ----
 
@@ -321,8 +321,14 @@ class Chain:
 
     def _replan(self, bits: int, changed: set[bytes]) -> Plan:
         """The index of what is live now, after these keys changed."""
-        gone = changed - self.live.keys()
+        gone = self._gone(changed)
         return self.index.plan(self.live, changed - gone, gone, bits)
+
+    def _gone(self, changed: set[bytes]) -> set[bytes]:
+        """Those of the keys that are not live. (A set less a dict's keys goes through all keys of
+        the dict: 4 ms for each flush of a chain of a hundred thousand.)"""
+        live = self.live
+        return {key for key in changed if key not in live}
 
     def _remember(self, seq: bytes, key: bytes) -> None:
         self.ring.append(seq + key)
