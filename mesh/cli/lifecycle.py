@@ -193,8 +193,10 @@ def run(config: Path) -> None:
 
     import trio
 
+    from mesh.node.memory import give_back
     from mesh.node.node import run as run_node
 
+    give_back()
     try:
         trio.run(run_node, checked)
     except BaseExceptionGroup as group:
