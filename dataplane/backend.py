@@ -212,14 +212,19 @@ class Audit:
             self._names[kind].append(name)
 
     def compare(self, table: str, expected: Mapping[K, V], installed: Mapping[K, V]) -> None:
-        """Note how the installed rows of a table differ from the expected ones."""
-        for key in sorted(expected.keys() - installed.keys()):
+        """Note how the installed rows of a table differ from the expected ones. There may be a
+        million, mostly none of them different: only what differs is sorted."""
+        if expected == installed:
+            return
+        for key in sorted(key for key in expected if key not in installed):
             self.note("missing", row_name(table, key))
-        for key in sorted(installed.keys() - expected.keys()):
+        for key in sorted(key for key in installed if key not in expected):
             self.note("stale", row_name(table, key))
-        for key in sorted(expected.keys() & installed.keys()):
-            if expected[key] != installed[key]:
-                self.note("wrong", row_name(table, key))
+        differing = (
+            key for key, row in expected.items() if key in installed and installed[key] != row
+        )
+        for key in sorted(differing):
+            self.note("wrong", row_name(table, key))
 
     def report(self) -> AuditReport:
         return AuditReport(
