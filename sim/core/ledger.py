@@ -42,6 +42,8 @@ class Ledger:
         """in the batch that the store is busy with"""
         self._distrusted: set[NodeId] = set()
         self._parted: set[NodeId] = set()
+        self._contested: set[NodeId] = set()
+        """owners whose running process has met another history of itself"""
 
     def wrote(self, node: int, ops: Sequence[Op]) -> None:
         self._taken.setdefault(node, []).extend(ops)
@@ -70,6 +72,7 @@ class Ledger:
                 header.epoch,
                 header.hi,
                 tuple(position for position in unmet if not _includes([header], *position)),
+                owner not in self._contested,
             )
 
     def stopped(self, node: int, owner: NodeId, store_failed: bool) -> None:
@@ -112,6 +115,7 @@ class Ledger:
     def started(self, owner: NodeId, disk: Disk) -> None:
         """An owner starts. What it wrote over a tail that it has not met stands only as long as
         the process that wrote it: which keys it deleted is not on its disk."""
+        self._contested.discard(owner)
         unmet = [f for (node, _, _), f in self._facts.items() if node == owner and f.unmet]
         if not unmet:
             return
@@ -137,11 +141,13 @@ class Ledger:
         """The owner and its disk are gone: of its writes only what others had then counts."""
         self._parted.add(owner)
 
-    def cloned(self, owner: NodeId, shard: str) -> None:
-        """The owner went on from an old disk without knowing of its later epochs: two histories,
-        of which people have to say what counts."""
-        for (node, place, _), fact in self._facts.items():
-            if node == owner and place == shard:
+    def cloned(self, owner: NodeId) -> None:
+        """The owner went on from an old disk without knowing of its later epochs: two histories, of
+        which people have to say what counts. It says so of the first shard in which it sees that,
+        and what is on its way to its disk is part of it."""
+        self._contested.add(owner)
+        for (node, _, _), fact in self._facts.items():
+            if node == owner:
                 fact.certain = False
 
     def compare(

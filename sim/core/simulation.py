@@ -257,7 +257,7 @@ class Simulation:
         self._push.drained(node, owner, effects)
         for effect in effects:
             if isinstance(effect, Alarm) and effect.event == "node.cloned":
-                self.ledger.cloned(owner, str(effect.fields["shard"]))
+                self.ledger.cloned(owner)
 
     def stored(self, node: int, batch: Sequence[Stored]) -> None:
         if self.machines[node].state not in ("clone", "hostile"):
