@@ -17,7 +17,7 @@ from functools import lru_cache
 from hashlib import sha256
 
 from crdt.chain import Chain
-from crdt.header import ChainId, Epoch
+from crdt.header import NO_ROOT, ChainId, Epoch
 from crdt.lattice import Lattice
 from mesh.core import persisting
 from mesh.core.effects import Alarm, DropBranches, Effect, Forget, MembersChanged, Persist
@@ -84,6 +84,8 @@ class StepChecks:
         self._roots: dict[tuple[ChainId, Epoch, int], bytes] = {}
         self._contents: dict[tuple[ChainId, Epoch, int], bytes] = {}
         self._heads: dict[int, dict[tuple[ChainId, Epoch], int]] = {}
+        self._last: dict[int, dict[tuple[ChainId, Epoch], tuple[int, bytes]]] = {}
+        """node -> (chain, epoch) -> head and root of what it was given to store last"""
         self.suspects: set[NodeId] = set()
         """nodes whose disk was lost or copied: these may be taken for clones of themselves"""
         self._cloned: set[int] = set()
@@ -94,6 +96,7 @@ class StepChecks:
     def started(self, node: int, lattice: Lattice) -> None:
         """What a node begins with; a crash may have lost what its disk did not have yet."""
         self._cloned.discard(node)
+        self._last.pop(node, None)
         self._heads[node] = {
             (id, chain.epoch): chain.head
             for id in lattice.chains()
@@ -162,6 +165,12 @@ class StepChecks:
         if header.hi < before:
             self._violations.add("heads do not go back", f"{what}, was {before}")
         heads[id, epoch] = header.hi
+        last = self._last.setdefault(node, {})
+        last_head, last_root = last.get((id, epoch), (-1, b""))
+        last[id, epoch] = header.hi, header.root
+        follows = last_head == header.lo and not effect.replace
+        if follows and header.prev_root not in (NO_ROOT, last_root):
+            self._violations.add("a flush is laid on the state that it starts from", what)
         for dropped in effect.drop:
             head = heads.pop((id, dropped), 0)
             headers = [chain.header for chain in lattice.branches(id) if chain.header]

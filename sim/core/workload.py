@@ -337,7 +337,10 @@ class Users:
                 self._ask(process, partial(writer.remove_vpc, name, force=True))
 
     def _contend(self, process: Process) -> None:
-        """All who may write a VPC change or remove it at the same time."""
+        """All who may write a VPC, or a half of a peering, change or remove it at the same time."""
+        if self._chance.random() < 0.3:
+            self._contend_peering(process)
+            return
         names = sorted(vpc.id for vpc in process.view.vpcs.values() if vpc.name.startswith("extra"))
         if not names:
             return
@@ -351,6 +354,18 @@ class Users:
             else:
                 tenant = f"tenant-{below(self._chance, 3)}"
                 self._ask(other, partial(other.writer.set_vpc, vpc, tenant=tenant))
+
+    def _contend_peering(self, process: Process) -> None:
+        vpcs = sorted(process.view.vpcs)
+        if len(vpcs) < 2:
+            return
+        pair = pick(self._chance, vpcs), pick(self._chance, vpcs)
+        for machine in self._asking:
+            if machine.process is not None:
+                writer = machine.process.writer
+                added = self._chance.random() < 0.5
+                edit = writer.add_peering if added else writer.remove_peering
+                self._ask(machine.process, partial(edit, *pair))
 
     def _admit(self, process: Process) -> None:
         """Shut one site out of a VPC, or let all in again."""
