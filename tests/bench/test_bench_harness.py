@@ -73,6 +73,6 @@ def test_what_is_measured_reaches_the_view_the_rows_and_the_other_node() -> None
     states = [endpoint.state for endpoint in a.view.endpoints()]
     assert states == ["active"] * (2 * BATCH)
     packed = rows.take()
-    assert len(packed) == 2 * BATCH and {(len(k), len(v)) for k, v in packed} == {(8, 20)}
+    assert len(packed) == 2 * BATCH and {(len(k), len(v)) for k, v in packed} == {(20, 20)}
     size_bytes, trips = anti_entropy.heal(world, [], frames, 0)
     assert size_bytes > 2 * BATCH and trips >= 1
