@@ -141,6 +141,9 @@ class AntiEntropy:
         self._entitled: Entitled | None = None
         self._fetching = Fetching(lattice, roster, host)
         self._answers = Answers(lattice, host.send)
+        self._due_ns: int | None = None
+        self._due_known = False
+        """whether that is still so"""
         self._eager = EagerLinks(
             host.send, lambda peer: self._peers[peer].both(), lambda: len(roster.members())
         )
@@ -181,6 +184,11 @@ class AntiEntropy:
             return False
         return shard == MESH_SHARD or self._peers[peer].common(shard)
 
+    @property
+    def copies(self) -> int:
+        """Deltas that peers have sent, news or not."""
+        return self._eager.copies
+
     def brought(self, peer: NodeId, *, news: bool) -> None:
         """The peer has sent a delta: for the first time, or what had come before."""
         self._eager.brought(peer, news=news)
@@ -210,6 +218,7 @@ class AntiEntropy:
     # ---- inputs ----
 
     def up(self, peer: NodeId, now_ns: int) -> None:
+        self._due_known = False
         state = self._peers[peer] = Peer(now_ns)
         self._fetching.up(peer)
         self._eager.up(peer)
@@ -217,6 +226,7 @@ class AntiEntropy:
 
     def down(self, peer: NodeId, now_ns: int) -> None:
         """What was asked of the peer is free to be asked of others, soon."""
+        self._due_known = False
         if self._peers.pop(peer, None) is None:
             return
         self._eager.down(peer)
@@ -228,6 +238,7 @@ class AntiEntropy:
 
     def set_interest(self, shards: Shards, entitled: Entitled | None) -> None:
         """What this node keeps, and who may have what: peers for whom that differs are told."""
+        self._due_known = False
         self._interest, self._entitled = shards, entitled
         for peer, state in sorted(self._peers.items()):
             if not state.untold and self._for(peer) != state.mine:
@@ -235,10 +246,12 @@ class AntiEntropy:
 
     def lagging(self, peer: NodeId, now_ns: int) -> None:
         """Frames to the peer were dropped: compare soon."""
+        self._due_known = False
         if state := self._peers.get(peer):
             self._hasten(state, now_ns)
 
     def timer(self, now_ns: int) -> None:
+        self._due_known = False
         for peer in self._fetching.overdue(now_ns):
             self._give_up(peer, now_ns)
         self._answers.timer(now_ns)
@@ -246,17 +259,20 @@ class AntiEntropy:
             if now_ns >= state.sync_at_ns:
                 self._start(peer, state, now_ns)
 
-    def deadlines_ns(self) -> list[int]:
-        """When `timer` has something to do."""
-        due = [state.sync_at_ns for state in self._peers.values()]
-        if self._fetching.any_busy:
-            due += self._fetching.deadlines_ns()
-        if (turns_ns := self._answers.next_deadline_ns()) is not None:
-            due.append(turns_ns)
-        return due
+    def next_deadline_ns(self) -> int | None:
+        """When `timer` has something to do. Most frames are pushes, which change nothing of it."""
+        if not self._due_known:
+            due = [state.sync_at_ns for state in self._peers.values()]
+            if self._fetching.any_busy:
+                due += self._fetching.deadlines_ns()
+            if (turns_ns := self._answers.next_deadline_ns()) is not None:
+                due.append(turns_ns)
+            self._due_ns, self._due_known = min(due, default=None), True
+        return self._due_ns
 
     def receive(self, peer: NodeId, frame: wire.Frame, now_ns: int) -> None:
         """Take a frame of this conversation; others are ignored. Raises PeerError."""
+        self._due_known = False
         state = self._peers[peer]
         match frame:
             case wire.Sync():
@@ -289,10 +305,12 @@ class AntiEntropy:
 
     def taken(self, peer: NodeId, short: bytes, now_ns: int) -> None:
         """A delta of the peer advanced a chain."""
+        self._due_known = self._due_known and not self._fetching.any_busy
         self._fetching.taken(peer, short, now_ns)
 
     def ask(self, peer: NodeId, id: ChainId, now_ns: int, *, fresh: bool) -> None:
         """Ask the peer for what is lacking of a chain, or for the whole of it."""
+        self._due_known = False
         if peer in self._peers:
             self._fetching.enqueue(peer, id.short(), fresh=fresh)
             self._fetching.pump(peer, now_ns)

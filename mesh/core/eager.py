@@ -68,6 +68,8 @@ class EagerLinks:
         self._members = members
         self._links: dict[NodeId, _Link] = {}
         self._news = 0
+        self.copies = 0
+        """Deltas that peers have sent, news or not."""
 
     def up(self, peer: NodeId) -> None:
         self._links[peer] = _Link(mark=self._news)
@@ -85,6 +87,7 @@ class EagerLinks:
 
     def brought(self, peer: NodeId, *, news: bool) -> None:
         """The peer has sent a delta: for the first time, or what had come before."""
+        self.copies += 1
         link = self._links.get(peer)
         if link is None:
             return

@@ -71,6 +71,11 @@ class Holdings:
         """Records of the chain under these keys may have changed."""
         self._touched.setdefault(id, {}).update(dict.fromkeys(keys))
 
+    @property
+    def touched(self) -> bool:
+        """Whether `take_touched` has anything."""
+        return bool(self._touched)
+
     def take_touched(self) -> list[Touched]:
         """What was touched since the last call: each chain once, in the order of the first touch,
         and each key of it once."""

@@ -200,6 +200,11 @@ class Replica:
         current_ns = self.in_sync_ns(peer)
         return self._last_sync_ns.get(peer) if current_ns is None else current_ns
 
+    @property
+    def copies(self) -> int:
+        """Deltas that peers have sent, news or not."""
+        return self._sync.copies
+
     def peers(self) -> list[NodeId]:
         return self._sync.peers()
 
@@ -311,10 +316,12 @@ class Replica:
 
     def next_deadline_ns(self) -> int | None:
         """When `timer` has something to do next."""
-        due = self._sync.deadlines_ns()
-        due += self._cut_at_ns.values()
-        if self._prove_at_ns is not None:
-            due.append(self._prove_at_ns)
+        due_ns = self._sync.next_deadline_ns()
+        if self._prove_at_ns is not None and (due_ns is None or self._prove_at_ns < due_ns):
+            due_ns = self._prove_at_ns
+        if not self._cut_at_ns and self._opens_at_ns is None:
+            return due_ns
+        due = [*self._cut_at_ns.values(), *([] if due_ns is None else [due_ns])]
         if self._opens_at_ns is not None and self._opens_at_ns != NEVER_NS:
             due.append(self._opens_at_ns)
         return min(due, default=None)
@@ -363,6 +370,11 @@ class Replica:
         self._take_statements(blobs, None, now_ns)
 
     # ---- outputs ----
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is anything to take: most frames bring what has come before."""
+        return bool(self._effects or self._outbox or self.holdings.touched)
 
     def take_touched(self) -> list[Touched]:
         """The records touched since the last call, for the view, which reads `holdings`.

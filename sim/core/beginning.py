@@ -61,7 +61,6 @@ class Beginning:
             )
             for identity in identities
         }
-        self._chance = chance
 
     def disk(self, identity: Identity) -> Disk:
         """The node's disk, with everything on it."""
@@ -94,16 +93,17 @@ class Beginning:
         self._write(node, writer.add_subnet(name, vpc, cidr, sites, now_ns=WALL_START_NS))
 
     def populate(self, layout: Layout) -> None:
-        """Every gateway claims its first endpoints."""
+        """Every gateway claims its first endpoints, which nobody else does."""
         by_site: dict[str, list[Identity]] = {}
         for identity in self._identities:
             by_site.setdefault(identity.site, []).append(identity)
-        for site, gateways in by_site.items():
-            for name in layout.vpcs_at(site):
-                vpc = self._view.vpc(name).id
+        for name in layout.vpcs:
+            vpc = self._view.vpc(name).id
+            for site in layout.homes[name][: STRETCHED - 1]:
+                gateways = by_site.get(site, [])
                 for number, identity in enumerate(gateways):
-                    ips = layout.first_ips(self._chance, site, name, number, len(gateways))
                     clock = HybridClock()
+                    ips = layout.home_ips(site, name, number, len(gateways))
                     claims = [first_claim(vpc, ip, clock, WALL_START_NS) for ip in ips]
                     self._write(identity.node, claims)
 

@@ -82,7 +82,9 @@ class StepChecks:
         self._violations = violations
         self._incompatible = incompatible
         self._roots: dict[tuple[ChainId, Epoch, int], bytes] = {}
-        self._contents: dict[tuple[ChainId, Epoch, int], bytes] = {}
+        self._contents: dict[tuple[ChainId, Epoch, int], tuple[bytes, Chain, int]] = {}
+        """the hash of a state, and where it was first seen"""
+        self._begun: tuple[Lattice, dict[tuple[ChainId, Epoch], int]] | None = None
         self._heads: dict[int, dict[tuple[ChainId, Epoch], int]] = {}
         self._last: dict[int, dict[tuple[ChainId, Epoch], tuple[int, bytes]]] = {}
         """node -> (chain, epoch) -> head and root of what it was given to store last"""
@@ -93,15 +95,19 @@ class StepChecks:
         self.hostile: set[NodeId] = set()
         """of these anything may be said"""
 
-    def started(self, node: int, lattice: Lattice) -> None:
-        """What a node begins with; a crash may have lost what its disk did not have yet."""
+    def started(self, node: int, lattice: Lattice, origin: Lattice | None) -> None:
+        """What a node begins with; a crash may have lost what its disk did not have yet.
+
+        `origin`: holds the same, as it does for others.
+        """
         self._cloned.discard(node)
         self._last.pop(node, None)
-        self._heads[node] = {
-            (id, chain.epoch): chain.head
-            for id in lattice.chains()
-            for chain in lattice.branches(id)
-        }
+        if origin is None:
+            self._heads[node] = _heads_of(lattice)
+            return
+        if self._begun is None or self._begun[0] is not origin:
+            self._begun = origin, _heads_of(origin)
+        self._heads[node] = dict(self._begun[1])
 
     def wrote(self, node: int) -> None:
         """The node's process has taken a write of its users or its own."""
@@ -185,9 +191,13 @@ class StepChecks:
             return
         if header is None or header.hi != chain.head or len(chain.live) > CONTENT_ENTRIES_MAX:
             return
+        place = (chain.id, header.epoch, header.hi)
+        known = self._contents.get(place)
+        if known is not None and known[1] is chain and known[2] != node:
+            return  # the two share it
         content = content_hash(chain)
-        known = self._contents.setdefault((chain.id, header.epoch, header.hi), content)
-        if known != content:
+        self._contents[place] = known[0] if known else content, chain, node
+        if known is not None and known[0] != content:
             self._violations.add(
                 "one head, one set of entries",
                 f"node {node}: {chain_text(chain.id)} epoch {epoch_text(header.epoch)} head"
@@ -212,6 +222,12 @@ class StepChecks:
             for name, value in alarm.fields.items()
         )
         self._violations.add("no alarm among honest nodes", f"node {node}: {alarm.event} {fields}")
+
+
+def _heads_of(lattice: Lattice) -> dict[tuple[ChainId, Epoch], int]:
+    return {
+        (id, chain.epoch): chain.head for id in lattice.chains() for chain in lattice.branches(id)
+    }
 
 
 def content_hash(chain: Chain) -> bytes:

@@ -86,3 +86,13 @@ class Layout:
             number = list(counts).index(site) + 1
             for host in range(gateway, counts[site], gateways):
                 yield self.ip(number, host)
+
+    def home_ips(self, site: str, vpc: str, gateway: int, gateways: int) -> Iterator[str]:
+        """What a gateway has at the start where nobody contests anything: as many as `first_ips`
+        at most, of the site's own subnet. Needs a site that has one."""
+        number = list(self.homes[vpc]).index(site) + 1
+        count = self._counts[vpc][site] if vpc in self._counts else self._workload.endpoints
+        if vpc not in self._counts:
+            count = min(count * gateways, self._workload.addresses)
+        for host in range(gateway, count, gateways):
+            yield self.ip(number, host)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
-from crdt.header import ChainId, Epoch
+from crdt.header import ChainId, Epoch, Header
 from crdt.lattice import Lattice
 from mesh.core.effects import Effect, Persist
 from mesh.core.ops import NodeId
@@ -20,7 +21,9 @@ class PushTimes:
     """How long writes take to reach other nodes while nothing is wrong."""
 
     def __init__(self, clock: Clock) -> None:
-        self.taken_ns: list[int] = []
+        self.taken_ns: array[int] = array("q")
+        self.updates = 0
+        """flushes that nodes have made"""
         self.weather = 0
         """counts changes of what is wrong: a time across one is not taken"""
         self._clock = clock
@@ -36,6 +39,7 @@ class PushTimes:
             flushes = self._flushes.setdefault((effect.chain, effect.epoch), [])
             if effect.chain.node == owner:
                 flushes.append((hi, now_ns, self.weather))
+                self.updates += 1
                 continue
             place = (node, effect.chain, effect.epoch)
             first = self._seen.get(place, 0)
@@ -45,6 +49,22 @@ class PushTimes:
                     self.taken_ns.append(now_ns - wrote_ns)
                 first += 1
             self._seen[place] = first
+
+    def reached(self, holders: Iterable[Holder]) -> float | None:
+        """The share of updates that are where they belong, of all updates and nodes: 1 when every
+        update is everywhere."""
+        wanted = found = 0
+        for holder in holders:
+            for (id, epoch), flushes in self._flushes.items():
+                if not flushes or not holder.keeps(id.shard):
+                    continue
+                wanted += len(flushes)
+                headers = [chain.header for chain in holder.lattice.branches(id) if chain.header]
+                if any(h.epoch == epoch and h.hi >= flushes[-1][0] for h in headers):
+                    found += len(flushes)
+                else:
+                    found += sum(_holds(headers, epoch, hi) for hi, _, _ in flushes)
+        return found / wanted if wanted else None
 
     def quantile_s(self, part: float) -> float | None:
         if not self.taken_ns:
@@ -80,8 +100,8 @@ class HealTimes:
         if holders is None:
             return
         wanted: dict[tuple[ChainId, Epoch], int] = {}
-        for holder in holders:
-            for id in holder.lattice.chains():
+        for id in _differing([holder.lattice for holder in holders]):
+            for holder in holders:
                 for chain in holder.lattice.branches(id):
                     if chain.header is not None:
                         place = (id, chain.header.epoch)
@@ -95,16 +115,27 @@ class HealTimes:
         holders: Sequence[Holder],
         wanted: dict[tuple[ChainId, Epoch], int],
     ) -> None:
+        """`holders`: those that may lack something."""
         if watch != self._watch:
             return  # something went wrong again
-        if all(_includes(holder, wanted) for holder in holders):
+        lacking = [holder for holder in holders if not _includes(holder, wanted)]
+        if not lacking:
             self._longest_ns = max(self._longest_ns or 0, self._clock.now_ns - since_ns)
             return
-        self._clock.after(LOOK_NS, lambda: self._look(watch, since_ns, holders, wanted))
+        self._clock.after(LOOK_NS, lambda: self._look(watch, since_ns, lacking, wanted))
 
     def longest_s(self) -> float | None:
         """None if no heal came to its end."""
         return None if self._longest_ns is None else round(seconds(self._longest_ns), 3)
+
+
+def _differing(lattices: Sequence[Lattice]) -> Iterator[ChainId]:
+    """The chains that are not the same everywhere: few in a large mesh."""
+    for shard in sorted({shard for lattice in lattices for shard in lattice.shards()}):
+        if len({lattice.digest(shard) for lattice in lattices}) > 1:
+            for id in sorted({id for lattice in lattices for id in lattice.chains(shard)}):
+                if len({lattice.weight(id) for lattice in lattices}) > 1:
+                    yield id
 
 
 def _includes(holder: Holder, wanted: dict[tuple[ChainId, Epoch], int]) -> bool:
@@ -113,9 +144,14 @@ def _includes(holder: Holder, wanted: dict[tuple[ChainId, Epoch], int]) -> bool:
         if not holder.keeps(id.shard):
             continue
         headers = [chain.header for chain in holder.lattice.branches(id) if chain.header]
-        if not any(
-            header.covers_head(epoch, head) if header.epoch != epoch else header.hi >= head
-            for header in headers
-        ):
+        if not _holds(headers, epoch, head):
             return False
     return True
+
+
+def _holds(headers: Iterable[Header], epoch: Epoch, head: int) -> bool:
+    """Whether one of the signed states holds what was written up to `head` of `epoch`."""
+    return any(
+        header.covers_head(epoch, head) if header.epoch != epoch else header.hi >= head
+        for header in headers
+    )

@@ -31,6 +31,7 @@ from mesh.core.forwarding import Forwarding
 from mesh.core.interest import Interests
 from mesh.core.keeping import follow
 from mesh.core.ops import MESH_SHARD, NodeId, Op
+from mesh.core.pacing import Pace
 from mesh.core.replica import Replica
 from mesh.core.roster import Roster
 from mesh.core.spool import RETRY_NS, Spool
@@ -150,6 +151,8 @@ class Machine:
         self.release = identity.release
         """of the software that is installed"""
         self.starts = 0
+        self._copies = 0
+        """that its earlier processes were sent"""
         self._world = world
 
     def start(self) -> bool:
@@ -166,6 +169,11 @@ class Machine:
         self.process.begin()
         return True
 
+    @property
+    def copies(self) -> int:
+        """Deltas that it was sent, news or not."""
+        return self._copies + (self.process.replica.copies if self.process else 0)
+
     def step_clock(self, ns: int) -> None:
         """Its wall clock is set forward, or back."""
         self.skew_ns += ns
@@ -176,6 +184,7 @@ class Machine:
         """End the process as kill -9 does; the disk stays, and so does what forwards packets."""
         assert self.process is not None
         self.process.kill()
+        self._copies = self.copies
         store_failed, self.process = self.process.store_fails, None
         self._world.network.stop(self.identity.index)
         self._world.probe.stopped(self.identity.index, store_failed)
@@ -225,6 +234,11 @@ class Process:
         """whether what it writes is of its own accord"""
         self._busy = False
         """whether a batch of effects is under way"""
+        self._pace = Pace()
+        self._goes_at_ns = 0
+        """when what is gathered is passed on"""
+        self._hurries = False
+        """whether a user waits for what it holds to be stored"""
         self._spool = Spool(identity.node, lattice, roster)
         self.store_fails = False
         """Its last transaction was refused: users' writes are, until it takes one again."""
@@ -283,12 +297,13 @@ class Process:
         if not ops or not self.replica.local(ops, self._world.clock.now_ns):
             return False
         self._world.probe.wrote(self.identity.index, ops)
+        self._hurries = True
         self.absorb()
         return True
 
     def at_rest(self, far_ns: int) -> bool:
         """Whether it takes writes, has stored all, and housekeeping has nothing soon to do."""
-        if self._busy or self.store_fails or not self.replica.writable:
+        if self._busy or self.replica.has_news or self.store_fails or not self.replica.writable:
             return False
         if not self.sees:
             return self._registered
@@ -386,6 +401,7 @@ class Process:
         replica = self.replica
         return (
             not self._busy
+            and not self.replica.has_news
             and not self.store_fails
             and (replica.writable or replica.cloned or replica.retired or replica.ousted)
         )
@@ -438,7 +454,10 @@ class Process:
     def frame_in(self, peer: int, frame: bytes) -> None:
         world = self._world
         self.replica.receive(world.nodes[peer], frame, world.clock.now_ns)
-        self.absorb()
+        if self.replica.has_news:
+            self.absorb()
+        else:
+            self._arm()
 
     def _node_of(self, index: int) -> NodeId:
         return self._world.nodes[index]
@@ -448,9 +467,27 @@ class Process:
     def absorb(self) -> None:
         """Bring view and rows up to the replica, carry out what it wants, set the timers."""
         self._read()
-        if not self._busy:
+        if not self._busy and not self._gathers():
             self._carry_out()
         self._arm()
+
+    def _gathers(self) -> bool:
+        """In a busy mesh, let more come to be passed on together, as the node's loop does. Whoever
+        waits for a write to be stored, or a peer for an answer, does not wait for this."""
+        if self.replica.pressing or self._hurries or not self.replica.has_news:
+            return False
+        now_ns = self._world.clock.now_ns
+        wait_ns = self._pace.wait_ns(now_ns)
+        if wait_ns and self._goes_at_ns <= now_ns:
+            self._goes_at_ns = now_ns + wait_ns
+            self._world.clock.after(wait_ns, self._go)
+        return wait_ns > 0
+
+    def _go(self) -> None:
+        """What was gathered goes."""
+        if self._alive and not self._busy:
+            self._carry_out()
+            self._arm()
 
     def _read(self) -> None:
         touched = self.replica.take_touched()
@@ -466,7 +503,9 @@ class Process:
     def _carry_out(self) -> None:
         """One batch of effects; the next one once the store has this one, or has failed."""
         self._busy = True
+        self._hurries = False
         while effects := self.replica.drain():
+            self._pace.spend(self._world.clock.now_ns)
             self._world.probe.drained(self.identity.index, effects, self.replica.lattice)
             self._digests = None
             if self._give(effects):
@@ -496,7 +535,9 @@ class Process:
             self._spool.failed(self._world.clock.now_ns)
             self._world.clock.after(RETRY_NS, self._store_again)
         self._perform(self._spool.allowed())
-        self._carry_out()
+        self._busy = False
+        if not self._gathers():
+            self._carry_out()
         self._arm()
 
     def _store_again(self) -> None:

@@ -171,6 +171,7 @@ class Expected:
     heal_s_max: float | None = None
     push_p99_s_max: float | None = None
     bytes_per_site_max: int | None = None
+    copies_max: float | None = None
     writes_min: int = 0
     frames_min: int = 0
     faults_min: int = 0
@@ -302,6 +303,7 @@ def _expected(table: Table) -> Expected:
         bound("heal_s_max"),
         bound("push_p99_s_max"),
         None if bytes_max is None else int(bytes_max),
+        bound("copies_max"),
         table.whole("writes_min", 0, low=0, high=WRITES_MAX),
         table.whole("frames_min", 0, low=0, high=WRITES_MAX),
         table.whole("faults_min", 0, low=0, high=WRITES_MAX),

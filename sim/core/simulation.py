@@ -37,6 +37,7 @@ from sim.core.recording import Recording
 from sim.core.releases import codec_of
 from sim.core.resting import RestChecks
 from sim.core.scenario import Scenario
+from sim.core.shared import SharedLattice
 from sim.core.signing import Signatures, public_key
 from sim.core.stage import Stage
 from sim.core.tidying import TidyChecks
@@ -70,6 +71,12 @@ class Result:
     push_p50_s: float | None
     push_p99_s: float | None
     """from a write to each other node that nothing separated from the writer meanwhile"""
+    updates: int
+    """flushes that nodes have made of writes, their own and their users'"""
+    reached: float | None
+    """the share of updates that are at the end where they belong, of all updates and nodes"""
+    copies: float | None
+    """how often a node was sent each update, by pushes and by anti-entropy, on average"""
     lost: int
     resurrected: int
     violations: tuple[Violation, ...]
@@ -98,6 +105,9 @@ class Result:
             "bytes_per_site": self.bytes_per_site,
             "push_p50_s": self.push_p50_s,
             "push_p99_s": self.push_p99_s,
+            "updates": self.updates,
+            "reached": self.reached,
+            "copies": self.copies,
             "lost": self.lost,
             "resurrected": self.resurrected,
             "violations": [violation.json() for violation in self.violations],
@@ -201,7 +211,8 @@ class Simulation:
     # ---- what nodes and the network tell ----
 
     def started(self, node: int, lattice: Lattice) -> None:
-        self._steps.started(node, lattice)
+        origin = lattice.origin if isinstance(lattice, SharedLattice) else None
+        self._steps.started(node, lattice, origin)
         if self._recording is not None:
             self._recording.started(node)
         machine = self.machines[node]
@@ -363,6 +374,9 @@ class Simulation:
             bytes_per_site=self._bytes_per_site(),
             push_p50_s=self._push.quantile_s(0.5),
             push_p99_s=self._push.quantile_s(0.99),
+            updates=self._push.updates,
+            reached=self._reached(),
+            copies=self._copies(),
             lost=len(self.lost),
             resurrected=len(self.resurrected),
             violations=tuple(self.violations.found),
@@ -407,6 +421,7 @@ class Simulation:
             ("heal_s", self._heal.longest_s(), expected.heal_s_max),
             ("push_p99_s", self._push.quantile_s(0.99), expected.push_p99_s_max),
             ("bytes_per_site", self._bytes_per_site(), expected.bytes_per_site_max),
+            ("copies", self._copies(), expected.copies_max),
         ):
             if most is not None and (found is None or found > most):
                 said = "not measured" if found is None else str(found)
@@ -421,6 +436,16 @@ class Simulation:
         for alarm in expected.alarms:
             if alarm not in self.alarms:
                 self.violations.add("as the scenario expects", f"no alarm {alarm}")
+
+    def _reached(self) -> float | None:
+        replicas = [machine.process.replica for machine in self._members() if machine.process]
+        return self._push.reached(replicas)
+
+    def _copies(self) -> float | None:
+        """Over the nodes other than an update's writer."""
+        wanted = self._push.updates * (len(self._members()) - 1)
+        copies = sum(machine.copies for machine in self.machines)
+        return round(copies / wanted, 3) if wanted else None
 
     def _bytes_per_site(self) -> int:
         sent = sum(self.network.carried.bytes_by_node.values())
