@@ -112,9 +112,9 @@ class Replica:
         host = Host(self._send, self._take_delta)
         self._sync = AntiEntropy(node, lattice, roster, host, self._tell_roster, jitter)
         self._cut_at_ns: dict[NodeId, int] = {}
+        """when the links of nodes that were retired are cut"""
         self._unsigned: dict[NodeId, int] = {}
         """linked peer -> headers of it that no key that counts has signed"""
-        """when the links of nodes that were retired are cut"""
         self._last_sync_ns: dict[NodeId, int] = {}
         """of members whose links have ended"""
         self._effects: list[Effect] = []
