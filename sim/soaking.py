@@ -188,11 +188,11 @@ class Cores:
             ) from None
 
     def close(self) -> None:
-        # A run may take minutes: what is under way is not waited for.
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        # A run may take minutes: what is under way is not waited for. The pool's own thread reaps
+        # the processes: of two who wait for one, the one who comes late is told nothing.
         for child in self.children():
             child.terminate()
-            child.join()
+        self._pool.shutdown(cancel_futures=True)
 
 
 def _undisturbed() -> None:

@@ -105,12 +105,12 @@ class Result:
             "bytes_per_site": self.bytes_per_site,
             "push_p50_s": self.push_p50_s,
             "push_p99_s": self.push_p99_s,
-            "updates": self.updates,
-            "reached": self.reached,
-            "copies": self.copies,
             "lost": self.lost,
             "resurrected": self.resurrected,
             "violations": [violation.json() for violation in self.violations],
+            "updates": self.updates,
+            "reached": self.reached,
+            "copies": self.copies,
         }
 
 

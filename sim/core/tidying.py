@@ -58,12 +58,15 @@ class TidyChecks:
     def _note(self, process: Process, vpc: str, addr: bytes, now_ns: int) -> None:
         node = process.identity.node
         place = (node, vpc, addr)
-        outranked = process.replica.record(vpc, keys.ENDPOINT + addr) is not None and any(
+        since_ns = self._outranked.pop(place, None)
+        if process.replica.record(vpc, keys.ENDPOINT + addr) is None:
+            # It may be back, and be outranked, after a start: with a disk that has more or less.
+            self._standing.get(node, set()).discard(place)
+            self._lifted.pop(place, None)
+        elif any(
             claim.node == node and claim.state == "shadowed"
             for claim in process.view.claims(vpc, keys.ip_of(addr))
-        )
-        since_ns = self._outranked.pop(place, None)
-        if outranked:
+        ):
             lifted = self._lifted.pop(place, None)
             if since_ns is None and lifted is not None and now_ns - lifted[1] < LOOK_NS:
                 since_ns = lifted[0]

@@ -77,6 +77,9 @@ def test_run_prints_the_documented_fields(weft: Weft, file: Path) -> None:
         "lost",
         "resurrected",
         "violations",
+        "updates",
+        "reached",
+        "copies",
     ]
     assert (found["seed"], found["sites"], found["converged"]) == (3, 2, True)
     assert (found["lost"], found["resurrected"], found["violations"]) == (0, 0, [])
