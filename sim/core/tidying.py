@@ -59,25 +59,25 @@ class TidyChecks:
         node = process.identity.node
         place = (node, vpc, addr)
         since_ns = self._outranked.pop(place, None)
-        if process.replica.record(vpc, keys.ENDPOINT + addr) is None:
-            # It may be back, and be outranked, after a start: with a disk that has more or less.
-            self._standing.get(node, set()).discard(place)
-            self._lifted.pop(place, None)
-        elif any(
+        held = process.replica.record(vpc, keys.ENDPOINT + addr) is not None
+        outranked = held and any(
             claim.node == node and claim.state == "shadowed"
             for claim in process.view.claims(vpc, keys.ip_of(addr))
-        ):
+        )
+        if outranked:
             lifted = self._lifted.pop(place, None)
             if since_ns is None and lifted is not None and now_ns - lifted[1] < LOOK_NS:
                 since_ns = lifted[0]
             # Where it is not known to have stood until now, nothing is said about since when.
             stood = place in self._standing.get(node, ())
             self._outranked[place] = (now_ns if stood else 0) if since_ns is None else since_ns
-            self._standing.get(node, set()).discard(place)
-        else:
+        elif since_ns is not None:
+            self._lifted[place] = since_ns, now_ns
+        if held and not outranked:
             self._standing.setdefault(node, set()).add(place)
-            if since_ns is not None:
-                self._lifted[place] = since_ns, now_ns
+        else:
+            # What is gone may be back, and outranked, after a start with a disk that has it yet.
+            self._standing.get(node, set()).discard(place)
 
     def wrote(self, process: Process, ops: Sequence[Op], skew_ns: int) -> None:
         """The node has written `ops`; its wall clock is so far from the true time. A stamp is only
