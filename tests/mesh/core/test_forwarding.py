@@ -363,12 +363,18 @@ def test_many_endpoints_are_taken_up_a_few_at_a_time() -> None:
     assert counts == [4, 4, 2] and not forwarding.behind
 
 
-def test_ipv6_has_rows_inside_and_no_gateways() -> None:
+def founded() -> tuple[FedView, Forwarding]:
+    """The laws' mesh as it is founded, and the rows of its first node at site a."""
     view = FedView()
     view.set_members(laws.FULL)
     view.apply(laws.founding())
     forwarding = Forwarding(laws.NODES[0], "a", view)
     forwarding.update()
+    return view, forwarding
+
+
+def test_ipv6_has_rows_inside_and_no_gateways() -> None:
+    view, forwarding = founded()
     tables = forwarding.tables()
     before = dict(tables.endpoints), dict(tables.subnets)
     creator, _ = laws.VPCS[0]
@@ -410,11 +416,7 @@ def test_ipv6_has_rows_inside_and_no_gateways() -> None:
 
 def test_ipv4_in_the_form_of_ipv6_has_no_row() -> None:
     """No node of ours takes it from people, but any may have written it."""
-    view = FedView()
-    view.set_members(laws.FULL)
-    view.apply(laws.founding())
-    forwarding = Forwarding(laws.NODES[0], "a", view)
-    forwarding.update()
+    view, forwarding = founded()
     tables = forwarding.tables()
     before = dict(tables.endpoints), dict(tables.subnets)
     creator, _ = laws.VPCS[0]
