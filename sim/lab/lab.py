@@ -134,14 +134,15 @@ class Lab:
         return cls(current)
 
     @staticmethod
-    def take_down(name: str) -> bool:
-        """Remove a lab, whole or half made. False: there was nothing of it.
+    def take_down(name: str, patience_s: float = 0.0) -> bool:
+        """Remove a lab, whole or half made. False: there was nothing of it. `patience_s`: so long
+        it waits for who is changing it.
 
         Raises:
             Refused: another command is changing it.
             NotReady: not root, or a process cannot be ended.
         """
-        with state.locked(name), undisturbed():
+        with state.locked(name, patience_s), undisturbed():
             return _remove_all(name)
 
     def down(self) -> None:

@@ -36,6 +36,8 @@ AGAIN_S: Final = 1.0
 FAREWELL_S: Final = 3.0
 """So long a node that left goes on, as in the simulator."""
 REQUEST_TIMEOUT_S: Final = 10.0
+PATIENCE_S: Final = 60.0
+"""A node may be starting just now, in a thread of its own."""
 EVENTS_AT_ONCE: Final = 8
 FLAPS_MAX: Final = 1000
 
@@ -86,7 +88,7 @@ def play(script: Script, name: str, progress: Callable[[str], None], show: Show)
         with undisturbed():
             if ours:
                 progress("taking everything down")
-                Lab.take_down(name)
+                Lab.take_down(name, PATIENCE_S)
 
 
 def topology_of(script: Script, name: str) -> Topology:

@@ -12,8 +12,11 @@ import fcntl
 import json
 import os
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from io import FileIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +27,7 @@ from sim.lab.topology import Topology
 STATE_ROOT: Final = Path("/run/weft-lab")
 STATE_VERSION: Final = 2
 STATE_NAME: Final = "lab.json"
+AGAIN_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,15 +134,19 @@ def _parse(document: dict[str, Any]) -> State:
     )
 
 
+_taken: Final[dict[tuple[str, int], FileIO]] = {}
+"""(name, thread) -> the lock that it took last"""
+
+
 @contextlib.contextmanager
-def locked(name: str) -> Iterator[None]:
-    """Be the only one to change this lab.
+def locked(name: str, patience_s: float = 0.0) -> Iterator[None]:
+    """Be the only one to change this lab, once who changes it now has had its time.
 
     Raises:
         Refused: another command is changing it.
         NotReady: the state directory is not ours to write; not root.
     """
-    lock = _take_lock(name)
+    lock = _wait_lock(name, patience_s)
     try:
         yield
     finally:
@@ -147,31 +155,51 @@ def locked(name: str) -> Iterator[None]:
             _lock_path(name).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 STATE_ROOT.rmdir()
-        os.close(lock)
+        lock.close()
+        _taken.pop((name, threading.get_ident()), None)
 
 
 def _lock_path(name: str) -> Path:
     return STATE_ROOT / f".{name}.lock"
 
 
-def _take_lock(name: str) -> int:
-    """An open and locked descriptor of the lock file that has the name now."""
+def _wait_lock(name: str, patience_s: float) -> FileIO:
+    deadline_s = time.monotonic() + patience_s
+    while True:
+        try:
+            return _take_lock(name)
+        except Refused:
+            if time.monotonic() >= deadline_s:
+                raise
+        time.sleep(AGAIN_S)
+
+
+def _take_lock(name: str) -> FileIO:
+    """The lock file that has the name now, open and locked."""
     path = _lock_path(name)
+    mine = name, threading.get_ident()
+    if mine in _taken:
+        # A Ctrl-C came between two lines of giving it back.
+        _taken[mine].close()
     while True:
         try:
             STATE_ROOT.mkdir(mode=0o700, exist_ok=True)
-            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = _taken[mine] = FileIO(path, "w", opener=_open_private)
         except PermissionError:
             raise NotReady(f"{STATE_ROOT} cannot be written; run this as root") from None
         except FileNotFoundError:
             continue  # a lab that went down just now took the directory along
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.stat().st_ino == os.fstat(lock).st_ino:
+            if path.stat().st_ino == os.fstat(lock.fileno()).st_ino:
                 return lock
         except BlockingIOError:
-            os.close(lock)
+            lock.close()
             raise Refused(f"another command is changing lab {name}; wait for it") from None
         except FileNotFoundError:
             pass  # taken away between opening and locking
-        os.close(lock)
+        lock.close()
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)

@@ -204,6 +204,10 @@ class Pod:
     def run(self, call: Callable[[], Any]) -> Any:
         return links.in_netns(self.netns, call)
 
+    def silence(self) -> None:
+        """No IPv6 of its kernel's own, which looks for routers for seconds, and is counted."""
+        self.run(lambda: Path(_IPV6_OFF.format("eth0")).write_text("1"))
+
     def ping(self, target: str, *, count: int = 1, timeout_s: float = 2.0) -> int:
         """Echo requests one after the other; how many were answered."""
         ping = _ping6 if ":" in target else _ping

@@ -49,6 +49,8 @@ def bench(module_pair: Any, packets: Any) -> Bench:
     ):
         pair.tell("endpoint", EndpointFact(VPC, ip, site, gateway, MOVED_MAC))
     pair.open()
+    for quiet in (pod, neighbour, blocked):
+        quiet.silence()  # only single packets are sent here
     return Bench(pair.a, pod, neighbour, blocked, packets)
 
 

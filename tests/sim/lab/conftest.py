@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -27,6 +28,12 @@ def need(present: bool, what: str) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(f"CI lacks {what}")
     pytest.skip(f"needs {what}")
+
+
+def by_another(call: Callable[[], object]) -> None:
+    """As by another command; raises what it raises."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(call).result()
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ def test_ctrl_c_takes_everything_down(xdp: None, lab_name: str, tmp_path: Path) 
             assert child.poll() is None
         child.send_signal(signal.SIGINT)
         said = child.stderr.read()
-    assert child.wait(60) == 128 + signal.SIGINT
+    assert child.wait(60) == 128 + signal.SIGINT, said
     assert "taking everything down" in said
     assert "Traceback" not in said
     assert _gone(lab_name)
