@@ -17,9 +17,9 @@ default:
 demo:
     @{{ bin }}/python -m sim.demo
 
-# Lint, types and import rules, then all tests; arguments go to pytest.
+# Lint, types and import rules, then all tests, and once more what failed if little did; arguments go to pytest.
 test *ARGS: check
-    {{ bin }}/pytest "$@"
+    {{ bin }}/python -m tests.suite "$@"
 
 # Measure a part (core, node, sim), or some sections of it: a table, and build/bench/PART.json.
 bench PART *SECTIONS:
