@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from tests.suite import AGAIN_MAX
 
+REPOSITORY = Path(__file__).parents[1]
 STEADY = "def test_steady(): pass\n"
 BROKEN = "def test_broken(): assert False\n"
 UNSTEADY = """
@@ -40,7 +42,8 @@ MANY = "".join(
 )
 def test_exit_codes(tmp_path: Path, text: str, code: int, named: bool) -> None:
     (tmp_path / "test_it.py").write_text(text)
-    command = [sys.executable, "-m", "tests.suite", "-p", "no:cacheprovider", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "tests.suite", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == code, done.stdout + done.stderr
     assert ("UNSTEADY" in done.stdout) == named
