@@ -77,6 +77,10 @@ class Housekeeper:
             return min(self._sweep_at_ns, seen_ns + WITHDRAW_AFTER_NS)
         return self._sweep_at_ns
 
+    def withdrawals(self) -> dict[tuple[str, str], int]:
+        """(VPC, IP) of the own claims that are seen outranked -> when each is withdrawn."""
+        return {place: ns + WITHDRAW_AFTER_NS for place, ns in self._outranked.items()}
+
     @property
     def behind(self) -> bool:
         """Whether the last `run` left changed endpoints to be looked at by the next."""

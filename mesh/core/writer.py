@@ -377,6 +377,10 @@ class Writer:
         """When `housekeeping` has something to do next; 0: at once; None: when the view changes."""
         return self._housekeeper.next_deadline_ns()
 
+    def withdrawals(self) -> dict[tuple[str, str], int]:
+        """(VPC id, IP) of own claims that a move outranks -> when `housekeeping` withdraws each."""
+        return self._housekeeper.withdrawals()
+
     def held(self, now_ns: int) -> list[HeldMove]:
         """Endpoints that are not moved from here now because they move too often: an alarm each."""
         return self._damper.held(now_ns)

@@ -142,7 +142,7 @@ class Machine:
         self.disk = disk
         self.skew_ns = skew_ns
         """its wall clock ahead of the true time"""
-        self.dataplane = MemoryBackend()
+        self.dataplane = MemoryBackend(now_ns=lambda: world.clock.now_ns)
         """outlives the process, as pinned maps do"""
         self.attachments: dict[str, tuple[str, str, str]] = {}
         """ifname -> (VPC id, IP, MAC), as the store keeps them"""
@@ -306,7 +306,7 @@ class Process:
         if self._busy or self.replica.has_news or self.store_fails or not self.replica.writable:
             return False
         if not self.sees:
-            return self._registered
+            return self.registered
         due_ns = self.writer.next_deadline_ns()
         return due_ns is None or due_ns > self.wall_ns + far_ns
 
@@ -656,12 +656,13 @@ class Process:
             self._have_house_kept()
 
     @property
-    def _registered(self) -> bool:
+    def registered(self) -> bool:
+        """Whether its gateway's registration is among its records."""
         key = keys.pack(keys.GatewayKey(self.identity.node))
         return self.replica.record(MESH_SHARD, key) is not None
 
     def _house_ops(self, wall_ns: int) -> list[Op]:
-        if not self.sees and self._registered:
+        if not self.sees and self.registered:
             return []
         identity = self.identity
         version = f"sim-{self.release}"

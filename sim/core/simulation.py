@@ -41,6 +41,7 @@ from sim.core.shared import SharedLattice
 from sim.core.signing import Signatures, public_key
 from sim.core.stage import Stage
 from sim.core.tidying import TidyChecks
+from sim.core.unsettled import unsettled
 from sim.core.workload import Users
 
 FAR_NS = 60 * SECOND_NS
@@ -411,7 +412,7 @@ class Simulation:
             self._rest.run(self._members())
             self._compare_ledger()
         else:
-            self._say_what_differs()
+            self._say_what_is_unsettled()
         return rests
 
     def _compare_expected(self) -> None:
@@ -474,7 +475,7 @@ class Simulation:
                 if self._equal() and self._quiet():
                     return True
             if not self.clock.step(until_ns):
-                return False
+                return self._equal() and self._quiet()
         return False
 
     def _idle(self) -> bool:
@@ -520,22 +521,10 @@ class Simulation:
             for machine in self._members()
         )
 
-    def _say_what_differs(self) -> None:
-        by_shard: dict[str, set[bytes]] = {}
-        for machine in self._members():
-            assert machine.process is not None
-            for shard, digest in machine.process.digests().items():
-                by_shard.setdefault(shard, set()).add(digest)
-        differing = [shard[:8] for shard, found in sorted(by_shard.items()) if len(found) > 1]
-        restless = [
-            machine.identity.name
-            for machine in self._members()
-            if machine.process is None or not machine.process.at_rest(FAR_NS)
-        ]
-        words = f"shards that differ: {', '.join(differing) or 'none'}"
-        if restless:
-            words += f"; not at rest: {', '.join(restless)}"
-        self.violations.add("comes to rest in time", words)
+    def _say_what_is_unsettled(self) -> None:
+        quiet_ns = self._scenario.quiet_ns
+        for words in unsettled(self._members(), self.network, quiet_ns, FAR_NS):
+            self.violations.add("comes to rest in time", words)
 
     def _compare_ledger(self) -> None:
         lattices = []
