@@ -5,42 +5,39 @@ from __future__ import annotations
 from functools import lru_cache
 from hashlib import sha256
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from nacl.bindings import crypto_sign, crypto_sign_open, crypto_sign_seed_keypair
+from nacl.exceptions import BadSignatureError
 
 from mesh.core.ops import NodeId
 
 KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 ID_BYTES = 16
-_PARSED_KEYS_MAX = 4096
-"""Parsed public keys kept: one a member of a large mesh."""
 
 
 @lru_cache(maxsize=64)
-def _private(seed: bytes) -> Ed25519PrivateKey:
-    return Ed25519PrivateKey.from_private_bytes(seed)
-
-
-@lru_cache(maxsize=_PARSED_KEYS_MAX)
-def _public(key: bytes) -> Ed25519PublicKey:
-    return Ed25519PublicKey.from_public_bytes(key)
+def _pair(seed: bytes) -> tuple[bytes, bytes]:
+    """(public key, secret key as the library has it)"""
+    return crypto_sign_seed_keypair(seed)
 
 
 def public_key(seed: bytes) -> bytes:
     """The 32-byte public key of a 32-byte seed."""
-    return _private(seed).public_key().public_bytes_raw()
+    return _pair(seed)[0]
 
 
 def sign(seed: bytes, message: bytes) -> bytes:
-    return _private(seed).sign(message)
+    return crypto_sign(message, _pair(seed)[1])[:SIGNATURE_BYTES]
 
 
 def verify(key: bytes, message: bytes, signature: bytes) -> bool:
     """Whether `signature` is the key's over `message`. False for malformed keys too."""
+    # The library reads as many bytes as there should be, however many there are.
+    if len(key) != KEY_BYTES or len(signature) != SIGNATURE_BYTES:
+        return False
     try:
-        _public(key).verify(signature, message)
-    except (InvalidSignature, ValueError):
+        crypto_sign_open(signature + message, key)
+    except BadSignatureError:
         return False
     return True
 

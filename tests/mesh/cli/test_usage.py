@@ -252,7 +252,7 @@ def test_bare_weft_and_help_show_the_commands(capsys: pytest.CaptureFixture[str]
         assert f"\n  {name} " in out
 
 
-HEAVY = ("libp2p", "trio", "starlette", "hypercorn", "cryptography", "msgpack", "rich", "sqlite3")
+HEAVY = ("libp2p", "trio", "starlette", "hypercorn", "nacl", "msgpack", "rich", "sqlite3")
 
 
 @pytest.mark.parametrize("args", [["--help"], ["status"], ["vpc", "ls"], ["endpoint", "--help"]])
