@@ -176,6 +176,11 @@ class Gateway:
         assert self.backend is not None
         return int(self.run(self.backend.counters)["drops"][reason])
 
+    def until_dropped(self, reason: str, count: int) -> None:
+        """So many and no more: the kernel looks at a packet some time after it was sent."""
+        wait_for(lambda: self.drops(reason) >= count, f"drops for {reason}")
+        assert self.drops(reason) == count
+
     def remove(self) -> None:
         if self.backend is not None:
             self.run(self.backend.detach)
@@ -204,12 +209,11 @@ class Pod:
     def run(self, call: Callable[[], Any]) -> Any:
         return links.in_netns(self.netns, call)
 
-    def silence(self) -> None:
-        """No IPv6 of its kernel's own, which looks for routers for seconds, and is counted."""
-        self.run(lambda: Path(_IPV6_OFF.format("eth0")).write_text("1"))
+    def ping(self, target: str, *, count: int = 1, timeout_s: float = WAIT_S) -> int:
+        """Echo requests one after the other; how many were answered.
 
-    def ping(self, target: str, *, count: int = 1, timeout_s: float = 2.0) -> int:
-        """Echo requests one after the other; how many were answered."""
+        `timeout_s`: for each; less where none is to be answered.
+        """
         ping = _ping6 if ":" in target else _ping
         return int(self.run(lambda: ping(target, count, timeout_s)))
 
@@ -256,13 +260,29 @@ class SitePair:
             first = str(ip_network(cidr)[1])
             self.tell("subnet", SubnetFact(f"{id}-{cidr}", id, cidr, sites, first))
 
-    def pod(self, gateway: Gateway, name: str, vpc: str, ip: str, mtu: int = 1450) -> Pod:
-        """Attach a workload, claim its address, and make its interface fit for XDP."""
+    def pod(
+        self,
+        gateway: Gateway,
+        name: str,
+        vpc: str,
+        ip: str,
+        mtu: int = 1450,
+        *,
+        mute: bool = False,
+    ) -> Pod:
+        """Attach a workload, claim its address, and make its interface fit for XDP.
+
+        One that is `mute` has no address in its own kernel, which looks for routers and neighbours
+        when it likes otherwise, and is counted.
+        """
         number = len(self.pods) + 1
         mac = f"02:00:00:00:01:{number:02x}"
         pod = Pod(gateway, name, vpc, ip, mac, self.namespaces.make(f"pod-{name}"))
         self.namespaces.veth((gateway.netns, pod.ifname), (pod.netns, "eth0"), mtu)
-        self.furnish(pod)
+        if mute:
+            configure(pod.netns, "eth0", mac=pod.mac)
+        else:
+            self.furnish(pod)
         gateway.compiler.set_attachment(pod.ifname, pod.attachment)
         self.tell("endpoint", pod.claim)
         self.pods[name] = pod
@@ -395,19 +415,19 @@ def transfer(sender: Any, receiver: Any, payload: bytes) -> bytes:
     def receive() -> None:
         family = socket.AF_INET6 if ":" in receiver.ip else socket.AF_INET
         with socket.create_server((receiver.ip, 5001), family=family) as server:
-            server.settimeout(10)
+            server.settimeout(WAIT_S)
             ready.set()
             stream, _ = server.accept()
             with stream:
-                stream.settimeout(20)
+                stream.settimeout(WAIT_S)
                 result.append(b"".join(iter(lambda: stream.recv(1 << 16), b"")))
 
     thread = threading.Thread(target=lambda: receiver.run(receive))
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(WAIT_S)
 
     def send() -> None:
-        with socket.create_connection((receiver.ip, 5001), timeout=10) as stream:
+        with socket.create_connection((receiver.ip, 5001), timeout=WAIT_S) as stream:
             stream.sendall(payload)
 
     sender.run(send)

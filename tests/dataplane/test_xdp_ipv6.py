@@ -38,9 +38,10 @@ def bench(module_pair: Any, packets: Any) -> Bench:
     pair = module_pair
     homes = {"1": ("a",), "2": ("b",), "3": ("a", "b")}
     pair.vpc(VPC, VNI, {f"fd00:0:0:{n}::/64": sites for n, sites in homes.items()})
-    pod = pair.pod(pair.a, "one", VPC, "fd00:0:0:1::10")
-    neighbour = pair.pod(pair.a, "two", VPC, "fd00:0:0:1::11", mtu=1400)
-    blocked = pair.pod(pair.a, "three", VPC, "fd00:0:0:1::12")
+    # Only single packets are sent here, and counted.
+    pod = pair.pod(pair.a, "one", VPC, "fd00:0:0:1::10", mute=True)
+    neighbour = pair.pod(pair.a, "two", VPC, "fd00:0:0:1::11", mtu=1400, mute=True)
+    blocked = pair.pod(pair.a, "three", VPC, "fd00:0:0:1::12", mute=True)
     for ip, site, gateway in (
         (ABROAD, "b", pair.b.id),
         (ELSEWHERE, "c", None),
@@ -49,8 +50,6 @@ def bench(module_pair: Any, packets: Any) -> Bench:
     ):
         pair.tell("endpoint", EndpointFact(VPC, ip, site, gateway, MOVED_MAC))
     pair.open()
-    for quiet in (pod, neighbour, blocked):
-        quiet.silence()  # only single packets are sent here
     return Bench(pair.a, pod, neighbour, blocked, packets)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.dataplane.conftest import configure, transfer
+from tests.dataplane.conftest import WAIT_S, configure, transfer
 
 RED, BLUE = "red", "blue"
 SUBNETS = {"fd00:0:0:1::/64": ("a",), "fd00:0:0:2::/64": ("b",), "10.0.1.0/24": ("a",)}
@@ -63,7 +63,7 @@ def test_a_sender_learns_where_a_packet_s_life_ended(tenants: Any) -> None:
     def send() -> tuple[str, bytes]:
         icmp = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
         with icmp, socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
-            icmp.settimeout(5)
+            icmp.settimeout(WAIT_S)
             probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 1)
             probe.sendto(b"a probe of some size", (TWO, 33434))
             while True:

@@ -371,10 +371,12 @@ def test_a_flood_of_drops_is_counted_whole_and_told_in_bounds(
 
 def test_a_flow_that_floods_hides_no_other(bench: Bench, one_processor: None) -> None:
     bench.window()
+    begun_ns = time.monotonic_ns()
     for dst in ["10.9.0.1"] * 50 + ["10.9.0.2"] + ["10.9.0.1"] * 50:
         bench.from_pod(bench.sent(bench.datagram(dst)))
+    windows = (time.monotonic_ns() - begun_ns) // layout.DROP_EVENTS_WINDOW_NS + 1
     told = [event.dst for event in bench.told()]
-    assert "10.9.0.2" in told and len(told) < 25
+    assert "10.9.0.2" in told and len(told) <= windows + 2, "one a window, and where flows change"
 
 
 def test_a_full_ring_loses_events_and_no_count(bench: Bench, one_processor: None) -> None:

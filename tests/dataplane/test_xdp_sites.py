@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from dataplane.drops import DropEvent
 from dataplane.fib.facts import EndpointFact, VpcFact
 from dataplane.reasons import DropReason
-from tests.dataplane.conftest import configure, transfer, wait_for
+from tests.dataplane.conftest import WAIT_S, configure, transfer, wait_for
 
 SUBNETS = {"10.0.1.0/24": ("a",), "10.0.2.0/24": ("b",), "10.0.200.0/24": ("a", "b")}
 RED, BLUE = "red", "blue"
@@ -39,7 +40,7 @@ def test_pods_reach_their_own_vpc_and_no_other(tenants: Any) -> None:
     assert tenants.pods["red2"].ping("10.0.200.10", count=3) == 3
     assert blue.ping("10.0.2.10", count=3) == 3
     assert blue.ping("10.0.200.10", timeout_s=0.3) == 0
-    assert tenants.a.drops("unclaimed") == 1
+    tenants.a.until_dropped("unclaimed", 1)
     # Both tenants have the address 10.0.2.10: who was pinged is seen at the ports.
     ports = tenants.b.run(tenants.b.backend.counters)["ports"]
     assert ports["p-red2"]["rx_packets"] == 6 and ports["p-blue2"]["rx_packets"] == 3
@@ -73,7 +74,7 @@ def test_a_sender_learns_where_a_packet_s_life_ended(tenants: Any) -> None:
     def send() -> tuple[str, bytes]:
         icmp = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
         with icmp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            icmp.settimeout(5)
+            icmp.settimeout(WAIT_S)
             probe.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
             probe.sendto(b"probe", ("10.0.2.10", 33434))
             packet, (source, _) = icmp.recvfrom(2048)
@@ -85,8 +86,15 @@ def test_a_sender_learns_where_a_packet_s_life_ended(tenants: Any) -> None:
 def test_drops_are_told_with_whose_packets_they_were(tenants: Any) -> None:
     one = tenants.pods["red1"]
     assert one.ping("10.0.200.99", timeout_s=0.1) == 0
-    events = tenants.a.run(tenants.a.backend.take_drops)
-    (event,) = [event for event in events if event.reason is DropReason.UNCLAIMED]
+    events: list[DropEvent] = []
+
+    def told() -> bool:
+        events.extend(tenants.a.run(tenants.a.backend.take_drops))
+        return bool(events)
+
+    wait_for(told, "the drop is told")
+    (event,) = events
+    assert event.reason is DropReason.UNCLAIMED
     assert (event.vni, event.src, event.dst) == (100, "10.0.1.10", "10.0.200.99")
     assert (event.ifname, event.outer, event.packets) == (one.ifname, "", 1)
     assert not tenants.a.run(tenants.a.backend.take_drops)
@@ -101,6 +109,7 @@ def test_traffic_is_summed_by_vpc_and_by_site_and_stays_when_a_port_goes(tenants
 
     assert one.ping("10.0.2.10", count=5) == 5
     assert one.ping("10.0.200.99", timeout_s=0.1) == 0
+    tenants.a.until_dropped("unclaimed", 1)
     vpc, site = sums()
     assert vpc["rx_packets"] == site["rx_packets"] == 5
     assert vpc["tx_packets"] == site["tx_packets"] == 5 and vpc["drops"] == 1
@@ -134,7 +143,7 @@ def test_a_pod_that_sends_with_another_source_is_dropped_and_counted(tenants: An
             raw.sendto(head + struct.pack("!HHHH", 1, 2, 8, 0), ("10.0.2.10", 0))
 
     liar.run(lie)
-    assert tenants.a.drops("spoofed-ip") == 1
+    tenants.a.until_dropped("spoofed-ip", 1)
 
 
 def test_a_tunnel_packet_from_a_stranger_is_dropped_and_counted(
@@ -156,18 +165,18 @@ def test_a_tunnel_packet_from_a_stranger_is_dropped_and_counted(
 
     before = received()
     tenants.b.run(lambda: send("192.0.2.66"))
-    eventually(lambda: tenants.a.drops("unknown-peer") == 1, "the drop is counted")
+    tenants.a.until_dropped("unknown-peer", 1)
     assert received() == before
     tenants.b.run(lambda: send(tenants.b.underlay))  # the same packet from a gateway arrives
     eventually(lambda: received() == before + 1, "the packet is delivered")
     # But a gateway sends for its own site's endpoints only, and for the VPCs that it may.
     tenants.b.run(lambda: send(tenants.b.underlay, "10.0.200.10"))
-    eventually(lambda: tenants.a.drops("foreign-source") == 1, "the drop is counted")
+    tenants.a.until_dropped("foreign-source", 1)
     tenants.tell("vpc", VpcFact(RED, 100, sites=("a",)))
     tenants.tell("endpoint", EndpointFact(RED, "10.0.2.10", "c", None, "02:00:00:00:01:01"))
     tenants.push()
     tenants.b.run(lambda: send(tenants.b.underlay))
-    eventually(lambda: tenants.a.drops("not-entitled") == 1, "the drop is counted")
+    tenants.a.until_dropped("not-entitled", 1)
     assert received() == before + 1
 
 
@@ -184,7 +193,7 @@ def test_a_pod_that_moves_is_reached_by_those_who_have_not_heard(tenants: Any) -
     assert red1.ping(red2.ip) == 1
     # What the first site's tables call its own is sent by the second: that waits for the news.
     assert moved.ping(red1.ip, timeout_s=0.3) == 0
-    assert tenants.a.drops("foreign-source") == 1
+    tenants.a.until_dropped("foreign-source", 1)
     tenants.a.sync()
     assert moved.ping(red1.ip) == 1 and red1.ping(moved.ip) == 1
 
@@ -193,7 +202,7 @@ def test_everything_else_on_the_underlay_is_the_stack_s(tenants: Any) -> None:
     with_stack = tenants.a.run(lambda: socket.create_server((tenants.a.underlay, 4001)))
 
     def connect() -> bytes:
-        with socket.create_connection((tenants.a.underlay, 4001), timeout=5) as stream:
+        with socket.create_connection((tenants.a.underlay, 4001), timeout=WAIT_S) as stream:
             accepted, _ = with_stack.accept()
             with accepted:
                 accepted.sendall(b"hello")
@@ -211,10 +220,10 @@ def test_an_endpoint_that_is_removed_gets_nothing_more(tenants: Any) -> None:
     tenants.push()
     assert red1.ping("10.0.2.10", timeout_s=0.3) == 0
     # Nobody claims it, so it is sent home, and dropped there.
-    assert tenants.b.drops("not-local") == 1
+    tenants.b.until_dropped("not-local", 1)
     # Its port is still there, and lets nothing through to the gateway's own stack.
     assert red2.ping("10.0.1.10", timeout_s=0.3) == 0
-    assert tenants.b.drops("port-blocked") == 1
+    tenants.b.until_dropped("port-blocked", 1)
     for gateway in tenants.gateways:
         report = gateway.run(
             lambda gateway=gateway: gateway.backend.audit(gateway.compiler.tables())
@@ -232,7 +241,7 @@ def test_a_sender_learns_the_path_s_size(site_pair: Any) -> None:
     def send() -> int:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
             datagrams.setsockopt(socket.IPPROTO_IP, 10, 2)  # IP_MTU_DISCOVER, IP_PMTUDISC_DO
-            datagrams.settimeout(5)
+            datagrams.settimeout(WAIT_S)
             datagrams.connect(("10.0.2.10", 9))
             datagrams.send(bytes(1472))
             with pytest.raises(OSError):  # the answer arrives as an error on the socket
@@ -241,7 +250,7 @@ def test_a_sender_learns_the_path_s_size(site_pair: Any) -> None:
             return int(datagrams.getsockopt(socket.IPPROTO_IP, 14))  # IP_MTU
 
     assert sender.run(send) == 1450
-    assert site_pair.a.drops("too-big") == 1
+    site_pair.a.until_dropped("too-big", 1)
 
 
 def test_what_a_path_carries_is_measured_and_told_to_senders(routed_pair: Any) -> None:

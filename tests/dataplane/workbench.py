@@ -96,9 +96,9 @@ def make_bench(pair: Any, packets: Any) -> Bench:
     """On a new pair."""
     pair.vpc(VPC, VNI, {"10.0.1.0/24": ("a",), "10.0.2.0/24": ("b",), "10.0.200.0/24": ("a", "b")})
     pair.tell("vpc", VpcFact(CLOSED, CLOSED_VNI, sites=("a", "c")))
-    pod = pair.pod(pair.a, "one", VPC, "10.0.1.10")
-    neighbour = pair.pod(pair.a, "two", VPC, "10.0.1.11", mtu=1400)
-    blocked = pair.pod(pair.a, "three", VPC, "10.0.1.12")
+    pod = pair.pod(pair.a, "one", VPC, "10.0.1.10", mute=True)
+    neighbour = pair.pod(pair.a, "two", VPC, "10.0.1.11", mtu=1400, mute=True)
+    blocked = pair.pod(pair.a, "three", VPC, "10.0.1.12", mute=True)
     far = pair.b.id
     for ip, site, gateway, mac in (
         (ABROAD, "b", far, ABROAD_MAC),
