@@ -578,6 +578,12 @@ class Replica:
             self._alarm_clone(header.chain.shard)
         return True
 
+    def met_clone(self, peer: NodeId) -> None:
+        """A peer has proved that another process runs as this node: this one writes no more."""
+        if not self._own.cloned:
+            self._own.cloned = True
+            self._effects.append(Alarm("node.cloned", {"node": self.node, "proved_by": peer}))
+
     def _alarm_clone(self, shard: str) -> None:
         self._own.cloned = True
         self._effects.append(Alarm("node.cloned", {"node": self.node, "shard": shard}))

@@ -134,6 +134,7 @@ class Node:
             take_shown=self._take_shown,
             rng=random.Random(secrets.randbits(64)),  # noqa: S311  # spreads load, hides nothing
             key_of=self._key_of,
+            cloned=self._met_clone,
         )
         self.discovery = Discovery(
             lambda: key.public,
@@ -343,6 +344,10 @@ class Node:
                 case Overflow():
                     self.replica.peer_lagging(happened.node, now_ns)
             self._absorb()
+
+    def _met_clone(self, peer: NodeId) -> None:
+        self.replica.met_clone(peer)
+        self._work.set()
 
     def _absorb(self) -> None:
         """Bring the view and the rows up to what the replica holds now."""

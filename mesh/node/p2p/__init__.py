@@ -13,6 +13,7 @@
     circuit.py    connections inside other members' connections (circuit relay v2)
     relay.py      carrying them for others
     punch.py      making a direct connection out of a relayed one (DCUtR)
+    twins.py      two processes of one node, told apart
     join.py       how somebody who is not a member yet asks to become one
     transport.py  all of them together: accepting, dialling, one link per peer
 

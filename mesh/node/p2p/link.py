@@ -3,13 +3,15 @@
 `/weft/link/1` carries what the two ends have to say about the link itself; `/weft/push/1` and
 `/weft/sync/1` carry the frames. Whoever dialled opens all three.
 
-    both     HELLO observed low high
+    both     HELLO observed low high instance
                                   at once when the three streams are there; what the other end's
-                                  address is from here, and the wire versions spoken
+                                  address is from here, the wire versions spoken, and which process
+                                  of its node this is (twins.py)
     decider  ACTIVE or BYE        the end with the lower node id decides which connection counts
     both     BEAT ...             every 0.8 s, and in answer to PROBE: clocks, and soft
                                   state when it is not what it was
-    either   BYE                  the link ends, and why
+    either   VOUCH instance       another process says that it is you: VOUCHED, with a proof
+    either   BYE                  the link ends, and why; a second process is shown the proof
 
 Rules of this file
 - Any byte received shows that the peer lives; silence is judged in pulse.py.
@@ -44,6 +46,7 @@ from mesh.node.p2p.framing import (
 )
 from mesh.node.p2p.session import Session, Stream
 from mesh.node.p2p.tcp import Address, Conduit
+from mesh.node.p2p.twins import INSTANCE_BYTES, Instance
 
 LINK_PROTOCOL = "/weft/link/1"
 CHANNEL_PROTOCOLS: Mapping[Channel, str] = MappingProxyType(
@@ -77,6 +80,10 @@ _ACTIVE: Final = 2
 _BEAT: Final = 3
 _PROBE: Final = 4
 _BYE: Final = 5
+_VOUCH: Final = 6
+_VOUCHED: Final = 7
+_VOUCH_GAP_NS: Final = 10**8
+"""Each costs a signature: a peer with much to ask goes without, which is as good as no twin."""
 
 
 def now_ns() -> int:
@@ -86,6 +93,9 @@ def now_ns() -> int:
 
 DUPLICATE = "duplicate"
 """The reason given for ending a connection that is one too many."""
+
+SECOND = "another process of this node has a link here"
+"""The reason given to a process that is one too many."""
 
 NOT_NEEDED = "not needed"
 """The reason given for ending a link of which neither end needs to win it back."""
@@ -128,12 +138,16 @@ class Link:
         conduit: Conduit,
         crowd: Crowd,
         speaks: Versions,
+        instance: Instance,
         *,
         inbound: bool,
     ) -> None:
-        """`speaks`: the wire versions that this node does."""
+        """`speaks`: the wire versions that this node does; `instance`: which process of it."""
         self.node = node
         self._speaks = speaks
+        self._instance = instance
+        self.their_instance = b""
+        """Which process of its node the other end is; empty: it does not say."""
         self.theirs = SPOKEN
         """The wire versions that the other end speaks."""
         self.session = session
@@ -157,6 +171,8 @@ class Link:
         self._beat_due = trio.Event()
         self._beat_heard = trio.Event()
         self._probe_due = False
+        self._vouched: tuple[bytes, trio.Event] = b"", trio.Event()
+        self._vouched_at_ns = -_VOUCH_GAP_NS
         self._peer_sent_ns = 0
         self._peer_heard_ns = 0
 
@@ -192,7 +208,8 @@ class Link:
         """Exchange HELLO: both ends have all three streams. Raises ByeError, PeerError."""
         control = self._streams[LINK_PROTOCOL]
         self._control = FrameReader(control.read, _CONTROL_BYTES_MAX)
-        await self._say([_HELLO, _VERSION, self.conduit.remote, *self._speaks])
+        own = self._instance.id
+        await self._say([_HELLO, _VERSION, self.conduit.remote, *self._speaks, own])
         kind, fields = await self._hear()
         if kind != _HELLO or not fields or not isinstance(fields[0], int) or fields[0] < _VERSION:
             raise PeerError("no hello")
@@ -206,6 +223,9 @@ class Link:
                 self.theirs = Versions(1, 1)
             case _:
                 raise PeerError("no hello")
+        match fields[4:]:
+            case [bytes(instance), *_] if len(instance) == INSTANCE_BYTES:
+                self.their_instance = instance
 
     async def activate(self) -> None:
         """Tell the other end that this connection counts."""
@@ -216,17 +236,18 @@ class Link:
         try:
             kind, _ = await self._hear()
         except ByeError as error:
-            raise (DuplicateError if str(error) == DUPLICATE else PeerError)(str(error)) from error
+            too_many = str(error) in (DUPLICATE, SECOND)
+            raise (DuplicateError if too_many else PeerError)(str(error)) from error
         if kind != _ACTIVE:
             raise PeerError("no decision")
 
-    async def bye(self, reason: str) -> None:
+    async def bye(self, reason: str, proof: bytes = b"") -> None:
         """Say why the link ends, if that goes quickly. The session is for the caller to leave."""
         with (
             trio.CancelScope(deadline=trio.current_time() + _BYE_S, shield=True),
             contextlib.suppress(PeerError),
         ):
-            await self._say([_BYE, reason])
+            await self._say([_BYE, reason, *([proof] if proof else [])])
 
     async def part(self, reason: str) -> None:
         """Say why the link ends, and let the other end close when it has read it.
@@ -275,6 +296,17 @@ class Link:
         with trio.move_on_after(PROBE_S):
             await heard.wait()
         return heard.is_set() and not self.session.ended
+
+    async def vouch(self, instance: bytes) -> bytes:
+        """The proof, made at the other end, for the process `instance` of its node that it is not
+        the only one; empty: none came in PROBE_S."""
+        self._vouched = b"", trio.Event()
+        _, answered = self._vouched
+        with trio.move_on_after(PROBE_S), contextlib.suppress(PeerError):
+            await self._say([_VOUCH, instance])
+            await answered.wait()
+        proof, _ = self._vouched
+        return proof if Instance.proves(self.session.key, instance, proof) else b""
 
     async def run(
         self,
@@ -335,6 +367,19 @@ class Link:
                 self._heard_beat(fields, wall_ns())
             elif kind == _PROBE:
                 self.beat()
+            elif kind == _VOUCH:
+                await self._vouch(fields)
+            elif kind == _VOUCHED:
+                proof = fields[0] if fields and isinstance(fields[0], bytes) else b""
+                _, answered = self._vouched
+                self._vouched = proof, answered
+                answered.set()
+
+    async def _vouch(self, fields: list[object]) -> None:
+        late_ns = now_ns() - _VOUCH_GAP_NS
+        if fields and self._vouched_at_ns <= late_ns:
+            self._vouched_at_ns = now_ns()
+            await self._say([_VOUCHED, self._instance.vouch(fields[0])])
 
     async def _write_control(
         self, soft_state: Callable[[], bytes], wall_ns: Callable[[], int]
@@ -395,6 +440,8 @@ class Link:
             case _:
                 raise PeerError("malformed control message")
         if kind == _BYE:
+            if len(fields) > 1:
+                self._instance.shown(self.node, fields[1])
             reason = str(fields[0]) if fields else ""
             raise ByeError("".join(c for c in reason if c.isprintable())[:_REASON_CHARS_MAX])
         return kind, fields

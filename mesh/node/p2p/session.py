@@ -119,6 +119,10 @@ class Identity:
         self.key = bytes(self._pair.public_key.to_bytes())
         self.shown = tuple(shown)
 
+    def sign(self, message: bytes) -> bytes:
+        """An Ed25519 signature, 64 bytes."""
+        return bytes(self._pair.private_key.sign(message))
+
     def noise_xx(self) -> Any:
         """A fresh Noise XX handshake."""
         return PatternXX(

@@ -4,7 +4,8 @@ Rules of this file
 - What is done on a peer's behalf runs guarded: it may cost that peer its link, nothing else (B1).
 - Of two connections between the same nodes the end with the lower id decides. A second connection
   is a doubt about the first, so the first is asked: if it answers it stays. That settles dials that
-  cross, a peer that lost a link before we noticed, and a copy of a node running elsewhere.
+  cross, and a peer that lost a link before we noticed; of a copy of a node that runs elsewhere it
+  keeps one process out, which is told so (twins.py).
 - Events are handed over through one bounded channel; who fills it waits, the others queue in turn.
 """
 
@@ -39,6 +40,7 @@ from mesh.node.p2p.link import (
     DUPLICATE,
     NOT_NEEDED,
     PROTOCOLS,
+    SECOND,
     SOFT_STATE_BYTES_MAX,
     Crowd,
     DuplicateError,
@@ -50,6 +52,7 @@ from mesh.node.p2p.pulse import Pulse
 from mesh.node.p2p.session import Identity, Keys, NotAdmittedError, Session, Stream, open_session
 from mesh.node.p2p.tcp import Address, Conduit, Listener, Net, NoFamily, TcpNet
 from mesh.node.p2p.traversal import Traversal
+from mesh.node.p2p.twins import Instance, Twins
 
 SETUP_S = 15
 """Bound on a handshake: ten round trips of a bad satellite link. Silence ends it much earlier."""
@@ -98,6 +101,7 @@ class Transport:
         net: Net | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
         speaks: Versions = SPOKEN,
+        cloned: Callable[[NodeId], None] = lambda _: None,
     ) -> None:
         """
         Args:
@@ -111,9 +115,11 @@ class Transport:
                 PeerError: they do not hold.
             clock_ns: the wall clock, told to peers and compared with theirs, for `PeerInfo` only.
             speaks: the wire versions that peers are told of.
+            cloned: called when a peer has proved that another process runs as this node.
         """
         self._node = node
         self._identity = Identity(private_key)
+        self._instance = Instance(lambda: self._identity, cloned)
         self._listen = tuple(listen)
         self._identify_key = identify
         self._keys = Keys(lambda key: self._identify(key) is not None, take_shown)
@@ -257,6 +263,10 @@ class Transport:
             )
         return infos
 
+    def twins(self) -> dict[NodeId, Twins]:
+        """Members of which a second process was refused here of late."""
+        return self._instance.twins()
+
     def listen_addrs(self) -> tuple[str, ...]:
         """The multiaddrs really listened on, in the order asked for."""
         return self._addrs
@@ -393,7 +403,13 @@ class Transport:
                 if node is None:
                     raise PeerError("no longer a member")
                 link = Link(
-                    node, session, conduit, self._crowd, self._speaks, inbound=attempt is None
+                    node,
+                    session,
+                    conduit,
+                    self._crowd,
+                    self._speaks,
+                    self._instance,
+                    inbound=attempt is None,
                 )
                 await self._agree(link, first)
                 if attempt is not None:
@@ -432,32 +448,42 @@ class Transport:
             await link.hello()
             if not decider:
                 await link.activated()
-            if refusal := await self._claim(link):
-                await link.bye(refusal)
+            refusal, proof = await self._claim(link)
+            if refusal:
+                await link.bye(refusal, proof)
                 raise DuplicateError(refusal)
             if decider:
                 await link.activate()
             return
         raise PeerError("no agreement about the link")
 
-    async def _claim(self, link: Link) -> str:
-        """Enter `link` among the links; returns why not, empty if it was."""
+    async def _claim(self, link: Link) -> tuple[str, bytes]:
+        """Enter `link` among the links; returns why not, empty if it was, and what proves that."""
         async with self._claims.setdefault(link.node, trio.Lock()):
             if (present := self._links.get(link.node)) is not None:
                 better = present.conduit.path == "relayed" and link.conduit.path == "direct"
+                twin = b"" not in (ids := {present.their_instance, link.their_instance})
+                if twin and len(ids) > 1 and (proof := await present.vouch(link.their_instance)):
+                    self._note_twins(present, link)
+                    return SECOND, proof
                 if not better and await present.probe():
-                    return DUPLICATE
+                    return DUPLICATE, b""
                 present.session.kill("replaced")
                 await present.gone.wait()
             if self._overlay.blocked(link.node, now_ns()):
-                return "not now"
+                return "not now", b""
             if self._identify(link.session.key) != link.node:
-                return "not a member"
+                return "not a member", b""
             self._links[link.node] = link
             self._up_since_ns[link.node] = self._clock_ns()
             self._overlay.up(link.node, now_ns(), dialled=not link.inbound)
             self._not_pending(link.conduit)
-            return ""
+            return "", b""
+
+    def _note_twins(self, present: Link, link: Link) -> None:
+        twins = Twins(present.conduit.remote, link.conduit.remote)
+        self._instance.note(link.node, twins)
+        self._event("p2p.second_process", link, linked=twins.linked)
 
     async def _carry(self, link: Link) -> None:
         """Announce the link and carry frames until it ends."""

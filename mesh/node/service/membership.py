@@ -145,6 +145,15 @@ class MembershipService:
             }
             for member in node.replica.roster.stray_admins()
         ]
+        found += [
+            {
+                "what": f"two processes run as node {member.name}: one at {twins.linked}, one that"
+                f" called from {twins.refused} and was refused",
+                "fix": "stop the one that should not be: a copied disk or machine was started",
+            }
+            for id, twins in node.transport.twins().items()
+            if (member := node.replica.roster.members().get(id)) is not None
+        ]
         found += clock_problem([p.clock_offset_ns for p in peers if p.clock_offset_ns is not None])
         if node.replica.retired:
             found.append(

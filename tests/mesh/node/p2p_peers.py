@@ -89,7 +89,9 @@ class Peer:
             net=net,
             clock_ns=lambda: EPOCH_NS + self.ahead_ns + int(trio.current_time() * 1e9),
             speaks=speaks,
+            cloned=lambda peer: self.cloned_by.append(peer),
         )
+        self.cloned_by: list[NodeId] = []
         self.log: list[Event] = []
         self.said_s: list[float] = []
         self._news = trio.Event()

@@ -262,19 +262,6 @@ async def test_who_is_no_member_any_more_loses_the_link() -> None:
         assert a.downs(b) == ["no longer a member"]
 
 
-async def test_a_copy_of_a_node_is_refused_while_the_first_one_answers() -> None:
-    members = Members([1, 2])
-    a, b, copy = Peer(1, members), Peer(2, members), Peer(2, members)
-    async with running(a, b, copy):
-        await link_up(b, a)
-        copy.target(a)
-        await eventually(
-            lambda: bool(copy.transport._dialler.dialled) and not copy.transport._dialler.attempts
-        )
-        assert a.ups(b) == 1 and not a.said(PeerDown)
-        assert not copy.said(PeerUp)
-
-
 async def test_a_second_address_is_tried() -> None:
     a, b = (Peer(n, Members([1, 2])) for n in (1, 2))
     async with running(a, b):
