@@ -8,10 +8,13 @@ headers expect, and the compiler finds everything else where the system has it.
 from __future__ import annotations
 
 import platform
+import re
 from pathlib import Path
 
 SYSTEM_HEADERS = Path("/usr/include")
 _ARCH = {"x86_64": ("x86", "x86_64-linux-gnu"), "aarch64": ("arm64", "aarch64-linux-gnu")}
+
+_INCLUDED = re.compile(r'^[ \t]*#[ \t]*include[ \t]*[<"]([^>"\n]+)[>"]', re.MULTILINE)
 
 _KCONFIG = """\
 #pragma once
@@ -83,14 +86,9 @@ def search_paths() -> list[str]:
     return [f"-isystem{SYSTEM_HEADERS / triplet}", f"-isystem{SYSTEM_HEADERS}"]
 
 
-def make_tree(root: Path) -> None:
-    """Fill an empty directory of ours with the tree that BCC_KERNEL_SOURCE is to name."""
-    kernel_arch, _ = _ARCH[platform.machine()]
-    include = root / "include"
-    for part in ("linux", "uapi/linux", "asm"):
-        (include / part).mkdir(parents=True)
-    (root / "arch" / kernel_arch / "include").mkdir(parents=True)
-    ours = {
+def ours() -> dict[str, str]:
+    """The tree's files, by their names under its include directory."""
+    return {
         "linux/kconfig.h": _KCONFIG,
         "linux/version.h": _VERSION.format(code=_version_code()),
         "linux/log2.h": "#pragma once\n",
@@ -101,6 +99,35 @@ def make_tree(root: Path) -> None:
         "uapi/linux/if_packet.h": f'#include "{SYSTEM_HEADERS}/linux/if_packet.h"\n',
         "asm/page.h": "#pragma once\n#define PAGE_SIZE 4096UL\n",
     }
-    for name, text in ours.items():
+
+
+def make_tree(root: Path) -> None:
+    """Fill an empty directory of ours with the tree that BCC_KERNEL_SOURCE is to name."""
+    kernel_arch, _ = _ARCH[platform.machine()]
+    include = root / "include"
+    for part in ("linux", "uapi/linux", "asm"):
+        (include / part).mkdir(parents=True)
+    (root / "arch" / kernel_arch / "include").mkdir(parents=True)
+    for name, text in ours().items():
         with (include / name).open("x") as file:
             file.write(text)
+
+
+def included(*texts: str) -> dict[str, bytes]:
+    """What these texts include of the system's headers, and what those do, by path.
+
+    Read without a preprocessor: what stands under a condition is in it, too. A header that BCC
+    carries itself is in neither directory, and not in it.
+    """
+    found: dict[str, bytes] = {}
+    names = [name for text in (*texts, *ours().values()) for name in _INCLUDED.findall(text)]
+    _, triplet = _ARCH[platform.machine()]
+    while names:
+        name = names.pop()
+        for root in (SYSTEM_HEADERS / triplet, SYSTEM_HEADERS):
+            path = str(root / name)  # `name` itself where that is a whole path
+            if path in found or not Path(path).is_file():
+                continue
+            found[path] = Path(path).read_bytes()
+            names += _INCLUDED.findall(found[path].decode(errors="replace"))
+    return found

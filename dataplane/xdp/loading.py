@@ -16,7 +16,7 @@ import dataplane
 from dataplane.backend import Unavailable
 
 LOADER_TIMEOUT_S = 120
-"""A compile takes a third of a second; on a busy machine with many nodes starting, far longer."""
+"""A compile takes a second of CPU; on a busy machine with many nodes starting, far longer."""
 
 _waiting: list[subprocess.Popen[str]] = []
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from dataplane.xdp import kernel, layout, loader, privilege
+from dataplane.xdp import kernel, privilege, programs
 from dataplane.xdp.privilege import NEEDED, Capability
 
-ROOT = Path(loader.__file__).parents[2]
+ROOT = Path(privilege.__file__).parents[2]
 UNIT = ROOT / "systemd/weft.service"
 
 NODE = """
@@ -121,28 +121,11 @@ def test_map_references_are_exchanged_and_nothing_else() -> None:
     second, move = bytes(8), bytes([0xB7, 0x10, 0, 0, 5, 0, 0, 0])
     five, nine = (number.to_bytes(4, "little") for number in (5, 9))
     program = load + five + second + value + five + second + move
-    assert loader.exchanged(program, {5: 9}) == (
+    assert programs.exchanged(program, {5: 9}) == (
         load + nine + second + value + five + second + move
     )
     with pytest.raises(KeyError):
-        loader.exchanged(program, {6: 9})
-
-
-def test_maps_that_differ_from_the_programs_are_refused(site_pair: Any) -> None:
-    from dataplane.backend import Capacity
-    from dataplane.xdp import pins
-
-    directory = pins.PinDir(site_pair.a.instance)
-    directory.make()
-    for name, spec in layout.maps(Capacity(endpoints=64)).items():
-        if name == "moved":
-            fd = kernel.map_create(spec.type, 8, spec.value_bytes, 64, 0, "weft_other")
-            kernel.pin(fd, str(directory.path / f"map-{name}"))
-        else:
-            fd = directory.require_map(spec)
-        os.close(fd)
-    with pytest.raises(ValueError, match="map moved is"):
-        loader.compile_programs(directory.path)
+        programs.exchanged(program, {6: 9})
 
 
 def test_the_unit_allows_what_is_needed_and_no_more(tmp_path: Path) -> None:

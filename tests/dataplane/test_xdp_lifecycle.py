@@ -20,7 +20,7 @@ from pyroute2 import IPRoute
 from dataplane.backend import Capacity, DataplaneError, TableFull, Unavailable, open_backend
 from dataplane.fib.facts import EndpointFact, GatewayFact
 from dataplane.fib.rows import EndpointKey, address_of
-from dataplane.xdp import backend, headers, kernel, layout, links, loader, pins, privilege
+from dataplane.xdp import backend, headers, kernel, layout, links, pins, privilege, programs
 from dataplane.xdp.backend import XdpBackend
 from tests.dataplane.conftest import wait_for
 
@@ -102,7 +102,7 @@ links.in_netns(sys.argv[1], hold)
 def test_a_killed_process_leaves_everything_forwarding(pair: Any) -> None:
     gateway, one = pair.a, pair.pods["one"]
     gateway.run(gateway.backend.close)
-    root = str(Path(loader.__file__).parents[2])
+    root = str(Path(programs.__file__).parents[2])
     with subprocess.Popen(
         [sys.executable, "-c", VICTIM, gateway.netns, gateway.instance, gateway.underlay],
         stdin=subprocess.PIPE,
@@ -455,22 +455,18 @@ def test_an_underlay_address_that_nobody_has_is_said(xdp_machine: None) -> None:
 
 
 def test_structs_that_differ_from_the_packing_do_not_compile(
-    site_pair: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    xdp_machine: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    source = loader.source()
+    source = programs.source()
     assert source.count("_Static_assert") > 50
-    directory = pins.PinDir(site_pair.a.instance)
-    directory.make()
-    for spec in layout.maps(Capacity(endpoints=64)).values():
-        os.close(directory.require_map(spec))
     for old, new in (
         ("u16 mtu;   /* of the inner IP packet */\n", "u32 mtu;\n"),
         ("DROP_SPOOFED_IP = 4,", "DROP_SPOOFED_IP = 26,"),
     ):
         assert old in source
-        monkeypatch.setattr(loader, "source", lambda old=old, new=new: source.replace(old, new))
+        monkeypatch.setattr(programs, "source", lambda old=old, new=new: source.replace(old, new))
         with pytest.raises(Exception, match="compile"):
-            loader.compile_programs(directory.path)
+            programs.compiled()
         assert re.search("static_assert(ion)? failed", capfd.readouterr().err)
 
 
