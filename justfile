@@ -9,6 +9,9 @@ bin := justfile_directory() / ".venv/bin"
 export PYTHONDONTWRITEBYTECODE := ""
 export PYTHONPYCACHEPREFIX := justfile_directory() / ".cache/bytecode"
 
+# So are the XDP programs of nodes that run here.
+export CACHE_DIRECTORY := justfile_directory() / ".cache/programs"
+
 # List the recipes.
 default:
     @{{ just_executable() }} --list --justfile {{ justfile() }}
