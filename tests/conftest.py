@@ -10,6 +10,8 @@ lot: what runs on a virtual clock runs the same way again. Others are looked for
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from hypothesis import HealthCheck, settings
 from trio._core import _run as scheduler
@@ -26,6 +28,11 @@ settings.register_profile(
     "random", settings.get_profile("fixed"), derandomize=False, print_blob=True
 )
 settings.load_profile("fixed")
+
+
+# Who runs this in the background of a script ignores Ctrl-C, and so would those who are to get one
+# here from the tests that start them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

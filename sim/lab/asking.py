@@ -29,6 +29,8 @@ class Users:
         """what was said -> how often"""
         self.claims: dict[Key, list[tuple[str, str]]] = {}
         """endpoint -> (call, gateway) of all that were taken, in order"""
+        self.unknown: set[tuple[Key, str]] = set()
+        """(endpoint, gateway) whose last request was not answered: it may have been taken"""
         self._nodes = nodes
         self._due = due
         self._lock = threading.Lock()
@@ -70,22 +72,39 @@ class Users:
         for request in requests:
             if not self._due(request.at_s):
                 return
-            said = ""
+            claim = _claim(request)
+            in_doubt = claim in self.unknown
+            if claim:
+                self.unknown.add(claim)  # until it is answered, if ever
+            error: RequestError | None = None
             try:
                 ask(self._nodes[request.gateway].api, request)
-            except RequestError as error:
-                said = type(error).__name__
-            self._note(request, said)
+            except RequestError as caught:
+                error = caught
+            if claim and not (isinstance(error, NotReady) or (error and in_doubt)):
+                self.unknown.discard(claim)
+            self._note(request, claim, error)
 
-    def _note(self, request: Request, said: str) -> None:
+    def _note(
+        self, request: Request, claim: tuple[Key, str] | None, error: RequestError | None
+    ) -> None:
         with self._lock:
             self.asked += 1
-            if said:
+            if error is not None:
                 self.refused += 1
+                said = type(error).__name__
                 self.errors[said] = self.errors.get(said, 0) + 1
-            elif request.call.endswith("_endpoint"):
-                key = str(request.arguments["vpc"]), str(request.arguments["ip"])
-                self.claims.setdefault(key, []).append((request.call, request.gateway))
+            elif claim:
+                key, gateway = claim
+                self.claims.setdefault(key, []).append((request.call, gateway))
+
+
+def _claim(request: Request) -> tuple[Key, str] | None:
+    """What endpoint it is about, and who is asked; None: none."""
+    if not request.call.endswith("_endpoint"):
+        return None
+    key = str(request.arguments["vpc"]), str(request.arguments["ip"])
+    return key, request.gateway
 
 
 def ask(api: Client, request: Request) -> None:

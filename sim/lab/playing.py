@@ -413,7 +413,7 @@ class _Play:
 
     def _compare_claims(self) -> tuple[int, int]:
         """How many endpoints are not there that must be, and the other way round: of those that
-        one gateway alone ever claimed, which has its disk."""
+        one gateway alone ever claimed, which has its disk and answered the last request."""
         there = {
             (row["vpc"], row["ip"], row["node"])
             for name in self._members
@@ -425,6 +425,8 @@ class _Play:
             if len(gateways) > 1 or gateways & self._suspect:
                 continue
             (gateway,) = gateways
+            if ((vpc, ip), gateway) in self._users.unknown:
+                continue
             removed = calls[-1][0] == "remove_endpoint"
             if removed and (vpc, ip, gateway) in there:
                 resurrected += 1

@@ -182,8 +182,13 @@ class Pinger:
     def _read_rest(self, deadline_s: float) -> None:
         """Take replies in until none is missing, or until then."""
         self._selector.unregister(self._stop_r)
-        while self._missing and (wait_s := deadline_s - time.monotonic()) > 0:
-            for key, _ in self._selector.select(wait_s):
+        late = False
+        while self._missing and not late:
+            # What came before the deadline counts, however late this gets to look.
+            wait_s = max(0.0, deadline_s - time.monotonic())
+            ready = self._selector.select(wait_s)
+            late = wait_s == 0 and not ready
+            for key, _ in ready:
                 self._receive(key.fileobj)
 
     def _receive(self, sock: object) -> None:

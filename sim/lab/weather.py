@@ -55,7 +55,11 @@ class Wan:
             start_new_session=True,
         )
         self._lock = threading.Lock()
-        self._answer()
+        try:
+            self._answer()
+        except BaseException:
+            self.end()
+            raise
 
     def _off_bridge(self) -> None:
         with IPRoute() as netlink:

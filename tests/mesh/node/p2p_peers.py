@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -205,6 +206,16 @@ async def link_up(a: Peer, b: Peer) -> None:
     a.target(b)
     await a.until_linked(b)
     await b.until_linked(a)
+
+
+async def meet(*peers: Peer) -> None:
+    """All dial each other; the dials that crossed have been settled when this returns."""
+    for peer in peers:
+        peer.target(*peers)
+    for peer, other in itertools.permutations(peers, 2):
+        await peer.until_linked(other)
+    for peer in peers:
+        await eventually(peer.idle)
 
 
 def open_files() -> int:

@@ -26,6 +26,7 @@ from tests.mesh.node.p2p_peers import (
     Proxy,
     eventually,
     link_up,
+    meet,
     nothing_leaks,
     raw_conduits,
     running,
@@ -139,10 +140,7 @@ async def test_dials_that_cross_end_in_one_link() -> None:
 async def test_a_broken_connection_is_seen_and_made_good_within_two_seconds(breaker: int) -> None:
     a, b = (Peer(n, Members([1, 2])) for n in (1, 2))
     async with running(a, b):
-        a.target(b)
-        b.target(a)
-        await a.until_linked(b)
-        await b.until_linked(a)
+        await meet(a, b)
         broken_s = trio.current_time()
         raw_conduits((a, b)[breaker])[0].abort()
         for peer, other in ((a, b), (b, a)):
@@ -238,10 +236,7 @@ async def test_heartbeats_carry_soft_state_and_measure_the_round_trip() -> None:
 async def test_who_is_dropped_stays_away_until_the_time_is_up() -> None:
     a, b = (Peer(n, Members([1, 2])) for n in (1, 2))
     async with running(a, b):
-        a.target(b)
-        b.target(a)
-        await a.until_linked(b)
-        await b.until_linked(a)
+        await meet(a, b)
         dropped_s = trio.current_time()
         a.transport.drop(b.id, "bad frame", 2.5)
         await a.until_downs(b)

@@ -185,7 +185,7 @@ def test_exec_gives_an_interactive_command_the_terminal(stand_in_lab: Lab) -> No
         )
         os.close(theirs)
         terminal.write(b"9\n")
-        assert child.wait(10) == 9
+        assert child.wait(60) == 9
 
 
 def test_exec_of_a_command_that_is_not_there(stand_in_lab: Lab) -> None:

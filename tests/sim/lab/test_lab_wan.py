@@ -4,6 +4,7 @@ whole, and what it counts. Between namespaces with nobody in them but the test."
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -17,7 +18,8 @@ from sim.lab.topology import Topology
 from sim.lab.wan import VNET_HEADER_BYTES, payload_bytes
 from sim.lab.weather import Wan
 
-TIMEOUT_S = 1.0
+DEADLINE_S = 30.0
+CUT_TIMEOUT_S = 0.5  # for answers that must not come
 
 
 @dataclass
@@ -47,11 +49,11 @@ class Carried:
             ]
         )
 
-    def rtt_ms(self) -> float | None:
+    def rtt_ms(self, timeout_s: float = DEADLINE_S) -> float | None:
         """Of a request from a1 to b1."""
         a, b = self.topology.gateways
         with Pinger([Flow("a1 → b1", a.netns, b.underlay_ip)]) as pinger:
-            return pinger.run(rounds=1, interval_s=0.0, timeout_s=TIMEOUT_S)[0].rtt_ms
+            return pinger.run(rounds=1, interval_s=0.0, timeout_s=timeout_s)[0].rtt_ms
 
 
 @pytest.fixture
@@ -68,16 +70,18 @@ def test_frames_take_as_long_as_they_are_told(carried: Carried) -> None:
     rtt_ms = carried.rtt_ms()
     assert rtt_ms is not None and rtt_ms >= 120
     carried.links()
-    assert (carried.rtt_ms() or 999) < 120
+    deadline_s = time.monotonic() + DEADLINE_S
+    while (carried.rtt_ms() or 999) >= 120:  # the process has not had its turn
+        assert time.monotonic() < deadline_s
 
 
 @pytest.mark.parametrize("cut", [("a1b1",), ("b1a1",), ("a1b1", "b1a1")])
 def test_a_cut_in_any_direction_loses_the_answer(carried: Carried, cut: tuple[str, ...]) -> None:
     assert carried.rtt_ms() is not None
     carried.links(cut=cut)
-    assert carried.rtt_ms() is None
+    assert carried.rtt_ms(CUT_TIMEOUT_S) is None
     carried.links(loss=1.0)
-    assert carried.rtt_ms() is None
+    assert carried.rtt_ms(CUT_TIMEOUT_S) is None
     carried.links()
     assert carried.rtt_ms() is not None
 

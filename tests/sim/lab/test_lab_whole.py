@@ -22,8 +22,6 @@ from sim.lab.topology import LabSpec
 from sim.reading import load
 
 DEADLINE_S = 60.0
-# Twice the time that any of these takes on two busy cores.
-pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(scope="module")
@@ -155,5 +153,5 @@ def test_a_demo_that_is_interrupted_leaves_nothing(xdp: None, number: signal.Sig
             assert child.poll() is None
         child.send_signal(number)
         child.stdout.read()
-    assert child.wait(60) == 128 + signal.SIGINT
+    assert child.wait(DEADLINE_S) == 128 + signal.SIGINT
     assert leftovers(f"{demo.LAB_PREFIX}{child.pid}") == []
