@@ -34,7 +34,7 @@ class OwnTime(trio.abc.Clock):
             self._stat: int | None = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
         except OSError:
             self._stat = None
-        self._own_ns = 0
+        self._own_ns = time.monotonic_ns()
         self._sleep_ns = 0.0  # what the thread may be about to sleep
         self._read_ns = self._awake_ns()
         self._computed_ns = time.thread_time_ns()

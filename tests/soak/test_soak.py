@@ -30,14 +30,12 @@ def test_a_leak_is_told_from_noise() -> None:
     assert not grows(steps, limit) and not grows(flat, limit) and not grows([], limit)
 
 
-@pytest.mark.timeout(180)
 def test_real_nodes_under_churn_and_kills_converge_and_do_not_grow(tmp_path: Path) -> None:
     *_, report = soak(tmp_path, 0.0, 1, ROUNDS)
     assert report.kills and report.rows
     assert report.ok, [row for row in report.rows if row[-1]]
 
 
-@pytest.mark.timeout(180)
 def test_nothing_acknowledged_is_lost_when_nodes_are_killed(tmp_path: Path) -> None:
     assert len(kill_nodes(tmp_path, KILLS, 1)) == KILLS
 

@@ -32,6 +32,8 @@ ANSWER_S_MAX = 1.0
 GROWTH_BYTES_MAX = 64 * MIB
 IMPORT_MAX = 1000
 BEAT_S = 0.5
+SILENCE_S = 3.0
+"""After which a node gives up a peer."""
 TRIES = 5
 """Answers of which the fastest counts: the machine is shared."""
 
@@ -79,12 +81,12 @@ class Victims:
         self.a.until(equal, f"the digests of {self.b.name}")
 
     def answers(self) -> None:
-        """The node answers `status` within a second, and takes writes."""
+        """The node answers `status` within a second, less what others on the machine took of it."""
         took_s = []
         for _ in range(TRIES):
-            start_s = time.monotonic()
+            start_s = time.monotonic() - self.a.waited_s()
             assert self.a.status()["ready"]
-            took_s.append(time.monotonic() - start_s)
+            took_s.append(time.monotonic() - self.a.waited_s() - start_s)
             if took_s[-1] <= ANSWER_S_MAX:
                 return
         raise AssertionError(f"status took {took_s} s")
@@ -104,13 +106,16 @@ class Victims:
     @contextmanager
     def unharmed(self) -> Iterator[None]:
         """Whatever the block does: afterwards the node answers, holds little more memory, and has
-        neither lost its link with the other node nor anything on the way."""
+        neither lost its link with the other node nor anything on the way. Where others took so
+        much of the machine that one of the two may have been silent, the link may be a new one."""
         nodes = (self.a, self.b)
+        waited_s = [node.waited_s() for node in nodes]
         before = {node.name: node.usage() for node in nodes}
         marks = {node.name: node.log.stat().st_size for node in nodes}
         yield
         self.answers()
         self.converges()
+        lacked_s = max(n.waited_s() - s for n, s in zip(nodes, waited_s, strict=True))
         for node in nodes:
             allowed_bytes = before[node.name].resident_bytes + GROWTH_BYTES_MAX
             node.until(
@@ -119,7 +124,8 @@ class Victims:
             )
             said = node.log.read_bytes()[marks[node.name] :].decode(errors="replace")
             other = self.b if node is self.a else self.a
-            assert f"event=peer.down peer={other.name}" not in said, said[-3000:]
+            if lacked_s < SILENCE_S:
+                assert f"event=peer.down peer={other.name}" not in said, said[-3000:]
             assert "internal" not in said and "Traceback" not in said, said[-3000:]
 
 

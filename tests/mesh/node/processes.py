@@ -34,7 +34,7 @@ from tests.ports import free_port
 
 DEADLINE_S = 60.0
 """For what takes a second or two on a machine that does nothing else."""
-ANSWER_S = 10.0
+ANSWER_S = 60.0
 
 Json = dict[str, Any]
 
@@ -172,6 +172,15 @@ class Process:
         return {vpc["name"] for vpc in answer}
 
     # ---- measuring ----
+
+    def waited_s(self) -> float:
+        """How long its main thread and the calling one have been ready to run and did not: others
+        had the processors. 0 where the kernel does not count it (schedstat's second number)."""
+        waited_ns = 0
+        for place in (f"/proc/{self.pid}/schedstat", "/proc/thread-self/schedstat"):
+            with contextlib.suppress(OSError):
+                waited_ns += int(Path(place).read_text().split()[1])
+        return waited_ns / 1e9
 
     def usage(self) -> Usage:
         """Raises OSError when it has just ended."""

@@ -8,7 +8,6 @@ import re
 import socket
 import stat
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from mesh.core.ops import Put
 from mesh.node import api
 from mesh.node.routes import BODY_BYTES_MAX, ROUTES, openapi
 from mesh.node.schema import array, boolean, check, integer, mapping, parse_query, record, text
-from tests.mesh.api_nodes import Running, founded, running, until
+from tests.mesh.api_nodes import Running, cut, founded, heal, running, until
 
 STATUS_KEYS = {
     "mesh", "site", "node", "version", "ready", "peers", "digest", "shards", "oldest_sync_s",
@@ -174,22 +173,6 @@ def test_members_and_links(first: Running, second: Running) -> None:
         ("b1", "b", "active"),
     ]
     assert [m["path"] for m in members] == ["self", "direct"]
-
-
-def cut(one: Running, other: Running) -> None:
-    """End the link; neither dials the other until `heal`."""
-    for node, peer in ((one, other), (other, one)):
-        node.node.neighbours.dial_members = lambda: None  # type: ignore[method-assign]
-        node.on_loop(partial(node.node.transport.set_targets, {}))
-        node.on_loop(partial(node.node.transport.drop, peer.node.id, "cut", 1.0))
-    for node in (one, other):
-        until(lambda n=node: not n.on_loop(n.node.transport.peers), "the cut")  # type: ignore[misc]
-
-
-def heal(*nodes: Running) -> None:
-    for node in nodes:
-        del node.node.neighbours.dial_members
-        node.on_loop(node.node.neighbours.dial_members)
 
 
 def test_conflicts_are_listed_and_resolved(first: Running, second: Running, vpc: str) -> None:

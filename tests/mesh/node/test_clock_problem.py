@@ -60,7 +60,7 @@ def test_it_is_said_of_a_real_node_whose_clock_is_off(first: Running, second: Ru
     assert any("365d behind" in what for what in problems(second))
     metrics = second.ask("GET", "/metrics")[1]
     assert 'weft_peer_clock_offset_seconds{peer="a1"} 3153' in metrics
-    assert second.ask("GET", "/v1/members")[1][0]["last_sync"] is not None
+    until(lambda: second.ask("GET", "/v1/members")[1][0]["last_sync"] is not None, "they agree")
 
 
 def clock_of(node: Running, name: str) -> str | None:

@@ -115,4 +115,4 @@ def test_the_command_shows_drops_and_follows_them(first: Running) -> None:
             assert [row["reason"] for row in rows] == ["no-port", "unknown-peer"]
         finally:
             process.send_signal(2)  # SIGINT, as Ctrl-C
-        assert process.wait(30) == 130
+        assert process.wait(60) == 130

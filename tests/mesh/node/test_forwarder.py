@@ -44,6 +44,7 @@ def test_a_table_is_told_before_it_is_full_and_when_it_is(
     until(lambda: len(backend._endpoints) == limit, "rows are installed")
     assert problems(first) == []
     endpoint(first, 100)
+    until(lambda: bool(problems(first)), "it is told")
     (told,) = problems(first)
     assert told["what"] == f"data plane: tables are nearly full: endpoints ({limit + 1} of {room})"
     assert "[dataplane] endpoints_max" in told["fix"]

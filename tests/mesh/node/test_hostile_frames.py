@@ -25,7 +25,7 @@ from mesh.node.p2p.framing import FRAME_BYTES_MAX
 from tests.mesh.node.hostile_members import Hostile, Said, Victims, linked
 from tests.mesh.node.processes import id_of, seed_of
 
-pytestmark = [pytest.mark.trio, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.trio
 
 YEAR_NS = 365 * 86_400 * 10**9
 FAR = (1 << 63) - 1

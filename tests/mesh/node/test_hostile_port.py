@@ -18,7 +18,7 @@ from mesh.node.p2p.transport import PENDING_MAX
 from tests.mesh.node.hostile_members import MIB, Victims, linked, session_of
 from tests.mesh.node.processes import DEADLINE_S
 
-pytestmark = [pytest.mark.trio, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.trio
 
 PUSH, SYNC = CHANNEL_PROTOCOLS["push"], CHANNEL_PROTOCOLS["sync"]
 HALF_OPEN = 500

@@ -69,9 +69,12 @@ async def test_a_full_disk_stops_writes_and_nothing_else(tmp_path: Path, small_d
             assert STORE_FAILED in b.alarms
             with pytest.raises(StoreError, match="nothing was written"):
                 await b.submit(lambda: b.writer.add_vpc("c", 9, ["10.0.0.0/16"], now_ns=1))
-            unsent = {vpc.name for vpc in b.view.vpcs.values()} - {
-                vpc.name for vpc in a.view.vpcs.values()
-            }
+
+            def names(node: Node) -> set[str]:
+                return {vpc.name for vpc in node.view.vpcs.values()}
+
+            await until(lambda: len(names(b) - names(a)) <= 1)  # what was sent is under way
+            unsent = names(b) - names(a)
             assert len(unsent) == 1, "only what is stored was sent"
             # It goes on following the others.
             await a.submit(lambda: a.writer.add_vpc("new", 8, ["10.0.0.0/16"], now_ns=1))
