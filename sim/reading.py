@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mesh.core.errors import BadInput
-from mesh.node.toml_lines import statements
+from mesh.node.toml_lines import item_lines, statements
 from sim.core.scenario import Scenario, parse
 from sim.core.tables import Misread, Place
 
@@ -39,8 +39,7 @@ def checked(text: str, name: str, *, small: bool = False) -> Scenario:
             parse(raw, small=small)  # a mistake is told before it is met
         return scenario
     except Misread as error:
-        line = line_of(text, ("small", *error.place), exact=True) if small else None
-        line = line or line_of(text, error.place)
+        line = (_line_in_small(text, error.place) if small else None) or line_of(text, error.place)
         where = name if line is None else f"{name}, line {line}"
         raise BadInput(f"{where}: {error}") from None
 
@@ -89,17 +88,35 @@ def _words_of(said: str, text: str) -> tuple[str, int]:
     said = said.replace("Cannot overwrite a value", "this key is written twice")
     words, _, place = said.rpartition(" (at ")
     line, _, column = place.rstrip(")").removeprefix("line ").partition(", column ")
+    if not line.isdecimal() and "twice" in words:
+        return words, text.rstrip().count("\n") + 1
     if not line.isdecimal():
         return f"{words}: something that was opened is not closed", text.count("\n") + 1
     return f"{words} (column {column})", int(line)
 
 
-def line_of(text: str, place: Place, *, exact: bool = False) -> int | None:
+def line_of(text: str, place: Place) -> int | None:
     """The line of a document, from 1, at which what `place` names is written; where only the table
-    around it is found, where that begins, unless `exact`. None: nowhere."""
+    or the list around it is found, where that begins. None: nowhere."""
     found = _lines(text)
-    ends = (len(place),) if exact else range(len(place), 0, -1)
-    return next((found[place[:end]] for end in ends if place[:end] in found), None)
+    end = next((end for end in range(len(place), 0, -1) if place[:end] in found), 0)
+    if not end:
+        return None
+    line = found[place[:end]]
+    if end < len(place) and isinstance(item := place[end], int):
+        items = item_lines(text.replace("\r\n", "\n"), line)
+        line = items[item - 1] if item <= len(items) else line
+    return line
+
+
+def _line_in_small(text: str, place: Place) -> int | None:
+    """The same, if it is [small] that says it: a key that is there, or what is in a list that is
+    there, since lists of [small] take the place of others."""
+    found = _lines(text)
+    lists = (place[:i] for i, name in enumerate(place) if isinstance(name, int))
+    if any(("small", *part) in found for part in (place, *lists)):
+        return line_of(text, ("small", *place))
+    return None
 
 
 def _lines(text: str) -> dict[Place, int]:

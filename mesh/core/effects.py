@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from crdt.delta import Puts
 from crdt.header import ChainId, Epoch
@@ -72,9 +72,22 @@ class Send:
     push: bool
 
 
+ALARMS: Final = (
+    "chain.disproved",
+    "chain.forked",
+    "chain.mismatch",
+    "chain.over_quota",
+    "key.contested",
+    "node.cloned",
+    "peer.incompatible",
+    "peer.misbehaved",
+)
+"""The events of all alarms that there are."""
+
+
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """Tell people. `event` is a registered name, such as `chain.forked`."""
+    """Tell people. `event` is one of `ALARMS`."""
 
     event: str
     fields: Mapping[str, object] = field(default_factory=dict)

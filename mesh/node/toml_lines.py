@@ -71,6 +71,33 @@ def statements(text: str) -> Iterator[tuple[int, str, bool]]:
         yield start_line, "".join(parts), True
 
 
+def item_lines(text: str, key_line: int) -> list[int]:
+    """The lines on which the items of a list begin whose key stands on `key_line`; empty where no
+    list stands there."""
+    found: list[int] = []
+    line, depth, begins = 1, 0, True
+    for match in _TOKEN.finditer(text):
+        piece, there = match[0], line
+        line += piece.count("\n")
+        if there < key_line or piece[0] == "#":
+            continue
+        if depth == 0 and piece != "[":
+            if piece in "\n{":
+                break
+            continue
+        # What is no text, bracket or line's end may hold several items and the commas between.
+        for part in [piece] if piece[0] in "\"'[]{}" else re.split(r"(,)", piece):
+            if depth == 1 and part == ",":
+                begins = True
+            elif depth == 1 and begins and part.strip() and part != "]":
+                found.append(there)
+                begins = False
+        depth += (piece in _OPENING) - (piece in _CLOSING)
+        if depth == 0:
+            break
+    return found
+
+
 def _path(statement: str) -> FieldPath:
     """The names that a header or a key consists of, at most _DEPTH_MAX."""
     names: list[str] = []

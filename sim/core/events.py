@@ -314,3 +314,8 @@ _READERS: dict[str, Callable[[_Reading], Event]] = {
 }
 
 KINDS = tuple(_READERS)
+
+
+def kind_in(table: Table) -> str:
+    """Which kind a table that was read says."""
+    return next(kind for kind in KINDS if kind in table)

@@ -122,7 +122,9 @@ class NodeFaults:
         self._stage.at(at_ns, partial(self._crash, index, for_ns, at_ns))
 
     def _back_up(self, index: int, for_at_ns: int) -> None:
-        self._backups[index, for_at_ns] = self._stage.machines[index].disk.copy()
+        machine = self._stage.machines[index]
+        if machine.state != "waiting":  # it joins later than it was to: there is no disk yet
+            self._backups[index, for_at_ns] = machine.disk.copy()
 
     def _crash(self, index: int, for_ns: int, at_ns: int) -> None:
         stage, machine = self._stage, self._stage.machines[index]

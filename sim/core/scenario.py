@@ -15,7 +15,8 @@ job. Times are virtual seconds from the start; latencies are one way.
     start = "converged"        # all is set up and everywhere; default: "empty" disks
 
     [[vpc]]                    # name, endpoints = { a = 5, c = 2 }; in place of [workload] vpcs
-    [network]                  # see Weather; latency_ms between sites, link = [["a", "b", 80], …]
+    [network]                  # see Weather; latency_ms between sites, link = [["a", "b", 80], …],
+                               # matrix_ms = [[0, 80, 20], …]: a row for each site, from it to each
     [workload]                 # see Workload
     [faults]                   # by chance, see Faults
     [[event]]                  # see `events`
@@ -31,11 +32,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from mesh.core.bounds import MESH_RECORDS, QUOTA_MAX
+from mesh.core.effects import ALARMS
 from sim.core.clock import MS_NS, SECOND_NS, ns_of
-from sim.core.events import DURATION_S_MAX, Event, Join, Part, Trouble, read_event
+from sim.core.events import DURATION_S_MAX, Event, Join, Trouble, read_event
 from sim.core.network import Weather
+from sim.core.presence import check_presence
 from sim.core.releases import RELEASES_MAX
-from sim.core.tables import Table
+from sim.core.tables import SHOWN_MAX, Table, shown
 
 SITES_MAX = 1000
 GATEWAYS_MAX = 16
@@ -58,6 +61,7 @@ ENDPOINTS_IN_ALL_MAX = 200_000
 EXTRA = "extra-"
 """How names of VPCs begin that users of a run make and remove."""
 LATENCY_MS_MIN = 0.5
+LATENCY_MS_MAX = 60_000.0
 KM_PER_MS = 120.0
 """Light in a fibre goes 200 km in a ms, and no fibre goes straight."""
 EARTH_KM = 6371.0
@@ -233,7 +237,7 @@ def parse(raw: Mapping[str, Any], *, small: bool = False) -> Scenario:
     """The scenario in a file's tables; `small`: with what [small] has in place of the rest. Raises
     Misread."""
     top = Table("", raw)
-    top.table("small")
+    top.table("small").absent("small", "there is one [small] only: leave this out")
     if small:
         top = Table("", {**_merged(raw, raw.get("small", {})), "small": {}})
         top.table("small")
@@ -297,8 +301,8 @@ def _expected(table: Table) -> Expected:
 
     bytes_max = bound("bytes_per_site_max")
     alarms = table.list("alarms")
-    if not all(isinstance(alarm, str) for alarm in alarms):
-        raise table.bad("alarms", 'write their names: ["node.cloned"]')
+    for alarm in alarms:
+        table.known("alarms", alarm, "alarm", ALARMS)
     expected = Expected(
         bound("heal_s_max"),
         bound("push_p99_s_max"),
@@ -313,33 +317,20 @@ def _expected(table: Table) -> Expected:
     return expected
 
 
-def _check_partings(events: list[tuple[Event, Table]], by_chance: bool) -> None:
-    """Raise Misread where a node goes twice, or is forgotten before it is gone. `by_chance`: some
-    go that no event names."""
-    gone: set[str] = set()
-    for event, table in sorted(events, key=lambda pair: pair[0].at_ns):
-        if not isinstance(event, Part):
-            continue
-        if event.kind == "forget":
-            if event.node not in gone and not by_chance:
-                raise table.bad("forget", f"{event.node} is still a member: retire it before")
-        elif event.node in gone:
-            raise table.bad(event.kind, f"{event.node} has gone already: leave this out")
-        gone.add(event.node)
-
-
 def _events(
     top: Table, sites: tuple[Site, ...], duration_s: float, by_chance: bool
 ) -> tuple[Event, ...]:
     tables = top.tables("event", EVENTS_MAX)
-    wanted = [table.get("join") for table in tables]
-    joins = [site for site in wanted if isinstance(site, str)]
+    joins = [site for table in tables if isinstance(site := table.peek("join"), str)]
     names = list(dict.fromkeys([*(site.name for site in sites), *joins]))
-    nodes = [f"{site.name}-{i}" for site in sites for i in range(1, site.gateways + 1)]
-    nodes += [name for name, _ in _joining(sites, joins, None)]
+    members = [f"{site.name}-{i}" for site in sites for i in range(1, site.gateways + 1)]
+    nodes = members + [name for name, _ in _joining(sites, joins, None)]
     events = [read_event(table, names, nodes, duration_s) for table in tables]
-    _check_partings(list(zip(events, tables, strict=True)), by_chance)
-    return tuple(sorted(events, key=lambda event: event.at_ns))
+    ordered = tuple(sorted(events, key=lambda event: event.at_ns))
+    joining = _joining(sites, [e.site for e in ordered if isinstance(e, Join)], None)
+    written = list(zip(events, tables, strict=True))
+    check_presence(written, members, [name for name, _ in joining], by_chance=by_chance)
+    return ordered
 
 
 # ---- sites and the network between them ----
@@ -353,6 +344,8 @@ def _sites(top: Table) -> tuple[tuple[Site, ...], dict[str, tuple[float, float]]
         top.absent("sites", "there is a [[site]] for each already: leave out one of the two")
         sites = tuple(_site(table, places) for table in tables)
     else:
+        if isinstance(top.peek("sites"), list):
+            raise top.bad("sites", "is how many there are: write a [[site]] with a name for each")
         count = top.whole("sites", 3, low=1, high=SITES_MAX)
         sites = tuple(Site(_letters(i)) for i in range(count))
     seen: set[str] = set()
@@ -403,9 +396,54 @@ def _distance_ns(a: tuple[float, float], b: tuple[float, float]) -> int:
     return round((LATENCY_MS_MIN + km / KM_PER_MS) * 1000) * (MS_NS // 1000)
 
 
+def _measured(table: Table, names: list[str]) -> dict[tuple[str, str], int]:
+    """What `link` says of pairs of sites: the same both ways."""
+    links: dict[tuple[str, str], int] = {}
+    for i, link in enumerate(table.list("link"), 1):
+        where = f"link[{i}]"
+        if not isinstance(link, list) or len(link) != 3:
+            raise table.bad(where, 'write ["SITE", "SITE", LATENCY_MS]')
+        a, b = (table.known(where, name, "site", names) for name in link[:2])
+        if a == b:
+            raise table.bad(where, f"{a} twice: gateways of one site are on one LAN: leave it out")
+        if (a, b) in links:
+            raise table.bad(where, f"{a} and {b} are linked above already: keep one of the two")
+        links[a, b] = links[b, a] = round(
+            table.checked(where, link[2], 0.0, LATENCY_MS_MAX) * MS_NS
+        )
+    return links
+
+
+def _matrix(table: Table, names: list[str]) -> dict[tuple[str, str], int]:
+    """`matrix_ms`: a row for each site, from it to each, in the order of the sites."""
+    links: dict[tuple[str, str], int] = {}
+    rows = table.list("matrix_ms")
+    order = ", ".join(names[:SHOWN_MAX]) + (", …" if len(names) > SHOWN_MAX else "")
+    if rows and len(rows) != len(names):
+        words = (
+            f"{len(rows)} rows for {len(names)} sites: write one for each, in this order: {order}"
+        )
+        raise table.bad("matrix_ms", words)
+    for i, (name, row) in enumerate(zip(names, rows, strict=bool(rows)), 1) if rows else ():
+        where = f"matrix_ms[{i}]"
+        if not isinstance(row, list) or len(row) != len(names):
+            count = len(row) if isinstance(row, list) else "no"
+            words = f"{count} numbers from {name}: write one to each of {order}"
+            raise table.bad(where, words)
+        for other, value in zip(names, row, strict=True):
+            latency_ms = table.checked(where, value, 0.0, LATENCY_MS_MAX)
+            if name == other and latency_ms:
+                raise table.bad(where, f"{shown(value)} from {name} to itself: write 0 there")
+            if name != other:
+                links[name, other] = round(latency_ms * MS_NS)
+    return links
+
+
 def _network(
     table: Table, sites: tuple[Site, ...], places: dict[str, tuple[float, float]]
 ) -> tuple[int, dict[tuple[str, str], int], Weather]:
+    if isinstance(table.peek("latency_ms"), list):
+        raise table.bad("latency_ms", "is one number for all links: call a table matrix_ms")
     latency_ns = table.ms("latency_ms", 20.0)
     links: dict[tuple[str, str], int] = {}
     for a, at in places.items():
@@ -413,12 +451,8 @@ def _network(
             if a != b:
                 links[a, b] = _distance_ns(at, other)
     names = [site.name for site in sites]
-    for i, link in enumerate(table.list("link")):
-        where = f"link[{i}]"
-        if not isinstance(link, list) or len(link) != 3:
-            raise table.bad(where, 'write ["SITE", "SITE", LATENCY_MS]')
-        a, b = (table.known(where, name, "site", names) for name in link[:2])
-        links[a, b] = links[b, a] = round(table.checked(where, link[2], 0.0, 60_000.0) * MS_NS)
+    links.update(_matrix(table, names))
+    links.update(_measured(table, names))
     mode = table.one_of("mode", "stream", ("stream", "datagram"))
     mbps = table.number("bandwidth_mbps", 0.0, low=0.0, high=1e6)
     weather = Weather(

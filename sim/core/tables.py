@@ -82,9 +82,10 @@ class Table:
         return bool(self._raw)
 
     def bad(self, key: str, words: str) -> Misread:
-        """The error about a key of the table; an empty one: about the table."""
+        """The error about a key of the table, or "key[1]", an item; an empty one: the table."""
         where = " ".join(part for part in (self._where, key) if part)
-        place = (*self._place, key.partition("[")[0]) if key else self._place
+        name, _, item = key.rstrip("]").partition("[")
+        place = (*self._place, *([name] if name else []), *([int(item)] if item else []))
         return Misread(f"{where}: {words}" if where else words, place)
 
     def __iter__(self) -> Iterator[str]:
@@ -93,6 +94,10 @@ class Table:
 
     def get(self, key: str) -> Any:
         self._asked.add(key)
+        return self._raw.get(key)
+
+    def peek(self, key: str) -> Any:
+        """Without asking for it."""
         return self._raw.get(key)
 
     def done(self) -> None:
@@ -110,9 +115,17 @@ class Table:
             (*self._place, key),
         )
 
+    def missing(self, key: str, what: str) -> Misread:
+        """The error about a key that must be there; one that is nearly that may be meant."""
+        if near := difflib.get_close_matches(
+            key, [k for k in self._raw if k not in self._asked], 1
+        ):
+            return self.unknown(near[0], [key])
+        return self.bad(key, f"is missing: give {what}")
+
     def past(self, key: str, end_s: float) -> None:
         """Raise Misread if a time is after the end of the run."""
-        value: object = self._raw.get(key)
+        value: object = self.peek(key)
         if isinstance(value, int | float) and value > end_s:
             words = (
                 f"{shown(value)} is after the end: use at most {plain(end_s)}, or raise duration_s"
@@ -170,7 +183,7 @@ class Table:
         value = self.get(key)
         if value is None:
             if default is None:
-                raise self.bad(key, f"is missing: give a number from {plain(low)} to {plain(high)}")
+                raise self.missing(key, f"a number from {plain(low)} to {plain(high)}")
             return default
         return self.checked(key, value, low, high)
 
@@ -200,7 +213,7 @@ class Table:
     def name(self, key: str) -> str:
         value = self.get(key)
         if value is None:
-            raise self.bad(key, "is missing: give a name of a-z, 0-9 and -")
+            raise self.missing(key, "a name of a-z, 0-9 and -")
         if not isinstance(value, str) or not NAME.fullmatch(value):
             raise self.bad(key, f"{shown(value)} is no name: use a-z, 0-9 and -")
         return value

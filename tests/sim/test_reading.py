@@ -13,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mesh.core.errors import BadInput
+from mesh.node.toml_lines import item_lines
 from sim.core.scenario import Scenario, parse
 from sim.core.tables import Place
 from sim.reading import FILE_BYTES_MAX, checked, line_of, load
@@ -76,6 +77,23 @@ def test_the_line_of_a_mistake_is_found(place: Place, line: int | None) -> None:
         ("duration_s = 5\ndurration_s = 5", ", line 2: durration_s: is not known here: did you"),
         ('duration_s = "5"', ", line 1: duration_s: '5' is not a number: write it without quotes"),
         ("sites = 2\n\nsites = 3", ", line 3: is not TOML: this key is written twice"),
+        ("sites = 2\nsites = 3\n\n[network]", ", line 2: is not TOML: this key is written twice ("),
+        (
+            "network.link = [\n  ['a', 'b', 5], # [\n  ['b',\n 'c', 5], ['c', 'c', 5]\n]",
+            ", line 4: [network] link[3]: c twice",
+        ),
+        (
+            "event = [{ at_s = 1, crash = 'a' },\n { at_s = 1, crash = 'q' }]",
+            ", line 2: [[event]] 2 crash: no node 'q'",
+        ),
+        (
+            "[[event]]\nat_s = 3\ncrash = 'a'\n[small]\nevent = [\n { at_s = 1, crash = 'q' }]",
+            ", line 6: [[event]] 1 crash: no node 'q'",
+        ),
+        (
+            "[[event]]\nat_s = 3\ncrash = 'c'\n[small]\nsites = 2",
+            ", line 3: [[event]] 1 crash: no node 'c'",
+        ),
         ("[network\nloss = 1", ", line 1: is not TOML: Expected ']'"),
         ("[small]\nsites = 0", ", line 2: sites: 0 is out of bounds: use 1 to 1000"),
         ("sites = 2\n[small]\nsites = 0", ", line 3: sites: 0 is out of bounds"),
@@ -202,6 +220,22 @@ def test_any_bytes_are_taken_or_told(tmp_path_factory: pytest.TempPathFactory, d
         load(path)
     except BadInput as error:
         assert "\n" not in str(error).replace(str(path), "")
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("a = 1\n[b]", []),
+        ("a = []", []),
+        ("a = [1, 2, [3], '4']", [1, 1, 1, 1]),
+        ('a = [ # [1\n  1, # 2,\n\n 2,\n  { b = [1,\n 2] }, """x,\ny""", 5 ]', [2, 4, 5, 6, 7]),
+        ("a = { b = [1, 2] }", []),
+    ],
+)
+def test_the_lines_of_the_items_of_a_list(text: str, lines: list[int]) -> None:
+    tomllib.loads(text)
+    assert item_lines(text, 1) == lines
+    assert item_lines(f"z = [9]\n{text}\ny = [9]\n", 2) == [line + 1 for line in lines]
 
 
 def test_tomllib_says_where_as_it_did() -> None:

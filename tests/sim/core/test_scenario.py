@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import mesh.core
+from mesh.core.effects import ALARMS
 from mesh.core.errors import BadInput
 from sim.core.clock import SECOND_NS
 from sim.core.events import Crash, Cut, Flap
@@ -64,8 +68,8 @@ def test_events_are_read_and_ordered() -> None:
         ({"network": {"mode": "tcp"}}, "[network] mode: 'tcp' is none of stream, datagram"),
         ({"network": {"duplicate": 0.1}}, 'duplicate and reorder need "datagram"'),
         ({"network": {"mode": "datagram", "reset": 0.1}}, 'reset needs "stream"'),
-        ({"network": {"link": [["a", "q", 5]]}}, "[network] link[0]: no site 'q'"),
-        ({"network": {"link": [["a", 5]]}}, "[network] link[0]: write"),
+        ({"network": {"link": [["a", "q", 5]]}}, "[network] link[1]: no site 'q'"),
+        ({"network": {"link": [["a", 5]]}}, "[network] link[1]: write"),
         ({"workload": {"mix": {"creat": 1}}}, "[workload.mix] creat: is not known here"),
         ({"workload": {"mix": {"create": 0}}}, "[workload] mix: all weights are 0"),
         ({"event": [{"cut": [["a"]]}]}, "[[event]] 1 at_s: is missing"),
@@ -110,6 +114,43 @@ def test_events_are_read_and_ordered() -> None:
         ({"event": [{"at_s": 5, "restore": "a", "from_s": 6}]}, "from_s: 6 is out of bounds"),
         ({"event": {}}, "event: {} is no list of tables: write [[event]] for each"),
         ({"site": [{"name": f"s{i}", "gateways": 16} for i in range(63)]}, "1008 gateways"),
+        ({"sites": ["a", "b"]}, "sites: is how many there are: write a [[site]]"),
+        ({"site": [{"nme": "a"}]}, "[[site]] 1 nme: is not known here: did you mean name?"),
+        ({"event": [{"at": 5, "cut": [["a"]]}]}, "1 at: is not known here: did you mean at_s?"),
+        (
+            {"event": [{"at_s": 5, "cut": [["a"]], "factor": 3}]},
+            "factor: is not known here: known: at_s, cut, for_s",
+        ),
+        ({"small": {"small": {}}}, "[small] small: there is one [small] only"),
+        ({"expect": {"alarms": ["nod.cloned"]}}, "no alarm 'nod.cloned': did you mean node.cloned"),
+        ({"expect": {"alarms": [3]}}, "[expect] alarms: no alarm 3: there are chain.disproved"),
+        ({"network": {"link": [["a", "a", 5]]}}, "link[1]: a twice: gateways of one site are on"),
+        (
+            {"network": {"link": [["a", "b", 5], ["b", "a", 6]]}},
+            "link[2]: b and a are linked above already",
+        ),
+        ({"network": {"latency_ms": [[0, 1]]}}, "is one number for all links: call a table matrix"),
+        ({"network": {"matrix_ms": 5}}, "[network] matrix_ms: 5 is not a list"),
+        (
+            {"network": {"matrix_ms": [[0, 1], [1, 0]]}},
+            "matrix_ms: 2 rows for 3 sites: write one for each, in this order: a, b, c",
+        ),
+        (
+            {"network": {"matrix_ms": [[0, 1, 2], [1, 0], [2, 1, 0]]}},
+            "matrix_ms[2]: 2 numbers from b: write one to each of a, b, c",
+        ),
+        (
+            {"network": {"matrix_ms": [[0, 1, 2], 7, [2, 1, 0]]}},
+            "matrix_ms[2]: no numbers from b",
+        ),
+        (
+            {"network": {"matrix_ms": [[0, 1, 2], [1, 0, -3], [2, 1, 0]]}},
+            "matrix_ms[2]: -3 is out of bounds: use 0 to 60000",
+        ),
+        (
+            {"network": {"matrix_ms": [[0, 1, 2], [1, 0, 3], [2, 1, 4]]}},
+            "matrix_ms[3]: 4 from c to itself: write 0 there",
+        ),
     ],
 )
 def test_mistakes_are_told_with_their_place(raw: dict[str, Any], said: str) -> None:
@@ -117,6 +158,88 @@ def test_mistakes_are_told_with_their_place(raw: dict[str, Any], said: str) -> N
         parse(raw)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("events", "said"),
+    [
+        (
+            [{"at_s": 5, "leave": "b"}, {"at_s": 9, "crash": "b"}],
+            "2 crash: b-1 has gone at 5 s: leave this out",
+        ),
+        (
+            [{"at_s": 9, "join": "d"}, {"at_s": 5, "stall": "d"}],
+            "2 stall: d-1 joins at 9 s only: write a later at_s",
+        ),
+        (
+            [{"at_s": 9, "join": "b"}, {"at_s": 5, "join": "b"}, {"at_s": 7, "crash": "b-3"}],
+            "3 crash: b-3 joins at 9 s only",
+        ),
+        (
+            [{"at_s": 9, "join": "d"}, {"at_s": 20, "restore": "d"}],
+            "2 from_s: d-1 joins at 9 s, and has no disk before: use more",
+        ),
+        (
+            [{"at_s": 9, "join": "d"}, {"at_s": 12, "power": "d", "lost_s": 4}],
+            "2 lost_s: d-1 joins at 9 s, and has no disk before: use less",
+        ),
+        (
+            [{"at_s": 9, "join": "d"}, {"at_s": 12, "clone": "d", "from_s": 4}],
+            "2 from_s: d-1 joins at 9 s, and has no disk before: use more",
+        ),
+        ([{"at_s": 5, "retire": "a"}], "1 retire: a-1 is the only admin"),
+        ([{"at_s": 5, "compromise": "a"}], "1 compromise: a-1 is the only admin"),
+        (
+            [{"at_s": 5, "leave": "a"}, {"at_s": 9, "join": "d"}],
+            "2 join: a-1, the only admin, has left before: let it leave later",
+        ),
+        (
+            [{"at_s": 5, "leave": "a"}, {"at_s": 9, "retire": "b"}],
+            "2 retire: a-1, the only admin, has left before",
+        ),
+        (
+            [{"at_s": i, "leave": site} for i, site in enumerate("cba")],
+            "3 leave: no node is left that anything could be promised of",
+        ),
+    ],
+)
+def test_who_is_not_there_does_nothing(events: list[dict[str, Any]], said: str) -> None:
+    with pytest.raises(BadInput) as error:
+        parse({"event": events})
+    assert f"[[event]] {said}" in str(error.value)
+
+
+def test_who_is_there_may_go() -> None:
+    events: list[dict[str, Any]] = [
+        {"at_s": 1, "join": "d"},
+        {"at_s": 9, "restore": "d", "from_s": 2},
+        {"at_s": 10, "hostile": "b"},
+        {"at_s": 20, "compromise": "b"},
+        {"at_s": 20, "forget": "b"},
+        {"at_s": 30, "leave": "a"},
+        {"at_s": 31, "leave": "d"},
+    ]
+    assert len(parse({"event": events}).events) == len(events)
+
+
+def test_a_matrix_has_each_direction_and_measured_links_count_before_it() -> None:
+    matrix = [[0, 10, 20], [11, 0, 30], [21, 31, 0]]
+    scenario = parse({"network": {"matrix_ms": matrix, "link": [["a", "c", 5]]}})
+    found = {pair: ns // 1_000_000 for pair, ns in scenario.links.items()}
+    assert found == {
+        **{("a", "b"): 10, ("b", "a"): 11, ("b", "c"): 30, ("c", "b"): 31},
+        **{("a", "c"): 5, ("c", "a"): 5},
+    }
+
+
+def test_every_alarm_that_the_nodes_raise_is_known() -> None:
+    core = Path(mesh.core.__file__).parent
+    raised = {
+        event
+        for path in core.glob("*.py")
+        for event in re.findall(r'\bAlarm\(\s*"([^"]+)"', path.read_text())
+    }
+    assert raised == set(ALARMS)
 
 
 def test_a_mistake_knows_its_place() -> None:
