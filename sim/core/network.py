@@ -371,9 +371,13 @@ class Network:
             port.frame_in(sender, frame)
 
     def _arrive(self, sender: int, receiver: int, lane: _Lane, session: int, frame: bytes) -> None:
-        if self._cuts and (sender, receiver) in self._cuts:
+        # Nothing overtakes what a cut holds, nor what is sent again after one.
+        if lane.held or (self._cuts and (sender, receiver) in self._cuts):
             lane.held.append((session, frame))
-            return
+        else:
+            self._deliver(sender, receiver, session, frame)
+
+    def _deliver(self, sender: int, receiver: int, session: int, frame: bytes) -> None:
         port = self._ports.get(receiver)
         if port is None or self._ends.get((receiver, sender)) != session:
             self.carried.frames_lost += 1
@@ -395,13 +399,18 @@ class Network:
         """What a cut held is sent again, in order, once TCP tries again."""
         direction = self._directions.get((sender, receiver))
         for lane in direction.lanes if direction else ():
-            held, lane.held = lane.held, []
-            if held:
+            if lane.held:
                 again_ns = RETRANSMIT_NS + int(self._chance.random() * SECOND_NS)
                 lane.arrives_ns = max(lane.arrives_ns, self._clock.now_ns + again_ns)
+                again = partial(self._deliver_held, sender, receiver, lane)
+                self._clock.at(lane.arrives_ns, again)
+
+    def _deliver_held(self, sender: int, receiver: int, lane: _Lane) -> None:
+        """Unless there is another cut by now, after which it is sent again."""
+        if (sender, receiver) not in self._cuts:
+            held, lane.held = lane.held, []
             for session, frame in held:
-                arrive = partial(self._arrive, sender, receiver, lane, session, frame)
-                self._clock.at(lane.arrives_ns, arrive)
+                self._deliver(sender, receiver, session, frame)
 
     def _retransmission_ns(self) -> int:
         delay_ns = 0

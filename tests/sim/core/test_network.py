@@ -71,8 +71,8 @@ class Two:
     def heal(self) -> None:
         self.network.heal([(0, 1), (1, 0)])
 
-    def send(self, count: int, push: bool = True) -> list[bytes]:
-        frames = [b"%d" % i for i in range(count)]
+    def send(self, count: int, push: bool = True, words: bytes = b"") -> list[bytes]:
+        frames = [b"%s%d" % (words, i) for i in range(count)]
         for frame in frames:
             self.network.send(0, 1, frame, push)
         return frames
@@ -106,6 +106,29 @@ def test_a_short_cut_holds_frames_and_keeps_the_session() -> None:
     two.run(5.0)
     assert two.ports[1].frames() == sent
     assert two.ports[0].changes() == two.ports[1].changes() == ["up"]
+
+
+def test_nothing_overtakes_what_a_cut_held() -> None:
+    """Not what is under way when the cut ends, nor what is sent after; another cut holds it all."""
+    for again in (False, True):
+        two = Two()
+        two.cut()
+        sent = two.send(2)
+        two.run(0.5)
+        sent += two.send(2, words=b"under way ")
+        two.heal()
+        two.run(0.1)
+        sent += two.send(2, words=b"after ")
+        if again:
+            two.cut()
+            two.run(2.0)
+            assert two.ports[1].frames() == []
+            two.heal()
+            two.run(0.1)
+            sent += two.send(2, words=b"after both ")
+        two.run(5.0)
+        assert two.ports[1].frames() == sent
+        assert two.ports[1].changes() == ["up"]
 
 
 def test_a_long_cut_is_noticed_after_the_heartbeat_and_loses_what_was_under_way() -> None:
