@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from sim.lab.netns import NETNS_DIR, enter_command
+from sim.lab.signals import postponed
 
 TERM_GRACE_S: Final = 5.0  # an orderly stop of a node; then it is killed
 KILL_GRACE_S: Final = 5.0  # SIGKILL works at once, unless the kernel hangs
@@ -73,7 +74,7 @@ def spawn(
     Raises:
         OSError: it could not be started at all.
     """
-    with log.open("ab") as output:
+    with log.open("ab") as output, postponed():
         child = subprocess.Popen(
             enter_command(netns, argv),
             stdin=subprocess.DEVNULL,
@@ -82,9 +83,9 @@ def spawn(
             start_new_session=True,
             env={**os.environ, **(environment or {})},
         )
-    # One that has ended already keeps its pid until it is waited for, so no other can have it.
-    process = identify(child.pid) or ProcessId(child.pid, 0)
-    _children[child.pid] = _Child(netns, process, child)
+        # One that has ended already keeps its pid until it is waited for, so no other can have it.
+        process = identify(child.pid) or ProcessId(child.pid, 0)
+        _children[child.pid] = _Child(netns, process, child)
     return process
 
 

@@ -321,25 +321,25 @@ def test_a_node_as_a_process(tmp_path: Path) -> None:
     options = ["--site", "s", "--node", "n", "--underlay", "127.0.0.1", "--socket", "weft.sock"]
     listen = ["--listen", f"/ip4/127.0.0.1/tcp/{free_port()}"]
     init = [*command, "init", "--dir", str(home), "--mesh", "m", *options, *listen]
-    subprocess.run(init, check=True, capture_output=True, timeout=60)
+    subprocess.run(init, check=True, capture_output=True, timeout=120)
     in_memory(home / "weft.toml")
     with (tmp_path / "log").open("w") as log:
         node = subprocess.Popen(
             [*command, "run", "--config", str(home / "weft.toml")], stderr=log, stdout=log
         )
         try:
-            status = [*command, "status", "--wait", "30", "--socket", str(home / "weft.sock")]
-            done = subprocess.run(status, capture_output=True, text=True, timeout=60)
+            status = [*command, "status", "--wait", "60", "--socket", str(home / "weft.sock")]
+            done = subprocess.run(status, capture_output=True, text=True, timeout=120)
             assert done.returncode == 0, done.stderr + (tmp_path / "log").read_text()
             again = [*command, "run", "--config", str(home / "weft.toml")]
-            twin = subprocess.run(again, capture_output=True, text=True, timeout=60)
+            twin = subprocess.run(again, capture_output=True, text=True, timeout=120)
             assert twin.returncode == 3, twin.stderr
             assert "in use by another process" in twin.stderr.splitlines()[-1]
             node.send_signal(signal.SIGTERM)
-            assert node.wait(30) == 0
+            assert node.wait(60) == 0
         finally:
             node.kill()
-            node.wait(30)
+            node.wait(60)
     lines = (tmp_path / "log").read_text().splitlines()
     assert lines and all(" event=" in line for line in lines)
     assert not (home / "weft.sock").exists()

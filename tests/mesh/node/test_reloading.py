@@ -46,7 +46,7 @@ def reload(first: Running, capsys: pytest.CaptureFixture[str], *options: str) ->
 
 
 def fetch(port: int, path: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request("GET", path)
         response = connection.getresponse()
@@ -165,7 +165,7 @@ def test_sighup_reloads_and_does_not_stop_the_node(tmp_path: Path) -> None:
             os.kill(node.pid, signal.SIGHUP)
             until(said('event=config.reloaded fields="[log] level"'), "reloaded")
             node.send_signal(signal.SIGTERM)
-            assert node.wait(30) == 0
+            assert node.wait(60) == 0
         finally:
             node.kill()
-            node.wait(30)
+            node.wait(60)

@@ -141,7 +141,7 @@ def kill_a_writer(path: Path, seed: int) -> None:
     child.send_signal(signal.SIGKILL)
     acknowledged += len(child.stdout.read())
     child.stdout.close()
-    assert child.wait(10) == -signal.SIGKILL
+    assert child.wait(60) == -signal.SIGKILL
     store = Store(path)
     found = held(store)
     store.close()
@@ -186,7 +186,7 @@ def test_only_one_process_has_a_store(home: Path, store: Store) -> None:
         "except StoreError as error: print(error)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, store.path], capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", code, store.path], capture_output=True, text=True, timeout=60
     )
     assert "in use by another process" in done.stdout
     store.apply([PersistStatements((b"s",))])

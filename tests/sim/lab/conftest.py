@@ -5,8 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import FrameType, ModuleType
+from typing import Any
 
 import pytest
 
@@ -34,6 +38,35 @@ def by_another(call: Callable[[], object]) -> None:
     """As by another command; raises what it raises."""
     with ThreadPoolExecutor(1) as pool:
         pool.submit(call).result()
+
+
+def each_line_interrupted(call: Callable[[], object], *modules: ModuleType) -> Iterator[None]:
+    """Call it again and again, with a Ctrl-C between its next two lines in one of the modules each
+    time; yields while its KeyboardInterrupt is being handled, until there is no line left."""
+    inside = {module.__file__ for module in modules}
+    left = 0
+
+    def at_a_line(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename not in inside:
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                signal.raise_signal(signal.SIGINT)
+        return at_a_line
+
+    former = sys.gettrace()
+    for line in itertools.count(1):
+        left = line
+        try:
+            sys.settrace(at_a_line)
+            call()
+            sys.settrace(former)
+            return
+        except KeyboardInterrupt:
+            sys.settrace(former)
+            yield
 
 
 @pytest.fixture

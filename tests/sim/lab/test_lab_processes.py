@@ -12,9 +12,10 @@ from signal import SIGTERM
 
 import pytest
 
-from sim.lab import netns, processes
+from sim.lab import netns, processes, signals
 from sim.lab.processes import ProcessId
 from sim.lab.topology import Topology
+from tests.sim.lab.conftest import each_line_interrupted
 
 Build = Callable[..., Topology]
 
@@ -130,6 +131,25 @@ def test_who_does_not_heed_sigterm_is_killed(
     assert processes.end([stubborn, meek]) == []
     assert not processes.alive(stubborn)
     assert not processes.alive(meek)
+
+
+def test_ctrl_c_between_any_two_lines_loses_no_process(namespace: str, tmp_path: Path) -> None:
+    """One of them may not have entered the namespace yet when the lab goes."""
+    mark = tmp_path / "mark"
+    mark.touch()
+
+    def start() -> None:
+        processes.spawn(namespace, ["tail", "-f", str(mark)], log=tmp_path / "log")
+
+    lines = 0
+    for _ in each_line_interrupted(start, processes, signals):
+        lines += 1
+        known = {child.process for child in processes._children.values()}
+        started = processes.mentioning(str(mark))
+        assert set(started) <= known
+        for process in started:
+            processes.kill(process)
+    assert lines > 15
 
 
 def test_only_processes_of_the_namespaces_are_found(namespace: str) -> None:

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import signal
 import stat
-import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 
@@ -21,7 +16,7 @@ from sim.lab import state
 from sim.lab.processes import ProcessId
 from sim.lab.state import State
 from sim.lab.topology import LabSpec, plan
-from tests.sim.lab.conftest import by_another
+from tests.sim.lab.conftest import by_another, each_line_interrupted
 
 
 @pytest.fixture(autouse=True)
@@ -96,20 +91,21 @@ def test_one_command_at_a_time_changes_a_lab() -> None:
 
 
 def test_one_waits_for_another_as_long_as_it_is_told_to() -> None:
-    taken = threading.Event()
+    taken, enough = threading.Event(), threading.Event()
 
     def another() -> None:
         with state.locked("x"):
             taken.set()
-            time.sleep(0.3)
+            enough.wait()
 
     with ThreadPoolExecutor(1) as pool:
         pool.submit(another)
         taken.wait()
         with pytest.raises(Refused), state.locked("x", 0.1):
             pass
-        with state.locked("x", 30):
-            pass
+        threading.Timer(0.2, enough.set).start()
+        with state.locked("x", 60):
+            assert enough.is_set()
 
 
 def test_a_lock_leaves_no_file_once_the_lab_is_gone(state_root: Path) -> None:
@@ -143,36 +139,14 @@ def test_a_lock_whose_file_was_taken_away_is_taken_again(
 
 
 def test_ctrl_c_between_any_two_lines_leaves_no_lock() -> None:
-    inside = {state.__file__, contextlib.__file__}
-    left = 0
+    def take_and_give_back() -> None:
+        with state.locked("x"):
+            pass
 
-    def at_a_line(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal left
-        if frame.f_code.co_filename not in inside:
-            return None
-        if event == "line":
-            left -= 1
-            if left == 0:
-                signal.raise_signal(signal.SIGINT)
-        return at_a_line
-
-    def interrupted_at(line: int) -> bool:
-        nonlocal left
-        left = line
-        former = sys.gettrace()
-        try:
-            sys.settrace(at_a_line)
-            with state.locked("x"):
-                pass
-            sys.settrace(former)
-        except KeyboardInterrupt:
-            sys.settrace(former)
-            # Here what was interrupted is still there, frames and all, as where a lab is removed.
-            with state.locked("x"):
-                return True
-        return False
-
-    lines = 1
-    while interrupted_at(lines):
+    lines = 0
+    for _ in each_line_interrupted(take_and_give_back, state, contextlib):
         lines += 1
+        # Here what was interrupted is still there, frames and all, as where a lab is removed.
+        with state.locked("x"):
+            pass
     assert lines > 40
