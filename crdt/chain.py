@@ -249,14 +249,16 @@ class Chain:
         pending -= part
         return done
 
-    def plan(self, delta: Delta) -> Planned:
+    def plan(self, delta: Delta, made: Plan | None = None) -> Planned:
         """Verify that `delta` brings this chain to what its author signed. Changes nothing.
 
-        Needs a proved chain. The caller has checked the signature, and that `lo <= head`.
-        Raises BadDelta, RootMismatch.
+        Needs a proved chain. The caller has checked the signature, and that `lo <= head`. `made`
+        is, for an empty chain, the index of the delta's puts. Raises BadDelta, RootMismatch.
         """
         assert not self._pending
         header = delta.header
+        if made is not None and not self.live:
+            return _planned(delta, delta.puts, (), made)
         if (
             delta.verbatim
             and delta.lo == self.head
@@ -271,7 +273,7 @@ class Chain:
         mark = seq_bytes(self.head + 1)
         if puts and next(iter(puts.values())) < mark:  # they ascend
             puts = {key: entry for key, entry in puts.items() if entry >= mark}
-        keep = kept(delta)
+        keep = kept(delta) if self.live or delta.keep else None
         if keep is None:
             drops = tuple(
                 key
@@ -288,9 +290,7 @@ class Chain:
             plan = self.index.plan(self.live, puts, drops, header.bits)
         except BucketOverflow as error:
             raise BadDelta(str(error)) from None
-        if plan.root != header.root or plan.entries != header.entries:
-            raise RootMismatch("root")
-        return Planned(delta, puts, drops, plan)
+        return _planned(delta, puts, drops, plan)
 
     def adopt(self, planned: Planned) -> None:
         """Apply a plan made by this chain since its last change."""
@@ -362,3 +362,10 @@ class Chain:
             if key not in self.live:
                 deletes.setdefault(key, seq_bytes_of(dot))
         return dict(reversed(deletes.items()))
+
+
+def _planned(delta: Delta, puts: Puts, drops: tuple[bytes, ...], plan: Plan) -> Planned:
+    """Raises RootMismatch."""
+    if plan.root != delta.header.root or plan.entries != delta.header.entries:
+        raise RootMismatch("root")
+    return Planned(delta, puts, drops, plan)

@@ -66,7 +66,14 @@ class Delta:
         )
 
     def check(self) -> None:
-        """Raise BadDelta unless seqs ascend within (lo, hi] and keys and records are in bounds."""
+        """Raise BadDelta unless seqs ascend within (lo, hi], keys and records are in bounds, and
+        the payload is what was signed."""
+        self.check_entries()
+        if self.verbatim and sha256(self.packed_payload()).digest() != self.header.payload_hash:
+            raise BadDelta("payload is not what was signed")
+
+    def check_entries(self) -> None:
+        """As `check`, but for the payload: a piece has not all of it."""
         puts, deletes = self.puts, self.deletes
         if puts:
             entry_bytes = set(map(len, puts.values()))
@@ -79,8 +86,6 @@ class Delta:
             self._check_interval(deletes, "deletes")
             if puts.keys() & deletes.keys():
                 raise BadDelta("a key both put and deleted")
-        if self.verbatim and sha256(self.packed_payload()).digest() != self.header.payload_hash:
-            raise BadDelta("payload is not what was signed")
 
     def _check_interval(self, entries: dict[bytes, Entry], what: str) -> None:
         key_bytes = set(map(len, entries))

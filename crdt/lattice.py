@@ -21,6 +21,7 @@ from crdt.chain import Chain, Disproved, Planned, RootMismatch
 from crdt.delta import BadDelta, Delta, Puts
 from crdt.entry import Entry, record_of, seq_of
 from crdt.header import ChainId, Epoch, common_head
+from crdt.root import Plan
 
 BRANCHES_MAX = 16
 """Uncovered epochs kept a chain: the latest. Only clones of a writer make more than two."""
@@ -193,8 +194,9 @@ class Lattice:
 
     # ---- joining ----
 
-    def apply(self, delta: Delta) -> Applied | Rejected:
-        """Join a delta whose signature the caller has checked.
+    def apply(self, delta: Delta, made: Plan | None = None) -> Applied | Rejected:
+        """Join a delta whose signature the caller has checked. `made`: of a snapshot, the index of
+        its entries, where that has been made already.
 
         Raises BadDelta (no honest peer sends it), RootMismatch (ask for the whole chain; when
         this was it, the sender lies) or Disproved (call `prove`: what is held is of no use).
@@ -223,7 +225,7 @@ class Lattice:
             for chain in held.values():
                 chain.prove()
             del self._unproved[header.chain]
-        return self._install(target, target.plan(delta), held, branch)
+        return self._install(target, target.plan(delta, made), held, branch)
 
     def _extended(
         self, chain: Chain, delta: Delta, drops: tuple[bytes, ...], held: dict[Epoch, Chain]

@@ -17,6 +17,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from hashlib import sha256
+from itertools import islice
 from zlib import crc32
 
 import msgpack
@@ -152,20 +153,9 @@ class RootIndex:
         gone = set(drops)
         keys = {key: None for key in live if key not in gone}
         keys.update(dict.fromkeys(over))
-        if bits and len(keys) < ENTRIES_LOW << bits:
-            # No author does that, and a hostile one could ask for a million buckets of nothing.
-            raise BucketOverflow(f"2^{bits} buckets for {len(keys)} entries")
-        members = _by_slot(keys, (1 << bits) - 1)
-        for slot, found in members.items():
-            _check(len(found), slot, bits)
-        buckets = {slot: tuple(sorted(members.get(slot, ()))) for slot in range(1 << bits)}
-        hashes = {slot: _bucket_hash(found, live, over) for slot, found in buckets.items()}
-        ordered = list(hashes.values())
-        tops = [
-            sha256(b"".join(ordered[first : first + MIDDLE_BUCKETS])).digest()
-            for first in range(0, 1 << bits, MIDDLE_BUCKETS)
-        ]
-        return Plan(bits, len(keys), buckets, hashes, tops, _top(len(keys), bits, tops), whole=True)
+        plan = Building(keys, live, over, bits).step(2 * len(keys) + (2 << bits))
+        assert plan is not None
+        return plan
 
     def adopt(self, plan: Plan) -> None:
         """Make `plan` the index. It must come from this index, unchanged since."""
@@ -205,6 +195,59 @@ class Plan:
         self.middles = middles
         self.root = root
         self.whole = whole
+
+
+class Building:
+    """The index of all of some entries, made in steps of a few milliseconds each.
+
+    The entries must stay as they are until it is done.
+    """
+
+    def __init__(
+        self,
+        keys: Mapping[bytes, object],
+        live: Mapping[bytes, Entry],
+        over: Mapping[bytes, Entry],
+        bits: int,
+    ) -> None:
+        """Of `keys`, with the entries of `over` laid over those of `live`, at `bits`. Raises
+        BucketOverflow."""
+        if bits and len(keys) < ENTRIES_LOW << bits:
+            # No author does that, and a hostile one could ask for a million buckets of nothing.
+            raise BucketOverflow(f"2^{bits} buckets for {len(keys)} entries")
+        self._live, self._over, self._bits = live, over, bits
+        self._count = len(keys)
+        self._unsorted = iter(keys)
+        self._members: defaultdict[int, list[bytes]] = defaultdict(list)
+        self._buckets: dict[int, Keys] = {}
+        self._hashes: dict[int, bytes] = {}
+
+    def step(self, keys_max: int) -> Plan | None:
+        """Go on with about so many keys; the whole index once it is done. Raises BucketOverflow."""
+        mask, members, sorted_in = (1 << self._bits) - 1, self._members, 0
+        for key in islice(self._unsorted, keys_max):
+            members[crc32(key) & mask].append(key)
+            sorted_in += 1
+        keys_max -= sorted_in
+        while keys_max > 0 and len(self._buckets) <= mask:
+            slot = len(self._buckets)
+            found = members.pop(slot, [])
+            _check(len(found), slot, self._bits)
+            self._buckets[slot] = keys = tuple(sorted(found))
+            self._hashes[slot] = _bucket_hash(keys, self._live, self._over)
+            keys_max -= len(found) + 1
+        return self._plan() if len(self._buckets) > mask else None
+
+    def _plan(self) -> Plan:
+        bits, count = self._bits, self._count
+        ordered = list(self._hashes.values())
+        tops = [
+            sha256(b"".join(ordered[first : first + MIDDLE_BUCKETS])).digest()
+            for first in range(0, 1 << bits, MIDDLE_BUCKETS)
+        ]
+        return Plan(
+            bits, count, self._buckets, self._hashes, tops, _top(count, bits, tops), whole=True
+        )
 
 
 def _by_slot(keys: Iterable[bytes], mask: int) -> dict[int, list[bytes]]:

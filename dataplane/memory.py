@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from ipaddress import ip_address
+from itertools import islice
 from typing import Literal
 
 from dataplane.backend import (
@@ -147,17 +148,22 @@ class MemoryBackend:
         for gone in delta.endpoints.remove:
             self._endpoints.pop(gone, None)
             self._refused.pop(gone, None)
-        wanted = delta.endpoints.put
-        if self._refused:
-            wanted = {**self._refused, **wanted}
-            self._refused = {}
-        for key, row in wanted.items():
+        self._take_refused(delta.endpoints.put)
+        for key, row in delta.endpoints.put.items():
             if key in self._endpoints or len(self._endpoints) < self._endpoints_max:
                 self._endpoints[key] = row
+                self._refused.pop(key, None)
             else:
                 self._refused[key] = row
         if self._refused:
             raise TableFull("endpoints", len(self._refused), self.usage())
+
+    def _take_refused(self, wanted: Mapping[PackedKey, PackedRow]) -> None:
+        """Rows that have waited for room come before those that are new."""
+        room = self._endpoints_max - len(self._endpoints)
+        for key in list(islice(self._refused, room)):
+            row = self._refused.pop(key)
+            self._endpoints[key] = wanted.get(key, row)
 
     def _remember(self, moved: Mapping[PackedKey, int]) -> None:
         for key, group in moved.items():

@@ -19,7 +19,7 @@ It knows nothing of what a delta does once it is whole, nor of the roster but it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeAlias
@@ -296,12 +296,31 @@ class AntiEntropy:
                 self._answers.more(peer, frame.id, now_ns)
             case wire.Rest() | wire.Wake():
                 self._eager.receive(peer, frame)
-            case wire.Part():
-                if not self._fetching.part(peer, frame, now_ns):
-                    self._give_up(peer, now_ns)
-            case wire.Done():
-                if self._fetching.done(peer, frame, now_ns):
-                    self._spread_news(peer, now_ns)
+            case wire.Part() | wire.Done():
+                if not self._fetching.postpones(peer, frame):
+                    self._take_answer(peer, frame, now_ns)
+
+    def _take_answer(self, peer: NodeId, frame: wire.Part | wire.Done, now_ns: int) -> None:
+        if isinstance(frame, wire.Done):
+            if self._fetching.done(peer, frame, now_ns):
+                self._spread_news(peer, now_ns)
+        elif not self._fetching.part(peer, frame, now_ns):
+            self._give_up(peer, now_ns)
+
+    def answers(self, peer: NodeId, shorts: Iterable[bytes]) -> None:
+        """A frame with whole deltas of these chains has come."""
+        self._fetching.answers(peer, shorts)
+
+    def verifying(self) -> list[NodeId]:
+        """Peers of which a large chain is being verified: `verify` goes on with it."""
+        return self._fetching.verifying()
+
+    def verify(self, peer: NodeId, now_ns: int) -> None:
+        """Go on verifying what the peer has given, if it is time. Raises PeerError."""
+        self._due_known = False
+        for frame in self._fetching.verify(peer, now_ns):
+            if peer in self._peers and not self._fetching.postpones(peer, frame):
+                self._take_answer(peer, frame, now_ns)
 
     def taken(self, peer: NodeId, short: bytes, now_ns: int) -> None:
         """A delta of the peer advanced a chain."""

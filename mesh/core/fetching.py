@@ -7,6 +7,8 @@
   is not waited for.
 - Nothing of a large answer is applied before its last piece is there. When it breaks off, what has
   come is staged, and whoever is asked next goes on from there (`staging`).
+- The root of a large chain that has come whole is computed in steps, and what else comes of its
+  answer waits meanwhile: a hundred thousand records would keep everything else waiting for 0.1 s.
 - What was staged of several peers and does not verify is nobody's proven lie: it is dropped, the
   chain is asked for afresh, and each peer that had a part in it stages for itself alone until an
   answer of its own verifies. What came of one peer and does not verify costs it the link.
@@ -14,12 +16,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from crdt.delta import RECORD_BYTES_MAX, BadDelta, Delta
 from crdt.header import Header
 from crdt.lattice import Lattice
+from crdt.root import BucketOverflow, Building, Plan
 from mesh.core import sync, wire
 from mesh.core.errors import PeerError
 from mesh.core.ops import NodeId
@@ -33,6 +37,10 @@ that several peers share a bootstrap."""
 ASKED_MAX = 8
 """Peers asked at once."""
 WANT_TIMEOUT_NS = 10_000_000_000
+VERIFY_KEYS = 4096
+"""Keys in one step of verifying a whole chain: 3 ms."""
+VERIFY_STEP_NS = 1_000_000
+"""What is left to others between two steps."""
 QUEUE_MAX = 100_000
 """Chains waiting to be asked for from one peer; the next exchange finds what is left out."""
 
@@ -42,9 +50,22 @@ class Host:
     """What asking needs of the replica."""
 
     send: Callable[[NodeId, wire.Frame], None]
-    take_delta: Callable[[NodeId, Delta, bool, int], bool]
-    """Take a whole delta: its sender, itself, whether all of it came of that peer, when. False: it
-    did not verify, and the chain is asked for afresh. Raises PeerError."""
+    take_delta: Callable[[NodeId, Delta, bool, int, Plan | None], bool]
+    """Take a whole delta: its sender, itself, whether all of it came of that peer, when, and the
+    index of a snapshot if that is made already. False: it did not verify, and the chain is asked
+    for afresh. Raises PeerError."""
+
+
+@dataclass(slots=True)
+class Verifying:
+    """A whole chain, while its root is being computed."""
+
+    short: bytes
+    whole: Delta
+    index: Building
+    next_ns: int
+    waiting: deque[wire.Part | wire.Done] = field(default_factory=deque)
+    """what has come of the answer meanwhile"""
 
 
 @dataclass(slots=True)
@@ -61,6 +82,7 @@ class Fetch:
     stages: dict[bytes, Stage] = field(default_factory=dict)
     filling: Header | None = None
     """of the answer whose pieces are coming"""
+    verifying: Verifying | None = None
     parts: int = 0
     """pieces taken of the answer under way"""
     begun_ns: int = 0
@@ -103,12 +125,20 @@ class Fetching:
         return bool(self._wanted)
 
     def deadlines_ns(self) -> list[int]:
-        return [fetch.deadline_ns for fetch in self._fetches.values() if fetch.want is not None]
+        return [
+            fetch.verifying.next_ns if fetch.verifying else fetch.deadline_ns
+            for fetch in self._fetches.values()
+            if fetch.want is not None
+        ]
 
     def overdue(self, now_ns: int) -> list[NodeId]:
         """The peers whose answers have not gone on for too long."""
         fetches = sorted(self._fetches.items())
         return [p for p, f in fetches if f.want is not None and now_ns >= f.deadline_ns]
+
+    def verifying(self) -> list[NodeId]:
+        """Peers of which a chain is being verified, a step at each call of `verify`."""
+        return sorted(peer for peer, fetch in self._fetches.items() if fetch.verifying)
 
     # ---- links ----
 
@@ -190,6 +220,46 @@ class Fetching:
             if self.asked(peer, short):
                 fetch.deadline_ns = now_ns + WANT_TIMEOUT_NS
 
+    def answers(self, peer: NodeId, shorts: Iterable[bytes]) -> None:
+        """A frame with whole deltas of these chains has come: if it is of an answer, there is room
+        for one more. (Should it be a push, the peer goes ahead by no more than it may anyway.)"""
+        if self._wanted and any(self._wanted.get(short) == peer for short in shorts):
+            want = self._fetches[peer].want
+            if want is not None:
+                self._host.send(peer, wire.More(want))
+
+    def postpones(self, peer: NodeId, frame: wire.Part | wire.Done) -> bool:
+        """Whether the frame is to wait for a chain that is being verified. Raises PeerError."""
+        verifying = self._fetches[peer].verifying
+        if verifying is None:
+            return False
+        verifying.waiting.append(frame)
+        if len(verifying.waiting) > sync.WINDOW:
+            raise PeerError("more of an answer than was asked for")
+        return True
+
+    def verify(self, peer: NodeId, now_ns: int) -> deque[wire.Part | wire.Done]:
+        """Go on verifying what the peer has given; what has waited for it, once it is done. Raises
+        PeerError."""
+        fetch = self._fetches[peer]
+        verifying = fetch.verifying
+        if verifying is None or now_ns < verifying.next_ns:
+            return deque()
+        verifying.next_ns = now_ns + VERIFY_STEP_NS
+        fetch.deadline_ns = now_ns + WANT_TIMEOUT_NS
+        stage = fetch.stages[verifying.short]
+        try:
+            made = verifying.index.step(VERIFY_KEYS)
+            if made is None:
+                return deque()
+        except BucketOverflow as error:
+            self._failed(peer, stage, verifying.short, f"delta: {error}")
+        else:
+            self._conclude(peer, stage, verifying.short, verifying.whole, made, now_ns)
+        fetch.verifying = None
+        fetch.stages.pop(verifying.short, None)
+        return verifying.waiting
+
     def part(self, peer: NodeId, part: wire.Part, now_ns: int) -> bool:
         """Take a piece; False when one before it was lost. Raises PeerError."""
         fetch = self._fetches[peer]
@@ -248,31 +318,61 @@ class Fetching:
                     stage.go_on(delta)
                 else:
                     fetch.stages[short] = Stage.of(delta, fetch.asked[short])
+            quota = self._roster.quota(*delta.header.chain)
+            fetch.stages[short].add(delta, peer, quota)
         except BadDelta as error:
             raise PeerError(f"delta: {error}") from None
-        quota = self._roster.quota(*delta.header.chain)
-        fetch.stages[short].add(delta.puts, peer, quota)
 
     def _finish(self, peer: NodeId, fetch: Fetch, short: bytes, last: Delta, now_ns: int) -> None:
         """All pieces are there: take them as one delta."""
         fetch.filling = None
-        stage = fetch.stages.pop(short)
-        alone = stage.senders == {peer}
+        stage = fetch.stages[short]
         whole = stage.finished(last, self._lattice.branch(last.header.chain, stage.base))
-        verified = False
-        if whole is not None:
+        if whole is None:
+            del fetch.stages[short]
+            self._failed(peer, stage, short, "")
+            return
+        if stage.whole and len(whole.puts) > VERIFY_KEYS:
             try:
+                index = Building(whole.puts, whole.puts, {}, whole.header.bits)
+            except BucketOverflow as error:
+                self._failed(peer, stage, short, f"delta: {error}")
+            else:
+                fetch.verifying = Verifying(short, whole, index, now_ns + VERIFY_STEP_NS)
+                return
+            del fetch.stages[short]
+            return
+        del fetch.stages[short]
+        try:
+            if not stage.whole:  # else it was checked piece by piece
                 whole.check()
-                verified = self._host.take_delta(peer, whole, alone, now_ns)
-            except BadDelta as error:
-                if alone:
-                    raise PeerError(f"delta: {error}") from None
-        if verified:
-            if alone:
-                self._suspects.discard(peer)
-        elif not alone:
+        except BadDelta as error:
+            self._failed(peer, stage, short, f"delta: {error}")
+        else:
+            self._conclude(peer, stage, short, whole, None, now_ns)
+
+    def _conclude(
+        self,
+        peer: NodeId,
+        stage: Stage,
+        short: bytes,
+        whole: Delta,
+        made: Plan | None,
+        now_ns: int,
+    ) -> None:
+        alone = stage.senders == {peer}
+        if not self._host.take_delta(peer, whole, alone, now_ns, made):
+            self._failed(peer, stage, short, "")
+        elif alone:
+            self._suspects.discard(peer)
+
+    def _failed(self, peer: NodeId, stage: Stage, short: bytes, mistake: str) -> None:
+        """What was staged is of no use. Raises PeerError where it is this peer's `mistake`."""
+        if stage.senders != {peer}:
             self._suspects |= stage.senders
             self.enqueue(peer, short, fresh=True)
+        elif mistake:
+            raise PeerError(mistake)
 
     def _release(self, peer: NodeId, fetch: Fetch, now_ns: int) -> None:
         """The WANT under way is over: keep what has come of chains that did not come whole."""
@@ -284,5 +384,5 @@ class Fetching:
                 self._stages.keep(short, None, stage, now_ns)
             elif stage.senders == {peer}:
                 self._stages.keep(short, peer, stage, now_ns)
-        fetch.want, fetch.filling, fetch.parts = None, None, 0
+        fetch.want, fetch.filling, fetch.verifying, fetch.parts = None, None, None, 0
         fetch.asked, fetch.stages = {}, {}

@@ -69,7 +69,11 @@ class Holdings:
 
     def touch(self, id: ChainId, keys: Iterable[bytes]) -> None:
         """Records of the chain under these keys may have changed."""
-        self._touched.setdefault(id, {}).update(dict.fromkeys(keys))
+        touched = self._touched.get(id)
+        if touched is None:
+            self._touched[id] = dict.fromkeys(keys)
+        else:
+            touched.update(dict.fromkeys(keys))
 
     @property
     def touched(self) -> bool:

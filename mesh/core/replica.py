@@ -26,6 +26,7 @@ from crdt.chain import Disproved, RootMismatch
 from crdt.delta import RECORD_BYTES_MAX, BadDelta, Delta
 from crdt.header import ChainId, Epoch, Header, Sign
 from crdt.lattice import KEYS_MAX, Applied, Lattice
+from crdt.root import Plan
 from mesh.core import ed25519, wire
 from mesh.core.antientropy import AntiEntropy, Entitled
 from mesh.core.bounds import CHAINS_PER_NODE_MAX, shard_is_known
@@ -263,9 +264,7 @@ class Replica:
             if frame is not None:
                 self._dispatch(peer, frame, now_ns)
         except PeerError as error:
-            self._effects.append(Alarm("peer.misbehaved", {"peer": peer, "reason": str(error)}))
-            self._effects.append(DropPeer(peer, str(error)))
-            self.peer_down(peer, now_ns)
+            self._misbehaved(peer, error, now_ns)
         if self._opens_at_ns is not None:
             self._maybe_open(now_ns)
 
@@ -312,6 +311,11 @@ class Replica:
         for peer, cut_at_ns in sorted(self._cut_at_ns.items()):
             if now_ns >= cut_at_ns:
                 self._cut(peer, now_ns)
+        for peer in self._sync.verifying():
+            try:
+                self._sync.verify(peer, now_ns)
+            except PeerError as error:
+                self._misbehaved(peer, error, now_ns)
         self._sync.timer(now_ns)
 
     def next_deadline_ns(self) -> int | None:
@@ -422,6 +426,7 @@ class Replica:
     def _dispatch(self, peer: NodeId, frame: wire.Frame, now_ns: int) -> None:
         match frame:
             case wire.Deltas():
+                self._sync.answers(peer, (delta.header.chain.short() for delta in frame.deltas))
                 for delta in frame.deltas:
                     self._take_delta(peer, delta, True, now_ns)
             case wire.Have():
@@ -436,7 +441,9 @@ class Replica:
 
     # ---- deltas ----
 
-    def _take_delta(self, peer: NodeId, delta: Delta, alone: bool, now_ns: int) -> bool:
+    def _take_delta(
+        self, peer: NodeId, delta: Delta, alone: bool, now_ns: int, made: Plan | None = None
+    ) -> bool:
         """Join a delta of a peer; False when it does not verify. See `fetching.Host`."""
         header = delta.header
         id = header.chain
@@ -449,7 +456,7 @@ class Replica:
         if id.node == self.node and self._is_clone(delta):
             return True
         try:
-            result = self.lattice.apply(delta)
+            result = self.lattice.apply(delta, made)
         except RootMismatch:
             if alone and delta.lo == 0 and delta.keep is not None:
                 raise PeerError("snapshot does not verify") from None
@@ -662,6 +669,11 @@ class Replica:
                 self._cut(peer, now_ns)
             elif member.state == "retired":
                 self._cut_at_ns.setdefault(peer, now_ns + FAREWELL_NS)
+
+    def _misbehaved(self, peer: NodeId, error: PeerError, now_ns: int) -> None:
+        self._effects.append(Alarm("peer.misbehaved", {"peer": peer, "reason": str(error)}))
+        self._effects.append(DropPeer(peer, str(error)))
+        self.peer_down(peer, now_ns)
 
     def _cut(self, peer: NodeId, now_ns: int) -> None:
         self._effects.append(DropPeer(peer, "no active member any more"))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from crdt import liveseq
 from crdt.chain import Chain
-from crdt.delta import Deletes, Delta, Puts, kept
+from crdt.delta import BadDelta, Deletes, Delta, Puts, kept
 from crdt.entry import SEQ_BYTES, seq_bytes, seq_of
 from crdt.header import Epoch
 from mesh.core.errors import PeerError
@@ -81,17 +81,25 @@ class Stage:
                 self.deletes[key] = seq
         self.epoch = delta.header.epoch
 
-    def add(self, puts: Puts, sender: NodeId, records_max: int) -> None:
-        """Add the puts of a piece. Raises PeerError."""
+    def add(self, piece: Delta, sender: NodeId, records_max: int) -> None:
+        """Add the puts of a piece. Raises PeerError or BadDelta."""
+        piece.check_entries()
         self.senders.add(sender)
-        for key, entry in puts.items():
-            self.puts.pop(key, None)  # to the end: they are in the order of their seqs
-            self.puts[key] = entry
-            self.deletes.pop(key, None)
+        puts = piece.puts
+        if not puts:
+            return
+        if next(iter(puts.values())) < seq_bytes(self.cursor + 1):
+            raise BadDelta("puts do not ascend from piece to piece")
+        # To the end: they are in the order of their seqs. Where one is put twice in an answer it
+        # has been gone on with; mostly that is none.
+        for key in self.puts.keys() & puts.keys():
+            del self.puts[key]
+        self.puts.update(puts)
+        for key in self.deletes.keys() & puts.keys():
+            del self.deletes[key]
         if max(len(self.puts), len(self.deletes)) > records_max:
             raise PeerError(f"answer of more than {records_max} records")
-        if puts:
-            self.cursor = max(self.cursor, seq_of(next(reversed(puts.values()))))
+        self.cursor = seq_of(next(reversed(puts.values())))
 
     def finished(self, last: Delta, base: Chain | None) -> Delta | None:
         """The delta that all pieces make; None when it would start from something else.

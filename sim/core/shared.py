@@ -18,6 +18,7 @@ from crdt.chain import Chain
 from crdt.delta import Delta
 from crdt.header import ChainId, Epoch
 from crdt.lattice import Applied, Lattice, Rejected
+from crdt.root import Plan
 from mesh.core.effects import Persist, Stored
 from mesh.core.ops import NodeId
 from mesh.core.roster import Roster, Verify
@@ -86,11 +87,11 @@ class SharedLattice(Lattice):
         for id in [id for id in self._branches if id.node == node]:
             self._make_own(id)
 
-    def apply(self, delta: Delta) -> Applied | Rejected:
+    def apply(self, delta: Delta, made: Plan | None = None) -> Applied | Rejected:
         header = delta.header
         id = header.chain
         if id.node == self._node:
-            return super().apply(delta)
+            return super().apply(delta, made)
         held = self._branches.get(id)
         given = (
             _identity(held),
@@ -102,7 +103,7 @@ class SharedLattice(Lattice):
         )
         step = self._steps.joined(given)
         if step is None:
-            return self._join(id, held, given, delta)
+            return self._join(id, held, given, delta, made)
         self.origin = None
         if held is None:
             self._register(id, step.after)
@@ -116,12 +117,12 @@ class SharedLattice(Lattice):
         return step.result
 
     def _join(
-        self, id: ChainId, held: Held | None, given: _Given, delta: Delta
+        self, id: ChainId, held: Held | None, given: _Given, delta: Delta, made: Plan | None
     ) -> Applied | Rejected:
         if held is not None:
             self._make_own(id)
         try:
-            result = super().apply(delta)
+            result = super().apply(delta, made)
         except Exception:
             if held is not None:
                 self._branches[id] = held

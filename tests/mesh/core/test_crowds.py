@@ -77,7 +77,7 @@ def test_a_crowd_that_comes_back_at_once_is_brought_up_to_date() -> None:
 class Asker:
     def __init__(self) -> None:
         self.wants: list[tuple[bytes, wire.Want]] = []
-        host = Host(self._send, lambda _peer, _delta, _alone, _now_ns: True)
+        host = Host(self._send, lambda _peer, _delta, _alone, _now_ns, _made: True)
         self.fetching = Fetching(Lattice(), Wire(1).replicas[0].roster, host)
         for i, peer in enumerate(PEERS):
             self.fetching.up(peer)

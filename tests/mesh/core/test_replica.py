@@ -19,6 +19,7 @@ from mesh.core import ed25519, model, wire
 from mesh.core.bounds import Quotas
 from mesh.core.effects import Alarm, DropBranches, DropPeer, Effect, Persist, Send
 from mesh.core.errors import NotReady, Refused
+from mesh.core.fetching import VERIFY_STEP_NS
 from mesh.core.ops import Delete, Put, Touched
 from mesh.core.replica import OPENING_NS, SECOND_NS, UNSIGNED_MAX, Replica
 from mesh.core.roster import Roster
@@ -80,12 +81,22 @@ class Wire:
                     self.effects.append((i, effect))
                     if isinstance(effect, Send):
                         queue.append((i, self.nodes.index(effect.peer), effect.frame))
+            if not queue and self._verified():
+                continue
             if not queue:
                 return carried
             sender, receiver, frame = queue.popleft()
             if (sender, receiver) in self.links and not self.drop(sender, receiver, frame):
                 carried += len(frame)
                 self.replicas[receiver].receive(self.nodes[sender], frame, self.now_ns)
+
+    def _verified(self) -> bool:
+        """Whether anybody has gone on verifying a large chain."""
+        busy = [replica for replica in self.replicas if replica._sync.verifying()]
+        self.now_ns += VERIFY_STEP_NS if busy else 0
+        for replica in busy:
+            replica.timer(self.now_ns)
+        return bool(busy)
 
     def tick(self, seconds: int = 20) -> None:
         for _ in range(seconds):

@@ -16,13 +16,14 @@ from crdt.delta import Delta
 from crdt.entry import pack, seq_of
 from crdt.header import ChainId, Cover, Epoch, Header
 from crdt.lattice import Applied, Lattice
-from mesh.core import staging, wire
+from crdt.root import Plan
+from mesh.core import fetching, staging, wire
 from mesh.core.effects import Alarm, DropPeer, Effect, Send
 from mesh.core.errors import PeerError
-from mesh.core.fetching import Fetching, Host
+from mesh.core.fetching import VERIFY_KEYS, VERIFY_STEP_NS, Fetching, Host
 from mesh.core.ops import Delete, Put
 from mesh.core.staging import STAGE_NS, STAGES_MAX, Stage, Stages
-from mesh.core.sync import Serving, vector_of
+from mesh.core.sync import WINDOW, Serving, vector_of
 from tests.mesh.core.test_replica import Wire, put
 
 ID = ChainId(b"n" * 16, "a" * 32)
@@ -70,14 +71,17 @@ class Receiver:
         self.lattice = lattice
         self.sent: list[wire.Frame] = []
         self.alone: list[bool] = []
+        self.now_ns = 0
         host = Host(lambda _peer, frame: self.sent.append(frame), self._take)
         self.fetching = Fetching(lattice, Wire(1).replicas[0].roster, host)
         self.wants: list[wire.Want] = []
 
-    def _take(self, _peer: bytes, delta: Delta, alone: bool, _now_ns: int) -> bool:
+    def _take(
+        self, _peer: bytes, delta: Delta, alone: bool, _now_ns: int, made: Plan | None
+    ) -> bool:
         self.alone.append(alone)
         try:
-            assert isinstance(self.lattice.apply(delta), Applied)
+            assert isinstance(self.lattice.apply(delta, made), Applied)
         except RootMismatch:
             return False
         return True
@@ -96,13 +100,16 @@ class Receiver:
         for frame in serving.frames():
             if isinstance(frame, wire.Deltas):
                 for delta in frame.deltas:
-                    self._take(peer, delta, True, 0)
+                    self._take(peer, delta, True, 0, None)
             elif isinstance(frame, wire.Part):
                 if frame.index == pieces:
                     break
                 part = wire.decode(wire.encode(frame))
                 assert isinstance(part, wire.Part)
                 assert self.fetching.part(peer, part, 0)
+                while self.fetching.verifying():
+                    self.now_ns += VERIFY_STEP_NS
+                    assert not self.fetching.verify(peer, self.now_ns)
         self.fetching.down(peer, 0)
         self.sent.clear()
         return len(self.alone) > taken
@@ -121,6 +128,7 @@ def test_pieces_of_ever_newer_states_make_the_newest(seed: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(crdt.chain, "RING_MAX", rng.choice((1, 2, 4, 100)))
         patch.setattr(wire, "CHUNK_BYTES", 60)
+        patch.setattr(fetching, "VERIFY_KEYS", rng.choice((1, 3, 4096)))
         author = Author()
         author.write([(key, True) for key in range(rng.choice((0, 6, 12)))])
         receiver = Receiver(Lattice())
@@ -196,14 +204,14 @@ def test_stages_are_bounded_in_number_and_records(monkeypatch: pytest.MonkeyPatc
     stages = Stages()
     for i in range(3):
         stage = Stage.of(author.chain.snapshot(), ())
-        stage.add(author.chain.snapshot().puts, PEERS[0], 100)
+        stage.add(author.chain.snapshot(), PEERS[0], 100)
         stages.keep(b"%08d" % i, None, stage, i)
     assert len(stages) == 1
     for i in range(STAGES_MAX + 5):
         stages.keep(b"e%07d" % i, PEERS[i % 2], Stage.of(author.chain.snapshot(), ()), i)
     assert len(stages) == STAGES_MAX
     with pytest.raises(PeerError):
-        Stage.of(author.chain.snapshot(), ()).add(author.chain.snapshot().puts, PEERS[0], 5)
+        Stage.of(author.chain.snapshot(), ()).add(author.chain.snapshot(), PEERS[0], 5)
 
 
 # ---- between nodes ----
@@ -269,6 +277,67 @@ def test_a_relay_that_dies_again_and_again_costs_hardly_more_than_one_snapshot()
     assert mesh.whole()
     assert carried <= 1.2 * snapshot_bytes
     assert not any(isinstance(effect, DropPeer | Alarm) for _, effect in mesh.effects)
+
+
+def test_a_large_chain_is_verified_in_steps_between_which_others_are_served() -> None:
+    mesh = Mesh()
+    timer, turns = mesh.replicas[3].timer, 0
+
+    def between(now_ns: int) -> None:
+        nonlocal turns
+        assert not mesh.whole()
+        turns += 1
+        put(mesh.replicas[3], b"own %d" % turns)
+        timer(now_ns)
+
+    mesh.replicas[3].timer = between  # type: ignore[method-assign]
+    mesh.visit(1, None)
+    assert mesh.whole()
+    # Each key is looked at twice: for its bucket, and with its bucket.
+    assert turns >= 2 * RECORDS / VERIFY_KEYS
+    assert len(mesh.digests()) == 2, "what 3 wrote meanwhile is its own"
+    assert mesh.digests(SHARD) == {mesh.replicas[0].lattice.digest(SHARD)}
+
+
+def test_a_link_that_ends_while_its_chain_is_verified_costs_nothing_but_time() -> None:
+    mesh = Mesh()
+    relay, asker = mesh.nodes[1], mesh.replicas[3]
+    mesh._verified = lambda: False  # type: ignore[method-assign]
+    mesh.visit(1, None)
+    assert not mesh.whole() and not asker._sync.verifying()
+    mesh.link(3, 2)
+    mesh.run()
+    assert asker._sync.verifying() == [mesh.nodes[2]]
+    del mesh._verified  # type: ignore[method-assign]
+    mesh.run()
+    assert mesh.whole()
+    assert not any(isinstance(e, DropPeer) and e.peer == relay for _, e in mesh.effects)
+
+
+def test_who_sends_more_than_it_was_asked_for_while_a_chain_is_verified_is_dropped() -> None:
+    mesh = Mesh()
+    mesh._verified = lambda: False  # type: ignore[method-assign]
+    mesh.link(3, 1)
+    mesh.run()
+    asker, relay = mesh.replicas[3], mesh.nodes[1]
+    assert asker._sync.verifying() == [relay]
+    done = wire.encode(wire.Done(1))
+    for _ in range(WINDOW + 1):
+        asker.receive(relay, done, mesh.now_ns)
+    drops = [effect.peer for effect in asker.drain() if isinstance(effect, DropPeer)]
+    assert drops == [relay]
+    assert not asker._sync.verifying()
+
+
+def test_an_answer_of_many_small_chains_does_not_wait_for_anything() -> None:
+    mesh = Wire(2)
+    for i in range(1, 1501):  # 2 MB: twice what may be in flight
+        put(mesh.replicas[1], b"key", b"r" * 1200, f"{i:032x}")
+    mesh.run()
+    mesh.link(0, 1)
+    mesh.run()
+    held = mesh.replicas[0].lattice
+    assert len(list(held.chains())) == 1500
 
 
 class Poisoner:
