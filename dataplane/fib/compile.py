@@ -296,9 +296,10 @@ class Compiler:
 
     # ---- results --------------------------------------------------------------------------------
 
-    def take_delta(self) -> FibDelta:
-        """What changed since the last call (or since the beginning)."""
-        endpoints, moved = self._endpoint_rows.take()
+    def take_delta(self, endpoints_max: int | None = None) -> FibDelta:
+        """What changed since the last call (or since the beginning); of endpoints no more rows
+        than so many, unless they hang together."""
+        endpoints, moved = self._endpoint_rows.take(endpoints_max)
         return FibDelta(
             gateways=self._gateway_rows.take(),
             groups=self._group_rows.take(),

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import ItemsView, Iterable, Iterator, Mapping
+from itertools import islice
+from operator import itemgetter
 from typing import NamedTuple
 from zlib import crc32
 
@@ -37,6 +39,11 @@ from dataplane.fib.rows import (
 Part = dict[Addr, PackedRow]
 """Address → row."""
 
+BULK_MIN = 32
+"""Addresses that come together, from which on it pays to ask first whether they are all new."""
+_IPV4_ONLY = {IPV4_BYTES}
+_HIGH = itemgetter(slice(0, 2))
+"""The name of an IPv4 address' part."""
 IPV6_PARTS = 32
 """Two million IPv6 addresses of one VPC at 65,536 a part."""
 
@@ -157,6 +164,9 @@ class EndpointTable(EndpointRows):
         before, after = self._before, self._after
         head = packed_head(group)
         counts: Counter[int] = Counter()
+        if self._add_all(vpc, head, macs):
+            counts[group] += len(macs)
+            return counts
         high, part = b"", _NO_PART
         gained = 0
         for addr, mac in macs.items():
@@ -178,6 +188,34 @@ class EndpointTable(EndpointRows):
                 after[key] = row
         counts[group] += gained
         return counts
+
+    def _add_all(self, vpc: str, head: bytes, macs: Mapping[bytes, bytes]) -> bool:
+        """Add rows of which there is none yet, all IPv4 and of one partition; False, and nothing
+        has changed, where that is not so. Most of a million come like this: no loop here is
+        Python's but the two that make keys and rows."""
+        if len(macs) < BULK_MIN or set(map(len, macs)) != _IPV4_ONLY:
+            return False
+        highs = set(map(_HIGH, macs))
+        local = self._local_of(vpc)
+        if len(highs) > 1 or (local and not local.keys().isdisjoint(macs)):
+            return False
+        (high,) = highs
+        parts = self._claims[vpc]
+        if not parts.get(high, _NO_PART).keys().isdisjoint(macs):
+            return False
+        rows = {addr: head + mac + PAD for addr, mac in macs.items()}
+        shown = self._shown.get(vpc)
+        if shown is not None and shown.forwarded:
+            prefix = shown.domain + MAPPED
+            changed = dict(zip([prefix + addr for addr in macs], rows.values(), strict=True))
+            if self._before.keys().isdisjoint(changed):
+                self._before.update(dict.fromkeys(changed))
+            else:
+                for key in changed:
+                    self._before.setdefault(key, None)
+            self._after.update(changed)
+        self._writable(vpc, parts, high).update(rows)
+        return True
 
     def drop_claims(self, vpc: str, addrs: Iterable[bytes]) -> Counter[int]:
         """Nobody claims these addresses any more. Returns as `set_claims`."""
@@ -250,11 +288,21 @@ class EndpointTable(EndpointRows):
                     if shown is not None and shown.forwarded and addr not in local:
                         self._note(shown.key(addr), old, row)
 
-    def take(self) -> tuple[TableDelta[PackedKey, PackedRow], dict[PackedKey, int]]:
+    def take(
+        self, rows_max: int | None = None
+    ) -> tuple[TableDelta[PackedKey, PackedRow], dict[PackedKey, int]]:
         """What changed since the last call; and of what is elsewhere now than it was, and was not
-        here, the group that it was behind."""
+        here, the group that it was behind.
+
+        With `rows_max` no more than so many are taken, the first that changed first; but all of
+        them after groups were given other numbers, since rows go by these.
+        """
         before, after = self._before, self._after
-        self._before, self._after = {}, {}
+        if rows_max is not None and len(after) > rows_max and not self._renumbered:
+            after = {key: self._after.pop(key) for key in list(islice(after, rows_max))}
+            before = {key: self._before.pop(key) for key in after}
+        else:
+            self._before, self._after = {}, {}
         put: dict[PackedKey, PackedRow] = {}
         remove: list[PackedKey] = []
         moved: dict[PackedKey, int] = {}
@@ -270,6 +318,8 @@ class EndpointTable(EndpointRows):
                 was = group_of(old)
                 if was != NO_GROUP:
                     moved[key] = was
+        if rows_max is not None and self._after and not (put or remove):
+            return self.take(rows_max)  # these have come back to what they were
         if self._renumbered:  # the numbers are others, whether the places are or not
             self._renumbered, moved = False, {}
         return TableDelta(put, tuple(remove)), moved

@@ -38,6 +38,7 @@ ENDPOINTS_AT_ONCE: Final = 1024
 """Endpoints that a caller with other things to do takes up in one go: 1 ms, and 15 where each has
 several claims."""
 _IPV4_KEY_BYTES: Final = 5
+_IPV4_KEYS: Final = {_IPV4_KEY_BYTES}
 
 
 class Forwarding:
@@ -123,9 +124,10 @@ class Forwarding:
 
     # --- what goes out -----------------------------------------------------------------------
 
-    def take_delta(self) -> FibDelta:
-        """Rows that changed since the last call (or since the beginning)."""
-        return self._compiler.take_delta()
+    def take_delta(self, endpoints_max: int | None = None) -> FibDelta:
+        """Rows that changed since the last call (or since the beginning); of endpoints no more
+        than so many, unless they hang together. Falsy once there are none."""
+        return self._compiler.take_delta(endpoints_max)
 
     def forget_delta(self) -> None:
         """As `take_delta` for whoever takes all rows instead."""
@@ -172,8 +174,12 @@ class Forwarding:
 
     def _tell_endpoints(self, vpc: str, touched: Iterable[bytes]) -> None:
         """Take the plain ones as they come, all of one gateway at once, the others one by one."""
-        wanted = [key for key in touched if not key.startswith(MAPPED, 1)]
-        plain = self._view.table.plain(vpc, [k for k in wanted if len(k) == _IPV4_KEY_BYTES])
+        wanted = list(touched)
+        ordinary = _IPV4_KEYS.issuperset(map(len, wanted))
+        if not ordinary:
+            wanted = [key for key in wanted if not key.startswith(MAPPED, 1)]
+        ipv4 = wanted if ordinary else [k for k in wanted if len(k) == _IPV4_KEY_BYTES]
+        plain = self._view.table.plain(vpc, ipv4)
         members = self._view.catalog.members
         if vpc in self._writers:
             for key in self._writers[vpc].keys() & wanted:
@@ -184,7 +190,7 @@ class Forwarding:
             self._compiler.drop_endpoints(vpc, [key[1:] for key in plain.free])
         for key in plain.rest:
             self._tell_endpoint(vpc, key)
-        for key in wanted:
+        for key in () if ordinary else wanted:
             if len(key) != _IPV4_KEY_BYTES:
                 self._tell_endpoint(vpc, key)
         self._told |= bool(wanted)

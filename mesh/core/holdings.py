@@ -7,6 +7,7 @@ are signed. Nothing is kept here but which keys were touched since the view was 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Final
 
 from crdt.entry import SEQ_BYTES
@@ -80,10 +81,31 @@ class Holdings:
         """Whether `take_touched` has anything."""
         return bool(self._touched)
 
-    def take_touched(self) -> list[Touched]:
+    def take_touched(self, bulk_max: int | None = None) -> list[Touched]:
         """What was touched since the last call: each chain once, in the order of the first touch,
-        and each key of it once."""
+        and each key of it once.
+
+        With `bulk_max` no more keys than that are told of a VPC's chain of another node, and of
+        one chain with more of them at a call: `touched` stays true until the rest was taken.
+        """
         if not self._touched:
             return []
         touched, self._touched = self._touched, {}
-        return [Touched(id.node, id.shard, tuple(keys)) for id, keys in touched.items() if keys]
+        told: list[Touched] = []
+        bulk = False
+        for id, keys in touched.items():
+            if bulk_max is None or len(keys) <= bulk_max or self._comes_first(id):
+                if keys:
+                    told.append(Touched(id.node, id.shard, tuple(keys)))
+                continue
+            self._touched[id] = keys
+            if not bulk:
+                bulk, some = True, tuple(islice(keys, bulk_max))
+                for key in some:
+                    del keys[key]
+                told.append(Touched(id.node, id.shard, some))
+        return told
+
+    def _comes_first(self, id: ChainId) -> bool:
+        """Whether all that is read next hangs on it: own writes, and what claims are judged by."""
+        return id.node == self._own.node or id.shard == MESH_SHARD

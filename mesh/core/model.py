@@ -13,10 +13,10 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 import msgpack
 
@@ -323,6 +323,16 @@ def plain_mac(data: bytes) -> bytes | None:
     nothing of a host or labels; else None. A quarter of the time that decoding takes."""
     match = _PLAIN_CLAIM.fullmatch(data)
     return None if match is None else match[match.lastindex or 0]
+
+
+def plain_macs(records: Sequence[bytes | None]) -> list[bytes] | None:
+    """As `plain_mac` of each; None where any is not plain, or is not there."""
+    if None in records:
+        return None
+    found = list(map(_PLAIN_CLAIM.fullmatch, cast("Sequence[bytes]", records)))
+    if None in found:
+        return None
+    return [match[match.lastindex or 0] for match in cast("list[re.Match[bytes]]", found)]
 
 
 def is_unmoved(data: bytes) -> bool:

@@ -380,13 +380,13 @@ class Replica:
         """Whether there is anything to take: most frames bring what has come before."""
         return bool(self._effects or self._outbox or self.holdings.touched)
 
-    def take_touched(self) -> list[Touched]:
+    def take_touched(self, bulk_max: int | None = None) -> list[Touched]:
         """The records touched since the last call, for the view, which reads `holdings`.
 
         Apart from `drain`, because the next local write needs a view that has this one in it, long
         before this one is durable.
         """
-        return self.holdings.take_touched()
+        return self.holdings.take_touched(bulk_max)
 
     def read(self, node: NodeId, shard: str, key: bytes) -> bytes | None:
         """A node's effective record under `key`, own writes that are not drained yet included."""

@@ -30,6 +30,8 @@ from mesh.node.config import Config
 from mesh.node.drops import DropLog
 from mesh.node.log import LimitedLog, event
 
+ROWS_AT_ONCE = 8192
+"""Endpoint rows in one batch: 5 ms to put them in order."""
 AUDIT_PERIOD_S = 60.0
 """A full comparison with the kernel's maps; it costs a dump of the maps."""
 AUDIT_SHARE_MAX = 0.05
@@ -184,11 +186,9 @@ class Forwarder:
                 await self._flush()
 
     async def _flush(self) -> None:
-        delta = self._forwarding.take_delta()
-        if delta:
+        while delta := self._forwarding.take_delta(ROWS_AT_ONCE):
             await self._attempt(self.backend.apply, delta)
-        else:
-            self._note_synced()
+        self._note_synced()
 
     async def _attempt(self, call: Callable[[T], None], rows: T) -> None:
         try:

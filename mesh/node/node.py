@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 import os
 import random
 import secrets
@@ -28,25 +27,17 @@ import msgpack
 import trio
 
 from mesh.core.clock import HybridClock
-from mesh.core.effects import (
-    Alarm,
-    DropPeer,
-    Effect,
-    MembersChanged,
-    Send,
-)
 from mesh.core.errors import RequestError
 from mesh.core.forwarding import ENDPOINTS_AT_ONCE, Forwarding
 from mesh.core.interest import Interests, Policy
 from mesh.core.keeping import follow
 from mesh.core.ops import NodeId, Op
-from mesh.core.pacing import Pace
 from mesh.core.replica import Replica
-from mesh.core.spool import Spool
 from mesh.core.view import View
 from mesh.core.writer import Writer
 from mesh.node import addresses
 from mesh.node.boot import HEARS_FIRST, boot
+from mesh.node.carrying import Carrier
 from mesh.node.config import Config, ConfigError
 from mesh.node.discovery import Discovery
 from mesh.node.forwarder import Forwarder
@@ -54,7 +45,7 @@ from mesh.node.inquiry import Inquiries
 from mesh.node.joining import Joining
 from mesh.node.log import LimitedLog, event
 from mesh.node.neighbours import Neighbours
-from mesh.node.p2p.events import Channel, FrameIn, Overflow, PeerDown, PeerUp
+from mesh.node.p2p.events import FrameIn, Overflow, PeerDown, PeerUp
 from mesh.node.p2p.transport import Transport
 from mesh.node.public import PublicPort
 from mesh.node.reloading import Reloading
@@ -71,14 +62,14 @@ if TYPE_CHECKING:
 HOUSEKEEPING_S = 1.0
 HOUSE_ENDPOINTS = 1024
 """Changed endpoints that housekeeping looks at in one go: 2 ms, and 20 where all have moved."""
-MISBEHAVED_BACKOFF_S = 30.0
-"""A peer that broke the protocol is not dialled or accepted for so long."""
+TOUCHED_AT_ONCE = 4096
+"""Records of one chain of another node that the view takes up in one go: 3 ms."""
 SOFT_STATE_S = 1.0
 HOLD_S = 0.7
 """How long a command about a VPC that is not kept here waits for peers; it answers within 1 s."""
 HOST_ADDRS_S = 30.0
 """How old our own addresses may be; a look costs some 15 ms of CPU."""
-STORE_FAILED, STORE_REBUILT = "store.failed", "store.rebuilt"
+STORE_REBUILT = "store.rebuilt"
 MOVES_HELD = "endpoint.moves_held"
 HELD_NAMED_MAX = 5
 
@@ -160,16 +151,19 @@ class Node:
         if aside := self.store.get_meta(REBUILT):
             self.alarms[STORE_REBUILT] = f"the damaged file is {aside.decode()}"
         self._log = LimitedLog(_logger, trio.current_time)
-        self._work = trio.Event()
-        self._hurry = trio.Event()
         self._absorbed = trio.Event()
-        self._pace = Pace()
         self._timer_changed = trio.Event()
-        self._rows_wait = trio.Event()
-        self._waiting: list[trio.Event] = []
-        self._spool = Spool(self.id, self.replica.lattice, self.replica.roster)
-        self._failure: StoreError | None = None
-        """why the store could not be written; None since it could"""
+        self._behind = trio.Event()
+        self._carrier = Carrier(
+            self.id,
+            self.replica,
+            self.store,
+            self.transport,
+            self._log,
+            self.alarms,
+            self.name_of,
+            self._members_changed,
+        )
         self._key = key
         self._show_key()
         self._host_addrs: list[str] = []
@@ -193,25 +187,19 @@ class Node:
         Returns whether anything was written. Raises what `make_ops` raises, Refused or NotReady:
         nothing was written then, unless the store failed with this very write, which says so.
         """
-        if self._failure is not None:
-            raise StoreError(f"{self._failure}; nothing was written")
+        if self._carrier.failure is not None:
+            raise StoreError(f"{self._carrier.failure}; nothing was written")
         ops = make_ops()
         wrote = bool(ops) and self.replica.local(ops, time.monotonic_ns())
         if wrote:
             self._absorb()
-        if wrote or self._waiting:
+        if wrote or self._carrier.awaited:
             await self.durable()
         return wrote
 
     async def durable(self) -> None:
         """Return when everything written until now is on disk. Raises StoreError."""
-        done = trio.Event()
-        self._waiting.append(done)
-        self._work.set()
-        self._hurry.set()
-        await done.wait()
-        if self._failure is not None:
-            raise StoreError(f"{self._failure}; what was written counts once it can be stored")
+        await self._carrier.durable()
 
     def attach(self, ifname: str, vpc_id: str, ip: str, mac: str) -> None:
         """Install the local port of an endpoint. The caller has stored it."""
@@ -243,7 +231,10 @@ class Node:
             self._absorb()
 
     def _meets_holder(self, vpc_id: str) -> bool:
-        """Whether a linked peer keeps the VPC, too, or nobody says that he does."""
+        """Whether a linked peer keeps the VPC, too, or nobody says that he does; and the view has
+        what came of it."""
+        if self.replica.holdings.touched:
+            return False
         if not self.interests.holders.get(vpc_id):
             return True
         return any(self.replica.compares(peer, vpc_id) for peer in self.replica.peers())
@@ -283,7 +274,7 @@ class Node:
                 self._use_mesh(self.config)
                 self._members_changed()
                 nursery.start_soon(self._take_events)
-                nursery.start_soon(self._carry_out)
+                nursery.start_soon(self._carrier.run)
                 nursery.start_soon(self._keep_time)
                 nursery.start_soon(self._keep_house)
                 nursery.start_soon(self._catch_up)
@@ -347,110 +338,39 @@ class Node:
 
     def _met_clone(self, peer: NodeId) -> None:
         self.replica.met_clone(peer)
-        self._work.set()
+        self._carrier.wake()
 
     def _absorb(self) -> None:
         """Bring the view and the rows up to what the replica holds now."""
-        if touched := self.replica.take_touched():
+        if touched := self.replica.take_touched(TOUCHED_AT_ONCE):
             self.view.update(touched)
         self._follow()
         self._update_rows()
         self.watches.wake()
         self._absorbed.set()
-        self._work.set()
-        if self.replica.pressing:
-            self._hurry.set()
+        self._carrier.wake()
         self._timer_changed.set()
 
     def _update_rows(self) -> None:
         if self.forwarding.update(ENDPOINTS_AT_ONCE):
             self.forwarder.poke()
-        if self.forwarding.behind:
-            self._rows_wait.set()
+        if self.forwarding.behind or self.replica.holdings.touched:
+            self._behind.set()
 
     async def _catch_up(self) -> None:
-        """Many rows change by one word, such as a VPC's sites: a few at a time, so that nothing
-        else waits for them."""
+        """Many records come at once, or many rows change by one word, such as a VPC's sites: a few
+        at a time, so that nothing else waits for them."""
         while True:
-            await self._rows_wait.wait()
-            self._rows_wait = trio.Event()
+            await self._behind.wait()
+            self._behind = trio.Event()
             await trio.lowlevel.checkpoint()
-            self._update_rows()
+            self._absorb()
 
     def _follow(self) -> None:
         """Keep the shards that the view as it is calls for, and no others."""
         while follow(self.interests, self.replica, self.writer):
-            self.view.update(self.replica.take_touched())
+            self.view.update(self.replica.take_touched(TOUCHED_AT_ONCE))
         self.neighbours.note_holders(self.interests)
-
-    async def _carry_out(self) -> None:
-        while True:
-            retry_ns = self._spool.retry_ns
-            wait_s = math.inf if retry_ns is None else (retry_ns - time.monotonic_ns()) / 1e9
-            with trio.move_on_after(max(0.0, wait_s)):
-                await self._work.wait()
-            await self._gather()
-            self._work = trio.Event()
-            waiting, self._waiting = self._waiting, []
-            try:
-                await self._perform(self.replica.drain())
-            finally:
-                for done in waiting:
-                    done.set()
-
-    async def _gather(self) -> None:
-        """In a busy mesh, let more come to be passed on together. Whoever waits for a write to be
-        stored, or a peer for an answer, does not wait for this."""
-        wait_ns = self._pace.wait_ns(time.monotonic_ns())
-        if wait_ns and not self._waiting and not self.replica.pressing:
-            self._hurry = trio.Event()
-            with trio.move_on_after(wait_ns / 1e9):
-                await self._hurry.wait()
-        self._pace.spend(time.monotonic_ns())
-
-    async def _perform(self, effects: Sequence[Effect]) -> None:
-        """In order; what belongs to the store goes there in one transaction before any send."""
-        batch = self._spool.take(effects, time.monotonic_ns())
-        if batch:
-            try:
-                await trio.to_thread.run_sync(self.store.apply, batch)
-            except StoreError as error:
-                self._spool.failed(time.monotonic_ns())
-                self._failure = error
-                self.alarms[STORE_FAILED] = str(error)
-                self._log.event(STORE_FAILED, level=logging.CRITICAL, reason=error)
-            else:
-                self._note_stored()
-        for effect in self._spool.allowed():
-            match effect:
-                case Send():
-                    channel: Channel = "push" if effect.push else "sync"
-                    self.transport.send(effect.peer, effect.frame, channel)
-                case MembersChanged():
-                    self._members_changed()
-                case DropPeer():
-                    self.transport.drop(effect.peer, effect.reason, MISBEHAVED_BACKOFF_S)
-                case Alarm():
-                    self._note_alarm(effect)
-
-    def _note_stored(self) -> None:
-        withheld = self._spool.stored()
-        if self._failure is None:
-            return
-        self._failure = None
-        self.alarms.pop(STORE_FAILED, None)
-        event(_logger, "store.recovered")
-        if withheld:
-            for peer in self.replica.peers():
-                self.replica.peer_lagging(peer, time.monotonic_ns())
-
-    def _note_alarm(self, alarm: Alarm) -> None:
-        fields = {
-            name: self.name_of(value) if isinstance(value, bytes) else value
-            for name, value in alarm.fields.items()
-        }
-        self.alarms[alarm.event] = " ".join(f"{name}={value}" for name, value in fields.items())
-        self._log.event(alarm.event, level=logging.ERROR, **fields)
 
     async def _keep_time(self) -> None:
         while True:

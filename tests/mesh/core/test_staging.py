@@ -308,7 +308,7 @@ def test_a_link_that_ends_while_its_chain_is_verified_costs_nothing_but_time() -
     mesh.link(3, 2)
     mesh.run()
     assert asker._sync.verifying() == [mesh.nodes[2]]
-    del mesh._verified  # type: ignore[method-assign]
+    del mesh._verified
     mesh.run()
     assert mesh.whole()
     assert not any(isinstance(e, DropPeer) and e.peer == relay for _, e in mesh.effects)

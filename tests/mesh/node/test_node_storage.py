@@ -12,8 +12,9 @@ import pytest
 import trio
 
 from mesh.core.errors import NotReady
+from mesh.node.carrying import STORE_FAILED
 from mesh.node.config import read_config
-from mesh.node.node import STORE_FAILED, STORE_REBUILT, Node
+from mesh.node.node import STORE_REBUILT, Node
 from mesh.node.salvage import rebuild
 from mesh.node.setup import found, join
 from mesh.node.store import Store, StoreDamaged, StoreError
