@@ -275,6 +275,7 @@ class Node:
                 self._members_changed()
                 nursery.start_soon(self._take_events)
                 nursery.start_soon(self._carrier.run)
+                nursery.start_soon(self.neighbours.run)
                 nursery.start_soon(self._keep_time)
                 nursery.start_soon(self._keep_house)
                 nursery.start_soon(self._catch_up)
@@ -425,7 +426,7 @@ class Node:
         try:
             await self.durable()
             for key in (REBUILT, HEARS_FIRST):
-                self.store.set_meta(key, b"")
+                await trio.to_thread.run_sync(self.store.set_meta, key, b"")
         except StoreError:
             return  # in `status` already
         self._hears_first = False

@@ -13,13 +13,13 @@ The store checks shapes, not signatures: who loads it verifies what it holds.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import repeat
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,7 +35,8 @@ from mesh.node.keys import KEY_FILE_MODE, check_private_directory, replace_priva
 SCHEMA_VERSION: Final = 1
 _APPLICATION_ID: Final = 0x57454654  # "WEFT", in the file's header
 _PAGE_CACHE_KIB: Final = 8 * 1024  # enough for a tick's pages; the records live in the replica
-_ADDRESSES_MAX: Final = 16  # a node: what a gateway may register, and a few older ones
+ADDRESSES_MAX: Final = 16
+"""Of a node: what a gateway may register, and a few older ones."""
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -74,6 +75,14 @@ CREATE TABLE invitation (
     used_by BLOB
 ) WITHOUT ROWID;
 """
+
+
+_PUT_ROW: Final = "INSERT OR REPLACE INTO record (branch, key, entry) VALUES (?, ?, ?)"
+_ROWS_AT_ONCE: Final = 64
+_PUT_ROWS: Final = (
+    "INSERT OR REPLACE INTO record (branch, key, entry) VALUES (?1, ?, ?)"
+    + ", (?1, ?, ?)" * (_ROWS_AT_ONCE - 1)
+)
 
 
 class StoreError(NotReady):
@@ -308,11 +317,17 @@ class Store:
             "DELETE FROM record WHERE branch = ? AND key = ?",
             [(branch, key) for key in effect.deletes],
         )
-        self._db.executemany(
-            "INSERT OR REPLACE INTO record (branch, key, entry) VALUES (?, ?, ?)",
-            zip(repeat(branch), effect.puts, effect.puts.values()),
-        )
+        self._put_records(branch, effect.puts)
         self._drop_branches(chain, effect.drop)
+
+    def _put_records(self, branch: int | None, puts: Puts) -> None:
+        """Many by one statement: half the time, and the interpreter's lock is asked for once for
+        all of them. Beside a busy loop each single row would wait for it, 5 ms."""
+        rows = iter(puts.items())
+        for _ in range(len(puts) // _ROWS_AT_ONCE):
+            some = itertools.chain.from_iterable(itertools.islice(rows, _ROWS_AT_ONCE))
+            self._db.execute(_PUT_ROWS, (branch, *some))
+        self._db.executemany(_PUT_ROW, ((branch, key, entry) for key, entry in rows))
 
     def _drop_branches(self, chain: ChainId, epochs: Iterable[Epoch]) -> None:
         for epoch in epochs:
@@ -402,7 +417,7 @@ class Store:
             self._db.execute(
                 "DELETE FROM address WHERE node = ? AND multiaddr NOT IN (SELECT multiaddr FROM"
                 " address WHERE node = ? ORDER BY seen_s DESC, multiaddr LIMIT ?)",
-                (node, node, _ADDRESSES_MAX),
+                (node, node, ADDRESSES_MAX),
             )
         if new:
             self.copy_contacts()

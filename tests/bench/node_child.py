@@ -31,6 +31,23 @@ LOOK_S = 0.002
 CUT_S = 3600.0
 
 
+class Steps(trio.abc.Instrument):
+    """The longest step of any task, in CPU time of trio's thread, and which task's it was."""
+
+    def __init__(self) -> None:
+        self._began_s = time.thread_time()
+        self.longest_ms = 0.0
+        self.task = ""
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._began_s = time.thread_time()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        spent_ms = (time.thread_time() - self._began_s) * 1e3
+        if spent_ms > self.longest_ms:
+            self.longest_ms, self.task = spent_ms, task.name
+
+
 class Child:
     """The node, and what a bench asks of it. Each public method is one request."""
 
@@ -40,6 +57,7 @@ class Child:
         self._seen_ns: dict[str, int] = {}
         self._linked_ns = 0
         self._steps_ms: list[tuple[float, float]] = []
+        self._steps: Steps | None = None
         self._looking = trio.Event()
         self._hook()
 
@@ -177,14 +195,20 @@ class Child:
             transport._overlay.block(node, now_ns())
         transport._dialler.wake()
 
-    async def pauses(self) -> dict[str, float]:
-        """The longest wait for the loop since the last call, and the most CPU time that it took
-        between two looks, ms. The first call begins it."""
+    async def pauses(self) -> dict[str, Any]:
+        """Since the last call, ms: the longest wait for the loop, the most CPU time that it took
+        between two looks, the longest step of one task, and which. The first call begins it."""
         self._looking.set()
         steps, self._steps_ms = self._steps_ms, []
+        longest, self._steps = self._steps, Steps()
+        if longest is not None:
+            trio.lowlevel.remove_instrument(longest)
+        trio.lowlevel.add_instrument(self._steps)
         return {
             "wall_ms": max((wall_ms for wall_ms, _ in steps), default=0.0),
             "cpu_ms": max((cpu_ms for _, cpu_ms in steps), default=0.0),
+            "step_ms": 0.0 if longest is None else longest.longest_ms,
+            "task": "" if longest is None else longest.task,
         }
 
     async def usage(self) -> dict[str, float]:

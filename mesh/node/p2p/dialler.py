@@ -5,6 +5,7 @@ Rules of this file
   the one before or as soon as that one has failed (RFC 8305, "Happy Eyeballs"): one that swallows
   packets, as IPv6 often does where it is half set up, costs a quarter of a second.
 - Of those that connect one at a time is shaken hands with, until one is the member that was meant.
+  That goes for all dials to a member together: after a cut several connect at one moment.
 - A bootstrap address is dialled like a member until it is known which member is there, and whenever
   there is no link at all, or that one is no member any more.
 """
@@ -64,6 +65,8 @@ class Attempt:
     """Of the addresses that are still being tried."""
     watch: Watch | None = None
     linked: bool = False
+    superseded: bool = False
+    """Whether it was given up for another dial to the same member, which is answered."""
 
     @property
     def moving(self) -> bool:
@@ -281,7 +284,7 @@ class Dialler:
                     )
         finally:
             self.done(attempt)
-            if attempt.node is not None and not attempt.linked:
+            if attempt.node is not None and not (attempt.linked or attempt.superseded):
                 self.overlay.failed(attempt.node, now_ns())
                 self.wake()
 
@@ -300,6 +303,16 @@ class Dialler:
 
     async def _try(self, attempt: Attempt, conduit: Conduit, failures: list[str]) -> bool:
         """Whether it was who we wanted, so that other addresses need not be tried."""
+        under_way = [] if attempt.node is None else self.attempts.get(attempt.node, [])
+        others = [other for other in under_way if other is not attempt]
+        if any(other.moving for other in others):
+            attempt.superseded = True
+            conduit.close()
+            return True
+        for other in others:
+            if other.watch is None:
+                other.superseded = True
+                other.scope.cancel()
         try:
             await self._converse(conduit, attempt)
         except DuplicateError:

@@ -14,11 +14,19 @@ from trio.testing import MockClock
 from mesh.node.p2p.events import Overflow, PeerDown, PeerUp
 from mesh.node.p2p.framing import QUEUE_FRAMES_MAX
 from mesh.node.p2p.overlay import LINKS_MIN
-from mesh.node.p2p.tcp import Address
+from mesh.node.p2p.tcp import Address, Conduit
 from mesh.node.p2p.transport import PENDING_GRACE_S, PENDING_MAX
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tests.mesh.node.p2p_peers import Members, MemoryNet, Peer, eventually, link_up, running
+from tests.mesh.node.p2p_peers import (
+    Members,
+    MemoryNet,
+    Peer,
+    _MemoryView,
+    eventually,
+    link_up,
+    running,
+)
 
 pytestmark = pytest.mark.trio
 
@@ -368,3 +376,32 @@ async def test_who_dribbles_makes_room_in_the_end(autojump_clock: MockClock) -> 
         await other.until_linked(hub)
         assert trio.current_time() - began_s < PENDING_GRACE_S
         nursery.cancel_scope.cancel()
+
+
+class _Patient(_MemoryView):
+    """Connecting over a cut succeeds when that is over: the kernel sends its SYN again."""
+
+    async def connect(self, address: Address) -> Conduit:
+        number = self._net._listeners[address.port].number
+        while frozenset((self._number, number)) in self._net.cut:
+            await trio.sleep(0.01)
+        return await super().connect(address)
+
+
+async def test_of_dials_that_connect_at_one_moment_one_shakes_hands(
+    autojump_clock: MockClock,
+) -> None:
+    net = MemoryNet(latency_s=0.1)
+    members = Members([1, 2])
+    a, b = Peer(1, members, net=_Patient(net, 1)), Peer(2, members, net=net.view(2))
+    async with running(a, b):
+        net.partition([1], [2])
+        a.target(b)
+        dialler = a.transport._dialler
+        await eventually(lambda: len(dialler.attempts.get(b.id, ())) == 3)
+        net.heal()
+        await a.until_linked(b)
+        await b.until_linked(a)
+        await eventually(lambda: a.idle() and b.idle())
+        assert sum(conduit.rx_bytes > 0 for conduit in net.conduits) == 2, "both ends of one"
+        assert (a.ups(b), b.ups(a)) == (1, 1)
