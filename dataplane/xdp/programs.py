@@ -10,7 +10,7 @@ import os
 import re
 import struct
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -58,19 +58,20 @@ def source() -> str:
     return _LOOKUP.sub(r"\1.lookup(\2)", text) + layout.assertions()
 
 
-def compiled() -> Programs:
-    """Compile the source: a second of CPU, and over 100 MB in this process from then on."""
+def compiled(more: str = "", names: Iterable[str] = layout.PROGRAMS) -> Programs:
+    """Compile these programs, out of the source and what is added to it: a second of CPU, and over
+    100 MB in this process from then on."""
     with tempfile.TemporaryDirectory(prefix="weft-headers-") as tree:
         headers.make_tree(Path(tree))
         os.environ[TREE_VARIABLE] = tree
         from bcc import BPF
 
-        made: Any = BPF(text=source().encode(), cflags=headers.search_paths())
+        made: Any = BPF(text=(source() + more).encode(), cflags=headers.search_paths())
     fds = {name: int(made[name.encode()].map_fd) for name in layout.maps()}
     places = {fd: place for place, fd in enumerate(fds.values())}
     return Programs(
         tuple((name, shape(fd)) for name, fd in fds.items()),
-        {name: exchanged(bytes(made.dump_func(name.encode())), places) for name in layout.PROGRAMS},
+        {name: exchanged(bytes(made.dump_func(name.encode())), places) for name in names},
     )
 
 

@@ -9,15 +9,16 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.bench import core, node, sim
+from tests.bench import core, dataplane, node, sim
 from tests.bench.harness import Metric, table, write
 
 PARTS: dict[str, Callable[[], list[Metric]]] = {
     "core": core.metrics,
+    "dataplane": dataplane.metrics,
     "node": node.metrics,
     "sim": sim.metrics,
 }
-SECTIONS = {"node": node.SECTIONS, "sim": sim.SECTIONS}
+SECTIONS = {"dataplane": dataplane.SECTIONS, "node": node.SECTIONS, "sim": sim.SECTIONS}
 OUT = Path(__file__).parents[2] / "build" / "bench"
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
@@ -17,6 +15,8 @@ import msgpack
 
 from crdt.chain import RING_MAX
 from mesh.core.forwarding import ENDPOINTS_AT_ONCE
+from tests.bench.dataplane import added_memory
+from tests.bench.harness import resident_bytes
 from tests.bench.mesh_world import (
     BATCH,
     CHAINS,
@@ -36,11 +36,6 @@ PROBES = 200
 CYCLE_KEYS = 1000
 PROVE_EVERY = 64
 """batches between two proofs of the root"""
-
-
-def resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def scale(each: int) -> dict[str, float]:
@@ -148,6 +143,7 @@ KINDS: dict[str, Callable[[int], dict[str, float]]] = {
     "scale": scale,
     "steps": steps,
     "cycles": cycles,
+    "dataplane": added_memory,
 }
 
 

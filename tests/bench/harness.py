@@ -81,6 +81,12 @@ def cpu_s(step: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
+def resident_bytes() -> int:
+    """Of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def in_child(*args: str) -> dict[str, float]:
     """What `python -m tests.bench.child ARGS` prints as JSON: memory needs a process of its own."""
     progress(f"{' '.join(args)}, in a process of its own")

@@ -336,7 +336,8 @@ class RoutedPair(SitePair):
 
 
 @contextlib.contextmanager
-def _pair(kind: type[SitePair] = SitePair) -> Iterator[SitePair]:
+def made_pair(kind: type[SitePair] = SitePair) -> Iterator[SitePair]:
+    """A pair that leaves nothing behind."""
     spaces = Namespaces()
     pair = None
     try:
@@ -350,13 +351,13 @@ def _pair(kind: type[SitePair] = SitePair) -> Iterator[SitePair]:
 
 @pytest.fixture
 def site_pair(xdp_machine: None) -> Iterator[SitePair]:
-    with _pair() as pair:
+    with made_pair() as pair:
         yield pair
 
 
 @pytest.fixture
 def routed_pair(xdp_machine: None) -> Iterator[RoutedPair]:
-    with _pair(RoutedPair) as pair:
+    with made_pair(RoutedPair) as pair:
         assert isinstance(pair, RoutedPair)
         yield pair
 
@@ -364,7 +365,7 @@ def routed_pair(xdp_machine: None) -> Iterator[RoutedPair]:
 @pytest.fixture(scope="module")
 def module_pair(xdp_machine: None) -> Iterator[SitePair]:
     """A pair that the tests of a module share; they only look at what they change."""
-    with _pair() as pair:
+    with made_pair() as pair:
         yield pair
 
 
