@@ -84,6 +84,8 @@ class Lattice:
         self._short: dict[bytes, ChainId] = {}
         self._weights: dict[ChainId, int] = {}
         self._digest: dict[str, int] = {}
+        self.total = 0
+        """the digests of all shards, summed: a number of 256 bits"""
         self._shards: dict[str, set[ChainId]] = {}
         self._chains_of: Counter[bytes] = Counter()
         self._unproved: dict[ChainId, None] = {}
@@ -166,6 +168,10 @@ class Lattice:
         is proved by signed roots, never by this.
         """
         return self._digest.get(shard, 0).to_bytes(32, "big")
+
+    def sum_of(self, shard: str) -> int:
+        """The digest as a number of 256 bits; 0 for a shard of which nothing is held."""
+        return self._digest.get(shard, 0)
 
     def weight(self, id: ChainId) -> int:
         """What the chain adds to the digest of its shard: 256 bits, 0 for a chain not held."""
@@ -405,7 +411,9 @@ class Lattice:
         self._log.append((id, before))
         self.changes += 1
         self._weights[id] = weight
-        self._digest[id.shard] = (self._digest.get(id.shard, 0) + weight - before) % _DIGEST_MODULUS
+        more = weight - before
+        self._digest[id.shard] = (self._digest.get(id.shard, 0) + more) % _DIGEST_MODULUS
+        self.total = (self.total + more) % _DIGEST_MODULUS
 
 
 def _superseded(branches: list[Chain], chain: Chain, key: bytes, entry: Entry) -> bool:

@@ -97,6 +97,11 @@ class Peer:
         mine, theirs = self.mine, self.theirs
         return (mine is None or shard in mine) and (theirs is None or shard in theirs)
 
+    @property
+    def everything(self) -> bool:
+        """Whether both have told that they keep every shard."""
+        return self.mine is None and self.theirs is None
+
     def both(self) -> Shards:
         """What both have told that they keep."""
         if self.mine is None or self.theirs is None:
@@ -252,12 +257,12 @@ class AntiEntropy:
 
     def timer(self, now_ns: int) -> None:
         self._due_known = False
-        for peer in self._fetching.overdue(now_ns):
-            self._give_up(peer, now_ns)
+        if self._fetching.any_busy:
+            for peer in self._fetching.overdue(now_ns):
+                self._give_up(peer, now_ns)
         self._answers.timer(now_ns)
-        for peer, state in sorted(self._peers.items()):
-            if now_ns >= state.sync_at_ns:
-                self._start(peer, state, now_ns)
+        for peer in sorted(p for p, state in self._peers.items() if now_ns >= state.sync_at_ns):
+            self._start(peer, self._peers[peer], now_ns)
 
     def next_deadline_ns(self) -> int | None:
         """When `timer` has something to do. Most frames are pushes, which change nothing of it."""
@@ -404,7 +409,7 @@ class AntiEntropy:
             state.in_sync_ns = now_ns
             self._send(peer, wire.Same())
             return
-        weights = {id.short(): self._weight(id) for id in self._recent(state)}
+        weights = self._recent_weights(state)
         total = self._total(state)
         state.named = Named(weights, total, self._lattice.changes)
         rest = (total - sum(weights.values())) % _MODULUS
@@ -416,16 +421,12 @@ class AntiEntropy:
             return
         if frame.roster != self._roster_digest():
             self._tell_roster(peer)
-        mine = {short: self._weight_of(state, short) for short in frame.named}
+        mine = self._weights_of(state, frame.named)
         rest = (self._total(state) - sum(mine.values())) % _MODULUS
         if rest == _number(frame.rest):
             self._tell_differing(peer, state, mine, frame.named)
             return
-        others = {
-            short: self._weight(id)
-            for id in self._recent(state)
-            if (short := id.short()) not in mine
-        }
+        others = {s: w for s, w in self._recent_weights(state).items() if s not in mine}
         if not others:
             self._tell_shards(peer, state)
             return
@@ -439,16 +440,13 @@ class AntiEntropy:
         before = self._lattice.before(named.changes) if named else None
         if named is None or before is None:
             return  # it comes far too late, or was never asked for: the next probe is soon enough
+        theirs = {**named.weights, **frame.named}
+        mine = self._weights_of(state, theirs)
         then = {id.short(): weight % _MODULUS for id, weight in before.items()}
-        union = {
-            short: then.get(short, self._weight_of(state, short))
-            for short in (*named.weights, *frame.named)
-        }
+        union = {short: then.get(short, weight) for short, weight in mine.items()}
         if (named.total - sum(union.values())) % _MODULUS != _number(frame.rest):
             self._tell_shards(peer, state)
             return
-        theirs = {**named.weights, **frame.named}
-        mine = {short: self._weight_of(state, short) for short in theirs}
         self._tell_differing(peer, state, mine, theirs)
 
     def _tell_differing(
@@ -470,26 +468,36 @@ class AntiEntropy:
         rest_bytes = rest.to_bytes(wire.DIGEST_BYTES, "big")
         self._send(peer, wire.Recent(self._roster_digest(), rest_bytes, named, reply))
 
-    def _recent(self, state: Peer) -> list[ChainId]:
+    def _recent_weights(self, state: Peer) -> dict[bytes, int]:
+        """The weights of the chains of both that changed last."""
         recent = self._lattice.recent()
-        return list(islice((id for id in recent if state.common(id.shard)), RECENT_MAX))
-
-    def _weight(self, id: ChainId) -> int:
-        return self._lattice.weight(id) % _MODULUS
+        if not state.everything:
+            recent = (id for id in recent if state.common(id.shard))
+        weight = self._lattice.weight
+        return {id.short(): weight(id) % _MODULUS for id in islice(recent, RECENT_MAX)}
 
     def _known(self, state: Peer, short: bytes) -> ChainId | None:
         """A chain that is held here and of which the peer may know."""
         id = self._lattice.by_short(short)
         return id if id is not None and state.common(id.shard) else None
 
-    def _weight_of(self, state: Peer, short: bytes) -> int:
-        id = self._known(state, short)
-        return self._weight(id) if id else 0
+    def _weights_of(self, state: Peer, shorts: Iterable[bytes]) -> dict[bytes, int]:
+        """What these chains weigh here; 0 where they are not held, or not for the peer."""
+        by_short, weight = self._lattice.by_short, self._lattice.weight
+        everything = state.everything
+        weights: dict[bytes, int] = {}
+        for short in shorts:
+            id = by_short(short)
+            shared = id is not None and (everything or state.common(id.shard))
+            weights[short] = weight(id) % _MODULUS if id is not None and shared else 0
+        return weights
 
     def _total(self, state: Peer) -> int:
         """The sum of what both keep."""
-        shards = filter(state.common, self._lattice.shards())
-        return sum(_number(self._digest(shard)) for shard in shards) % _MODULUS
+        lattice, shards = self._lattice, state.both()
+        if shards is None:
+            return lattice.total % _MODULUS
+        return sum(map(lattice.sum_of, shards)) % _MODULUS
 
     def _probe(self, state: Peer) -> bytes:
         """One digest over what both keep and the roster."""

@@ -741,5 +741,7 @@ class Replica:
     def _send(self, peer: NodeId, frame: wire.Frame, *, push: bool = False) -> None:
         self.pressing |= not push
         data = self.encoded(peer, frame)
-        zipped = data if push else wire.zipped(data, self._versions[peer])
+        # What is pushed is in a hurry; of hashes alone there is nothing to shrink.
+        plain = push or isinstance(frame, wire.Recent)
+        zipped = data if plain else wire.zipped(data, self._versions[peer])
         self._effects.append(Send(peer, zipped, push))

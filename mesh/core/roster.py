@@ -97,6 +97,7 @@ class Roster:
 
     def copy(self) -> Roster:
         """A roster of the same statements. What was parsed and verified is shared."""
+        self.members(), self.digest()  # made once, and not by every copy
         twin = Roster(self.mesh_id)
         twin._statements = dict(self._statements)
         twin._root_key, twin._members = self._root_key, self._members

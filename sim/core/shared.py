@@ -82,6 +82,7 @@ class SharedLattice(Lattice):
         self._branches = dict(origin._branches)
         self._short = dict(origin._short)
         self._weights, self._digest = dict(origin._weights), dict(origin._digest)
+        self.total = origin.total
         self._shards = {shard: set(ids) for shard, ids in origin._shards.items()}
         self._chains_of = origin._chains_of.copy()
         for id in [id for id in self._branches if id.node == node]:
