@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import shlex
 import time
 from collections.abc import Iterator
@@ -221,14 +222,24 @@ def _run(scenario: Scenario, seed: int, recording: Recording | None = None) -> R
         words = f"{now_s:.1f} of {end_s:g} virtual s" if now_s < end_s else "coming to rest"
         return now_s, words
 
+    began_s, began_cpu_s = time.monotonic(), time.process_time()
     try:
         with watched("run", end_s, look), _few_collections():
-            return simulation.run(seed)
+            result = simulation.run(seed)
+        _tell_cost(time.monotonic() - began_s, time.process_time() - began_cpu_s)
+        return result
     except KeyboardInterrupt:
         found = len(simulation.violations.found)
         at = f"at {seconds(clock.now_ns):.1f} of {end_s:g} virtual s"
         click.echo(f"interrupted: {at}, {found or 'no'} violations until then", err=True)
         raise
+
+
+def _tell_cost(wall_s: float, cpu_s: float) -> None:
+    """Beside the result, which is the same on every machine."""
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    words = f"{wall_s:.1f} s ({cpu_s:.1f} s of CPU), at most {peak_mib} MiB of memory"
+    click.echo(f"simulated in {words}", err=True)
 
 
 @contextmanager

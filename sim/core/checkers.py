@@ -25,7 +25,7 @@ from mesh.core.members import Member
 from mesh.core.ops import NodeId
 from sim.core.clock import Clock, seconds
 
-load_header = lru_cache(maxsize=4096)(persisting.load_header)
+load_header = lru_cache(maxsize=1 << 14)(persisting.load_header)
 """A flush is stored by every node: the same bytes come again and again."""
 
 VIOLATIONS_MAX = 50

@@ -271,7 +271,7 @@ class Process:
                 self.interests.attach(vpc)
         self._follow()
         self.forwarding.update()
-        self.forwarding.take_delta()
+        self.forwarding.forget_delta()
         self._machine.dataplane.replace(self.forwarding.tables())
 
     # ---- what users ask ----

@@ -83,6 +83,8 @@ def test_run_prints_the_documented_fields(weft: Weft, file: Path) -> None:
     ]
     assert (found["seed"], found["sites"], found["converged"]) == (3, 2, True)
     assert (found["lost"], found["resurrected"], found["violations"]) == (0, 0, [])
+    cost = r"simulated in \d+\.\d s \(\d+\.\d s of CPU\), at most \d+ MiB of memory"
+    assert re.search(cost, done.stderr), "what it cost is no part of the result"
 
 
 def test_a_violation_exits_1_with_the_command_that_replays_it(

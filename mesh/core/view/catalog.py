@@ -13,7 +13,7 @@ stored and of the steps before it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Mapping, Set
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
@@ -448,7 +448,7 @@ class Catalog:
         allowed = (e.mobility for w, e in by_writer.items() if self.may_evict(vpc, w, node))
         return max(allowed, default=-1)
 
-    def evicted(self, vpc: str) -> Container[bytes]:
+    def evicted(self, vpc: str) -> Collection[bytes]:
         """The VPC's addresses from which anything is evicted."""
         return self._evictions.addrs(vpc)
 
