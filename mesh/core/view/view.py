@@ -209,8 +209,8 @@ class View:
             for vpc, addr in sorted(rescan.addrs):
                 delta.touch(vpc, (keys.ENDPOINT + addr,))
             for vpc, spans in rescan.spans.items():
-                touched = delta.endpoints.get(vpc, {}).keys()
-                if all(part.keys() <= touched for part in self.table.owners.parts(vpc)):
+                named = delta.endpoints.get(vpc, {}).keys()
+                if all(part.keys() <= named for part in self.table.owners.parts(vpc)):
                     continue  # at the start all claims come together with what they are judged by
                 for found in self.table.owners.within(vpc, spans):
                     delta.touch(vpc, found)

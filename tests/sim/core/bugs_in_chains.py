@@ -109,7 +109,7 @@ def recent_trusted(patch: Patch) -> None:
     """Beside the chains that changed last nothing can differ."""
 
     def trusting(self: AntiEntropy, peer: bytes, state: Any, frame: wire.Recent) -> None:
-        mine = {short: self._weight_of(state, short) for short in frame.named}
+        mine = self._weights_of(state, frame.named)
         self._tell_differing(peer, state, mine, frame.named)
 
     patch.setattr(AntiEntropy, "_take_recent", trusting)
