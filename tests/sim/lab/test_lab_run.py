@@ -49,8 +49,9 @@ at_s = 19
 crash = "oslo"
 for_s = 1
 """
-STABLE = ("bytes_per_site", "writes")
-"""What a busy machine does not change much."""
+STABLE = {"bytes_per_site": 4, "writes": 2}
+"""What a busy machine does not change much, and the factor. Nodes that have to wait for their turn
+take longer to come to rest, and go on with their heartbeats meanwhile."""
 
 
 def _command(path: Path, name: str) -> list[str]:
@@ -78,9 +79,9 @@ def test_real_nodes_do_as_simulated_ones(xdp: None, lab_name: str, tmp_path: Pat
         assert (figures["lost"], figures["resurrected"]) == (0, 0)
         assert figures["push_p50_s"] >= 0.04, "no write is there before its frames"
         assert 0 < figures["heal_s"] < QUIET_S
-    for figure in STABLE:
+    for figure, factor in STABLE.items():
         simulated, live = found["simulated"][figure], found["live"][figure]
-        assert simulated / 2 <= live <= simulated * 2, found
+        assert simulated / factor <= live <= simulated * factor, found
     assert found["pushes"] > 20
     assert set(found["ratios"]) == {"heal_s", "push_p50_s", "push_p99_s", "bytes_per_site"}
     apart = {figure for figure, ratio in found["ratios"].items() if not 0.5 <= ratio <= 2}
