@@ -17,7 +17,16 @@ from typing import Any
 
 from tests.bench import node_mesh
 from tests.bench.harness import RUNS, Metric, progress
-from tests.bench.node_mesh import Mesh, Process, homes, mesh, sent_bytes, started, until
+from tests.bench.node_mesh import (
+    Mesh,
+    Process,
+    homes,
+    mesh,
+    sent_bytes,
+    sent_since,
+    started,
+    until,
+)
 
 CHAIN_RECORDS = 125_000
 """a VPC of one writer: below the usual quota"""
@@ -225,7 +234,8 @@ def _idle(sizes: Sizes = FULL) -> list[Metric]:
             time.sleep(sizes.idle_s)
             spent_s = time.monotonic() - start_s
             cpu = (_cpu_s(idle.nodes) - cpu_s) / spent_s / sizes.idle_nodes * 100
-            per_link = (sent_bytes(ports) - sent) / spent_s / (sizes.idle_nodes * links / 2)
+            grown = sent_since(sent, sent_bytes(ports))
+            per_link = grown / spent_s / (sizes.idle_nodes * links / 2)
             resident_mb = median(usage["rss_mb"] for usage in idle.all("usage"))
             name = f"idle node with {links} links"
             runs.add(f"{name}: CPU", "% of a core", "<= 1", cpu)
@@ -268,7 +278,7 @@ def _partition(sizes: Sizes = FULL) -> list[Metric]:
             runs.add(f"{name}: CPU of all nodes", "s", None, spent_s)
             runs.add(
                 f"{name}: bytes sent / records that nodes lacked", "ratio", None,
-                (sent_bytes(ports) - sent) / lacked_bytes,
+                sent_since(sent, sent_bytes(ports)) / lacked_bytes,
             )  # fmt: skip
     return runs.metrics()
 

@@ -29,6 +29,9 @@ DEADLINE_S = 300.0
 POLL_S = 0.02
 JOIN_RETRY_S = 1.0
 
+Sent = dict[tuple[str, str], int]
+"""(own end, other end) of a connection -> bytes"""
+
 
 class Process:
     """One node that runs: `tests.bench.node_child` with its pipes."""
@@ -203,15 +206,20 @@ def answers_after_s(config: Path) -> tuple[float, float]:
         child.wait(60)
 
 
-def sent_bytes(ports: Sequence[int]) -> int:
+def sent_since(before: Sent, now: Sent) -> int:
+    """Bytes. Of a connection that has ended since, nothing is known any more."""
+    return sum(max(0, count - before.get(ends, 0)) for ends, count in now.items())
+
+
+def sent_bytes(ports: Sequence[int]) -> Sent:
     """What has been sent above TCP over the connections to these ports, by both their ends."""
     done = subprocess.run(["ss", "-tinOH"], capture_output=True, text=True, check=True).stdout
-    total = 0
+    found: Sent = {}
     for line in done.splitlines():
         words = line.split()
         if words and words[0] == "ESTAB":
             ends = {int(end.rpartition(":")[2]) for end in words[3:5]}
             sent = re.search(r"bytes_sent:(\d+)", line)
             if ends & set(ports) and sent:
-                total += int(sent[1])
-    return total
+                found[words[3], words[4]] = int(sent[1])
+    return found

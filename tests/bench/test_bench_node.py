@@ -7,7 +7,7 @@ import math
 import pytest
 
 from tests.bench import node
-from tests.bench.node_mesh import sent_bytes
+from tests.bench.node_mesh import sent_bytes, sent_since
 
 NAMES = {
     "latency": ("p50", "p99", "durable at A"),
@@ -31,4 +31,6 @@ def test_a_section_gives_one_value_a_run(section: str) -> None:
 
 
 def test_no_connection_has_sent_nothing() -> None:
-    assert sent_bytes([1]) == 0
+    assert sent_bytes([1]) == {}
+    kept, ended, new = ("a", "b"), ("a", "c"), ("a", "d")
+    assert sent_since({kept: 5, ended: 7}, {kept: 6, new: 3}) == 4
