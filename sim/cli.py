@@ -9,6 +9,7 @@ import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -45,6 +46,12 @@ def sim() -> None:
 
     A run is a function of its scenario and its seed, to the last byte. A scenario is a TOML file:
     `weft sim init` writes one that explains itself, `weft sim from-live` one of the mesh you have.
+
+    \b
+    Try:  weft sim init my.toml             then change what you like in it
+          weft sim run my.toml              once; exit 1: something did not hold
+          weft sim soak my.toml --seeds 1-1000
+          weft lab run my.toml              the same on real nodes, on this machine
     """
 
 
@@ -113,14 +120,36 @@ def write_new(file: Path, text: str, *, force: bool) -> None:
 def run_command(out: Output, file: Path, seed: int, report: Path | None, small: bool) -> None:
     """Run a scenario once.
 
-    Exit 1 if something that must hold did not, with the command that shows it again.
+    Exit 1 if something that must hold did not, with the command that shows it again. Ctrl-C ends it
+    with what is known by then, the report too.
+
+    \b
+    What it prints:
+      converged        whether all held the same, and were at rest, within quiet_s
+      heal_s           the longest time from when nothing was wrong until all had everything
+      bytes_per_site   what a site's gateways sent, on average
+      push_p50_s       from a write to each other node, while nothing is wrong: the median,
+      push_p99_s       and what 99 of 100 take at most
+      lost             writes that were taken and are nowhere (lost disks aside)
+      resurrected      deletions that came undone
+      updates          batches of writes that nodes have signed and sent
+      reached          which share of them is wherever it belongs, at the end
+      copies           how often each was sent to a node, on average
+
+    \b
+    Try:  weft sim init my.toml
+          weft sim run my.toml --report my.html
     """
     scenario = load(file, small=small)
     if report is None:
-        result = _run(scenario, seed)
+        ran = _run(scenario, seed)
     else:
-        result = _run_reported(scenario, file, seed, report, small=small)
-    _tell(out, file, result, small=small)
+        ran = _run_reported(scenario, file, seed, report, small=small)
+    if ran.interrupted is None:
+        _tell(out, file, ran.result, small=small)
+    else:
+        _print(out, ran.result, {"interrupted_at_s": ran.at_s})
+        raise ran.interrupted
 
 
 @sim.command()
@@ -146,6 +175,13 @@ def soak(
 
     Stops at the first violation and says how to replay it. What is found is the same however many
     run at a time, and wherever. Ctrl-C ends it with what was found so far.
+
+    \b
+    Try:  weft sim soak my.toml --seeds 1-1000
+          weft sim soak my.toml --seeds 1-1000000 --dask tcp://HOST:8786
+    A Dask cluster is `dask scheduler` on one machine and `dask worker tcp://HOST:8786` on each,
+    with the same weft[dask] installed; each worker thread runs some seeds at a time, so start
+    workers with --nthreads 1 and as many of them as there are cores.
     """
     scenario, wanted = load(file, small=small), _seeds(seeds)
     if jobs is not None and dask is not None:
@@ -212,8 +248,18 @@ def _seeds(text: str) -> range:
     return range(low, high + 1)
 
 
-def _run(scenario: Scenario, seed: int, recording: Recording | None = None) -> Result:
-    """Run once, and show how far it is."""
+@dataclass(frozen=True, slots=True)
+class _Ran:
+    """A run, to its end or not."""
+
+    result: Result
+    at_s: float
+    """virtual time at which it ended"""
+    interrupted: KeyboardInterrupt | None = None
+
+
+def _run(scenario: Scenario, seed: int, recording: Recording | None = None) -> _Ran:
+    """Run once, and show how far it is. Ctrl-C ends it: what is known then is the result."""
     simulation = Simulation(scenario, chance_of(seed), recording)
     clock, end_s = simulation.clock, seconds(scenario.duration_ns)
 
@@ -227,12 +273,16 @@ def _run(scenario: Scenario, seed: int, recording: Recording | None = None) -> R
         with watched("run", end_s, look), _few_collections():
             result = simulation.run(seed)
         _tell_cost(time.monotonic() - began_s, time.process_time() - began_cpu_s)
-        return result
-    except KeyboardInterrupt:
+        return _Ran(result, seconds(clock.now_ns))
+    except KeyboardInterrupt as interrupt:
+        at_s = round(seconds(clock.now_ns), 3)
         found = len(simulation.violations.found)
-        at = f"at {seconds(clock.now_ns):.1f} of {end_s:g} virtual s"
-        click.echo(f"interrupted: {at}, {found or 'no'} violations until then", err=True)
-        raise
+        click.echo(
+            f"interrupted: at {at_s:.1f} of {end_s:g} virtual s, {found or 'no'} violations until"
+            " then; the figures are until then, too",
+            err=True,
+        )
+        return _Ran(simulation.result(seed), at_s, interrupt)
 
 
 def _tell_cost(wall_s: float, cpu_s: float) -> None:
@@ -253,9 +303,7 @@ def _few_collections() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
-def _run_reported(
-    scenario: Scenario, file: Path, seed: int, report: Path, *, small: bool
-) -> Result:
+def _run_reported(scenario: Scenario, file: Path, seed: int, report: Path, *, small: bool) -> _Ran:
     """Run, and write the page. Whatever stops that is found before the run."""
     try:
         from sim.report import page
@@ -272,13 +320,13 @@ def _run_reported(
     except OSError as error:
         raise BadInput(f"--report: {report}: {error.strerror}") from None
     recording = Recording()
-    result = _run(scenario, seed, recording)
     source = text_of(file)
-    replay = _replay(file, seed, small=small)
-    text = page.render(page.Run(str(file), source, replay, scenario, result, recording))
-    report.write_text(text, encoding="utf-8")
+    ran = _run(scenario, seed, recording)
+    replay, ended = _replay(file, seed, small=small), ran.interrupted is not None
+    run = page.Run(str(file), source, replay, scenario, ran.result, recording, ended)
+    report.write_text(page.render(run), encoding="utf-8")
     click.echo(f"report: {report}", err=True)
-    return result
+    return ran
 
 
 def _replay(file: Path, seed: int, *, small: bool) -> str:
@@ -296,15 +344,19 @@ def _tell(
     small: bool = False,
 ) -> None:
     """Print a result. Raises ExitNo after a violation, and says how to see it again."""
-    if out.json:
-        out.document({**(more or {}), **result.json()})
-    else:
-        record = result.json()
-        del record["violations"]
-        # Milliseconds matter here.
-        out.record({k: f"{v:.3f}" if isinstance(v, float) else v for k, v in record.items()})
-        for violation in result.violations:
-            click.echo(f"{violation.at_s:>10.3f} s  {violation.check}: {violation.detail}")
+    _print(out, result, more)
     if not result.ok:
         click.echo(f"replay: {_replay(file, result.seed, small=small)}", err=True)
         raise ExitNo
+
+
+def _print(out: Output, result: Result, more: dict[str, object] | None = None) -> None:
+    if out.json:
+        out.document({**(more or {}), **result.json()})
+        return
+    record = result.json()
+    del record["violations"]
+    # Milliseconds matter here.
+    out.record({k: f"{v:.3f}" if isinstance(v, float) else v for k, v in record.items()})
+    for violation in result.violations:
+        click.echo(f"{violation.at_s:>10.3f} s  {violation.check}: {violation.detail}")

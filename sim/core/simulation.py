@@ -356,17 +356,20 @@ class Simulation:
 
     def run(self, seed: int) -> Result:
         """Let it all happen. `seed` is only passed on to the result."""
-        scenario = self._scenario
         rests = False
         try:
             rests = self._live_through()
         except Exception as error:  # whatever it is, the seed that shows it is what people need
             self.violations.add("no node fails", _where(error))
-        if self._recording is not None:
-            self._recording.end()
-        carried = self.network.carried
         if rests:
             self._compare_expected()
+        return self.result(seed, rests)
+
+    def result(self, seed: int, rests: bool = False) -> Result:
+        """What is known now: once, after `run`, or instead of that when it was interrupted."""
+        scenario, carried = self._scenario, self.network.carried
+        if self._recording is not None:
+            self._recording.end()
         return Result(
             seed=seed,
             sites=len(scenario.sites),

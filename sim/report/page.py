@@ -72,6 +72,8 @@ class Run:
     scenario: Scenario
     result: Result
     recording: Recording
+    interrupted: bool = False
+    """before its end: what is shown is until then"""
 
 
 def render(run: Run) -> str:
@@ -92,7 +94,7 @@ def render(run: Run) -> str:
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>weft sim: {escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>",
-        f"<header><h1>{escape(title)}</h1>{_verdict(run.result)}"
+        f"<header><h1>{escape(title)}</h1>{_verdict(run)}"
         f"{_in_short(run)}<nav>{links}</nav></header>",
         "<main>",
     ]
@@ -142,7 +144,15 @@ def _details(summary: str, body: str) -> str:
     return f"<details><summary>{escape(summary)}</summary>\n{body}\n</details>"
 
 
-def _verdict(result: Result) -> str:
+def _verdict(run: Run) -> str:
+    result = run.result
+    if run.interrupted:
+        found = words.count(len(result.violations), "violation")
+        return (
+            '<p><span class="verdict bad">Interrupted after'
+            f" {words.duration(run.recording.ended_ns / SECOND_NS)} of virtual time: all that is"
+            f" shown is until then; {found}.</span></p>"
+        )
     if result.ok:
         words_said = "Everything held: all nodes agreed at the end, and no check failed."
         return f'<p><span class="verdict">{words_said}</span></p>'
@@ -353,6 +363,8 @@ def _conflicts(run: Run) -> str:
 
 def _violations(run: Run) -> str:
     found = run.result.violations
+    if not found and run.interrupted:
+        return "<p>None until the run was interrupted; at rest nothing was checked.</p>"
     if not found:
         return "<p>None: every check held, at every step and at rest.</p>"
     rows = [(f"{v.at_s:,.3f}", v.check, v.detail) for v in found]

@@ -17,7 +17,9 @@ import pytest
 from mesh.cli.app import run
 from mesh.core.replica import Replica
 from sim.cli import EXAMPLE
+from sim.core.clock import SECOND_NS
 from sim.core.events import KINDS
+from sim.core.simulation import Result, Simulation
 
 ROOT = Path(__file__).parents[2]
 SCENARIO = """
@@ -200,6 +202,42 @@ def test_a_violation_has_its_report_too(
     done = weft("run", str(file), "--seed", "3", "--report", str(page))
     assert done.exit_code == 1
     assert "comes to rest in time" in page.read_text()
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody presses Ctrl-C when two virtual seconds are over."""
+
+    class Interrupted(Simulation):
+        def run(self, seed: int) -> Result:
+            def press() -> None:
+                raise KeyboardInterrupt
+
+            self.clock.at(2 * SECOND_NS, press)
+            return super().run(seed)
+
+    monkeypatch.setattr("sim.cli.Simulation", Interrupted)
+
+
+def test_ctrl_c_gives_what_is_known_by_then(weft: Weft, file: Path, interrupted: None) -> None:
+    done = weft("run", str(file), "-o", "json")
+    assert done.exit_code == 130
+    assert "interrupted: at 2.0 of 5 virtual s, no violations until then" in done.stderr
+    found = json.loads(done.stdout)
+    assert (found["interrupted_at_s"], found["converged"], found["violations"]) == (2.0, False, [])
+    assert found["updates"] > 0
+    assert weft("run", str(file)).stdout.startswith("SEED")
+
+
+def test_ctrl_c_gives_the_report_until_then(
+    weft: Weft, file: Path, tmp_path: Path, interrupted: None
+) -> None:
+    page = tmp_path / "out.html"
+    assert weft("run", str(file), "--report", str(page)).exit_code == 130
+    text = page.read_text()
+    assert "Interrupted after 2 s of virtual time" in text
+    assert "None until the run was interrupted" in text
+    assert "every check held" not in text
 
 
 def test_a_report_that_cannot_be_written_is_refused_before_the_run(
