@@ -99,7 +99,14 @@ def run_scenario(out: Output, file: Path, seed: int, small: bool, name: str) -> 
     latencies, loss and cuts between its gateways, and users ask the same of the same nodes at the
     same times: it takes as long as the scenario says. Where a figure is more than twice the other,
     that is said. Nothing of the lab stays. Exit 1: real nodes did not come to hold the same, or
-    lost something.
+    lost something, or an event could not be played.
+
+    \b
+    What is compared, simulated and live:
+      heal_s          the longest time from when nothing was wrong until all had everything
+      push_p50_s      from a write to each other node, while nothing is wrong: the median,
+      push_p99_s      and what 99 of 100 take; judged where enough writes were timed
+      bytes_per_site  what a site's gateways sent
     """
     from sim.lab.comparing import compare
     from sim.lab.playing import play
@@ -115,7 +122,7 @@ def run_scenario(out: Output, file: Path, seed: int, small: bool, name: str) -> 
         live = play(script, name, tell, show)
     rows = compare(script.simulated, live)
     _tell_run(out, script, live, rows, seed)
-    if not live.converged or live.lost or live.resurrected:
+    if not live.converged or live.lost or live.resurrected or live.unplayed:
         raise ExitNo
 
 
@@ -133,8 +140,11 @@ def _tell_run(
             "live": {row["figure"]: row["live"] for row in rows},
             "ratios": {row["figure"]: row["ratio"] for row in rows if row["ratio"] is not None},
             "differ": apart,
+            "unjudged": {row["figure"]: row["unjudged"] for row in rows if row["unjudged"]},
             "pushes": live.pushes,
             "not_played": script.unplayed,
+            "events_not_played": list(live.unplayed),
+            "unsettled": list(live.unsettled),
         }
         out.document(document)
         return
@@ -142,17 +152,22 @@ def _tell_run(
         {
             **{key: _figure(row[key]) for key in ("simulated", "live", "ratio")},
             "figure": heading(row["figure"]),
-            "note": "too far apart" if row["differs"] else "",
+            "note": "too far apart" if row["differs"] else row["unjudged"] or "",
         }
         for row in rows
     ]
-    columns = ("figure", "simulated", "live", "ratio", *(("note",) if apart else ()))
+    noted = any(row["note"] for row in shown)
+    columns = ("figure", "simulated", "live", "ratio", *(("note",) if noted else ()))
     out.table(shown, columns)
     names = ", ".join(f"{theirs} was {ours}" for theirs, ours in script.gateways.items())
     click.echo(f"\nIn the lab {names}.")
     if script.unplayed:
         left = ", ".join(f"{what} ({count})" for what, count in sorted(script.unplayed.items()))
         click.echo(f"Not played, since no command does it: {left}.")
+    for words in live.unplayed:
+        click.echo(f"Not played: {words}")
+    for words in live.unsettled:
+        click.echo(f"Not at rest: {words}")
     if apart:
         click.echo(
             "Too far apart (more than 2 ×): this machine was too busy, or the simulator's model is"

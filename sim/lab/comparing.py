@@ -20,6 +20,8 @@ FLOORS: Final = {
 """Figure -> what is not told apart below it: how exactly it is measured live (nodes are asked what
 they hold; watches and their threads take turns on this machine's cores), and what a quiet node
 sends anyway."""
+PUSHES_MIN: Final = 300
+"""Timed writes: of fewer, a 99th percentile is two or three of them, and tells nothing."""
 SAME: Final = ("converged", "lost", "resurrected")
 """Figures that must be equal."""
 SHOWN: Final = (*SAME, *FLOORS, "writes", "refused")
@@ -27,20 +29,26 @@ SHOWN: Final = (*SAME, *FLOORS, "writes", "refused")
 
 def compare(simulated: Result, live: Live) -> list[dict[str, Any]]:
     """A row for each figure: `ratio` is live by simulated, None where neither says anything;
-    `differs`: they are too far apart."""
+    `differs`: they are too far apart; `unjudged`: why that is not said of this figure, or None."""
     ours, theirs = simulated.json() | _more(simulated), asdict(live)
     rows = []
     for figure in SHOWN:
         a, b = ours[figure], theirs[figure]
         ratio = _ratio(a, b, FLOORS[figure]) if figure in FLOORS else None
+        unjudged = _unjudged(figure, live)
         differs = a != b if figure in SAME else False
-        if figure in FLOORS:
+        if figure in FLOORS and unjudged is None:
             one_missing = (a is None) != (b is None)
             differs = one_missing or (ratio is not None and not 1 / APART <= ratio <= APART)
-        rows.append(
-            {"figure": figure, "simulated": a, "live": b, "ratio": ratio, "differs": differs}
-        )
+        row = {"figure": figure, "simulated": a, "live": b, "ratio": ratio, "differs": differs}
+        rows.append({**row, "unjudged": unjudged})
     return rows
+
+
+def _unjudged(figure: str, live: Live) -> str | None:
+    if figure == "push_p99_s" and live.pushes < PUSHES_MIN:
+        return f"no verdict: {live.pushes} timed writes, fewer than {PUSHES_MIN}"
+    return None
 
 
 def _more(simulated: Result) -> dict[str, object]:

@@ -106,10 +106,15 @@ def includes(held: Heads, wanted: Heads) -> bool:
     return all(held.get(place, 0) >= head for place, head in wanted.items() if place[1] in shards)
 
 
-def agree(nodes: Collection[Node]) -> bool:
-    """Whether all hold the same of every shard that they keep. Raises RequestError."""
-    by_shard: dict[str, set[str]] = {}
+def differing(nodes: Collection[Node]) -> list[str]:
+    """Of each shard that is not the same at all who keep it, who holds the same. Raises
+    RequestError."""
+    by_shard: dict[str, dict[str, list[str]]] = {}
     for node in nodes:
         for shard, held in node.api.get("/v1/status")["shards"].items():
-            by_shard.setdefault(shard, set()).add(held["digest"])
-    return all(len(digests) == 1 for digests in by_shard.values())
+            by_shard.setdefault(shard, {}).setdefault(held["digest"], []).append(node.name)
+    return [
+        f"shard {shard} differs: " + " | ".join(", ".join(names) for names in groups.values())
+        for shard, groups in sorted(by_shard.items())
+        if len(groups) > 1
+    ]

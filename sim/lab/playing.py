@@ -44,6 +44,8 @@ FLAPS_MAX: Final = 1000
 
 Cue: TypeAlias = tuple[float, str, bool, Callable[[], None]]
 """(at_s, in words, whether it takes its time, what)"""
+REST_TRIES: Final = 2
+"""So often in a row all must hold the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,10 @@ class Live:
     refused: int
     pushes: int
     """times that the push figures are made of"""
+    unplayed: tuple[str, ...] = ()
+    """events that did not come about while there was time, and why"""
+    unsettled: tuple[str, ...] = ()
+    """what was not the same everywhere, or not done, when the time was over"""
 
 
 def play(script: Script, name: str, progress: Callable[[str], None], show: Show) -> Live:
@@ -80,7 +86,7 @@ def play(script: Script, name: str, progress: Callable[[str], None], show: Show)
             raise
         wan = Wan(lab.topology)
         try:
-            return _Play(script, lab, wan, show).run()
+            return _Play(script, lab, wan, progress, show).run()
         finally:
             wan.end()
     finally:
@@ -108,13 +114,16 @@ def topology_of(script: Script, name: str) -> Topology:
 class _Play:
     """One play in a lab that is up."""
 
-    def __init__(self, script: Script, lab: Lab, wan: Wan, show: Show) -> None:
+    def __init__(
+        self, script: Script, lab: Lab, wan: Wan, tell: Callable[[str], None], show: Show
+    ) -> None:
         self._script = script
         self._scenario = script.scenario
         self._lab = lab
         self._lab_lock = threading.Lock()
         self._wan = wan
         self._weather = Weather(script, lab.topology, wan)
+        self._tell = tell
         self._show = show
         self._changes = 0
         """of what is wrong"""
@@ -128,7 +137,11 @@ class _Play:
         self._down: set[str] = set()
         self._suspect: set[str] = set()
         """gateways that lost their disk, or went: nothing is promised of what they wrote last"""
+        self._dropped: set[str] = set()
+        """gateways of which nothing counts any more: their chains go everywhere, soon"""
         self._healed_s: list[float] = []
+        self._unplayed: list[str] = []
+        self._unsettled: list[str] = []
         self._over = threading.Event()
         self._began_s = 0.0
         self._ears = Ears(lambda: self._changes)
@@ -162,8 +175,10 @@ class _Play:
             if at_s >= duration_s:
                 break
             self._show(at_s, words)
+            self._tell(f"{at_s:g} s: {words}")
             if slow:
-                self._under_way.append(self._pool.submit(self._carefully, action))
+                told = f"{words} at {at_s:g} s"
+                self._under_way.append(self._pool.submit(self._carefully, told, action))
             else:
                 action()
         self._wait_until(duration_s)
@@ -273,6 +288,7 @@ class _Play:
             try:
                 if not wanted:
                     wanted = hearing.greatest([hearing.heads(node.api) for node in left])
+                wanted = {at: head for at, head in wanted.items() if at[0] not in self._dropped}
                 left = [n for n in left if not hearing.includes(hearing.heads(n.api), wanted)]
             except RequestError:
                 pass  # one starts; it is asked again
@@ -287,14 +303,21 @@ class _Play:
 
     # ---- nodes ----
 
-    def _carefully(self, action: Callable[[], None]) -> None:
+    def _carefully(self, words: str, action: Callable[[], None]) -> None:
         """Again and again until it goes, or the time of faults is over."""
+        why = "the time of events was over before its turn"
         while not self._over.is_set():
             try:
                 action()
                 return
-            except RequestError:
+            except RequestError as error:
+                why = str(error)
                 self._over.wait(AGAIN_S)
+        self._note_unplayed(f"{words}: {why}")
+
+    def _note_unplayed(self, words: str) -> None:
+        with self._state_lock:
+            self._unplayed.append(words)
 
     def _save(self, name: str, copy: Path) -> None:
         self._nodes[name].api.post("/v1/snapshot", {"file": str(copy)})
@@ -312,7 +335,9 @@ class _Play:
         if name not in self._members:
             return
         with self._lab_lock:
-            if copy is not None and name not in self._suspect:
+            if copy is not None and not copy.exists():
+                self._note_unplayed(f"restore {name}: there was no time to copy its disk before")
+            elif copy is not None and name not in self._suspect:
                 directory = self._nodes[name].directory
                 shutil.rmtree(directory)
                 restore(copy, directory)
@@ -336,6 +361,8 @@ class _Play:
     def _part(self, event: Part) -> None:
         name = self._script.gateways[event.node]
         founder = self._nodes[self._founder].api
+        if event.kind in ("forget", "compromise"):
+            self._dropped.add(name)
         if event.kind == "forget":
             founder.post(f"/v1/members/{name}/forget", {})
             return
@@ -384,12 +411,16 @@ class _Play:
         agreed = 0
         while time.monotonic() < deadline_s:
             self._show(seconds(self._scenario.duration_ns), "coming to rest")
-            done = all(future.done() for future in self._under_way)
             try:
-                agreed = agreed + 1 if hearing.agree(members) else 0
-            except RequestError:
-                agreed = 0
-            if agreed >= 2 and done:
+                self._unsettled = hearing.differing(members)
+            except RequestError as error:
+                self._unsettled = [f"not asked: {error}"]
+            if not all(future.done() for future in self._under_way):
+                self._unsettled.append("events that had begun were still under way")
+            for future in filter(Future.done, self._under_way):
+                future.result()  # what none of them should raise
+            agreed = agreed + 1 if not self._unsettled else 0
+            if agreed >= REST_TRIES:
                 return True
             time.sleep(hearing.LOOK_S)
         return False
@@ -409,6 +440,8 @@ class _Play:
             writes=self._users.asked - self._users.refused,
             refused=self._users.refused,
             pushes=len(push_s),
+            unplayed=tuple(self._unplayed),
+            unsettled=() if converged else tuple(self._unsettled),
         )
 
     def _compare_claims(self) -> tuple[int, int]:

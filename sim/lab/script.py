@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Final
 
@@ -159,10 +159,9 @@ class _Taker:
 
 def check_playable(scenario: Scenario) -> None:
     """Raises BadInput, naming what real nodes cannot play and what to do about it."""
-    faults = scenario.faults
-    for key in ("cuts", "oneway_cuts", "slow_links", "crashes", "restores", "power_losses", "torn",
-                "full_disks", "stalls", "clones", "clock_steps", "joins", "retires"):  # fmt: skip
-        if getattr(faults, key):
+    for field_ in fields(scenario.faults):
+        key, lengths = field_.name, ("cut_ns", "down_ns")
+        if key not in lengths and getattr(scenario.faults, key):
             raise BadInput(
                 f"[faults] {key}: what is left to chance is not played live: write an [[event]]"
                 " with its time for each, or set it to 0"

@@ -21,6 +21,7 @@ quiet_s = {QUIET_S}
 
 [[site]]
 name = "berlin"
+gateways = 2
 [[site]]
 name = "madrid"
 [[site]]
@@ -40,13 +41,22 @@ addresses = 20
 mix = {{ create = 4, delete = 2, recreate = 1 }}
 
 [[event]]
+at_s = 2
+rotate = "oslo"
+
+[[event]]
 at_s = 6
 cut = [["madrid"]]
 for_s = 8
 
 [[event]]
+at_s = 16
+retire = "berlin-2"
+
+[[event]]
 at_s = 19
-crash = "oslo"
+restore = "oslo"
+from_s = 8
 for_s = 1
 """
 STABLE = {"bytes_per_site": 4, "writes": 2}
@@ -72,7 +82,12 @@ def test_real_nodes_do_as_simulated_ones(xdp: None, lab_name: str, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     _expect_gone(lab_name)
     found = json.loads(done.stdout)
-    assert found["gateways"] == {"berlin-1": "a1", "madrid-1": "b1", "oslo-1": "c1"}
+    assert found["gateways"] == {
+        "berlin-1": "a1",
+        "berlin-2": "a2",
+        "madrid-1": "b1",
+        "oslo-1": "c1",
+    }
     for which in ("simulated", "live"):
         figures = found[which]
         assert figures["converged"] is True
@@ -85,7 +100,9 @@ def test_real_nodes_do_as_simulated_ones(xdp: None, lab_name: str, tmp_path: Pat
     assert found["pushes"] > 20
     assert set(found["ratios"]) == {"heal_s", "push_p50_s", "push_p99_s", "bytes_per_site"}
     apart = {figure for figure, ratio in found["ratios"].items() if not 0.5 <= ratio <= 2}
-    assert apart == set(found["differ"])
+    assert apart - found["unjudged"].keys() == set(found["differ"])
+    assert found["unjudged"].keys() <= {"push_p99_s"}
+    assert (found["events_not_played"], found["unsettled"]) == ([], [])
 
 
 def test_ctrl_c_takes_everything_down(xdp: None, lab_name: str, tmp_path: Path) -> None:

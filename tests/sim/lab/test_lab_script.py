@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +12,9 @@ from mesh.core.errors import BadInput
 from sim.core.clock import SECOND_NS
 from sim.core.scenario import parse
 from sim.lab.playing import topology_of
-from sim.lab.script import PLAYED, script_of
+from sim.lab.script import PLAYED, check_playable, script_of
 from sim.lab.topology import Gateway
+from sim.reading import load
 
 RAW: dict[str, Any] = {
     "duration_s": 20,
@@ -70,6 +73,27 @@ def test_the_lab_has_the_gateways_of_the_scenario_and_no_others() -> None:
     assert topology_of(script_of(parse({**RAW, "interest": "hosted"}), 3), "x").interest == "hosted"
 
 
+@pytest.mark.parametrize("small", [False, True])
+def test_the_scenarios_that_are_said_to_be_playable_are(small: bool) -> None:
+    """By the README: by themselves, and with --small."""
+    root = Path(__file__).parents[3] / "sim"
+    text = (root / "README.md").read_text()
+    said = text.partition("Of the scenarios here these can be: ")[2].partition(".\n")[0]
+    by_themselves, _, with_small = said.partition("`--small`")
+    names = set(re.findall(r"`([a-z-]+)\.toml`", with_small if small else by_themselves))
+    assert len(names) >= 3
+    for path in sorted((root / "scenarios").glob("*.toml")):
+        playable = path.stem in names
+        if small and not playable and path.stem in by_themselves:
+            continue
+        try:
+            check_playable(load(path, small=small))
+        except BadInput:
+            assert not playable, path.stem
+        else:
+            assert playable, path.stem
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -79,8 +103,10 @@ def test_the_lab_has_the_gateways_of_the_scenario_and_no_others() -> None:
         ({"event": [{"at_s": 5, "torn": "madrid"}]}, "[[event]] torn madrid-1 at 5 s"),
         ({"event": [{"at_s": 5, "clone": "madrid"}]}, "[[event]] clone madrid-1 at 5 s"),
         ({"event": [{"at_s": 5, "clock": "madrid", "step_s": 9}]}, "[[event]] clock madrid-1"),
-        ({"event": [{"at_s": 5, "retire": "berlin"}]}, "berlin-1 is the only admin"),
+        ({"event": [{"at_s": 5, "leave": "berlin"}]}, "berlin-1 is the only admin"),
         ({"faults": {"cuts": 2}}, "[faults] cuts: what is left to chance is not played live"),
+        ({"faults": {"rotations": 1}}, "[faults] rotations: what is left to chance"),
+        ({"faults": {"upgrades": 1}}, "[faults] upgrades: what is left to chance"),
         ({"network": {"mode": "datagram"}}, "[network] mode: real nodes have TCP"),
         ({"network": {"reset": 0.1}}, "[network] reset: real nodes have TCP"),
         ({"views": 1}, "views: real nodes all keep views"),
