@@ -18,7 +18,7 @@ from mesh.node.node import STORE_REBUILT, Node
 from mesh.node.salvage import rebuild
 from mesh.node.setup import found, join
 from mesh.node.store import Store, StoreDamaged, StoreError
-from tests.mesh.node.test_node import equal, new_node, opened, running, until, write_vpc
+from tests.mesh.node.test_node import equal, new_node, opened, place, running, until, write_vpc
 
 pytestmark = pytest.mark.trio
 
@@ -37,8 +37,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=0700", "none", disk], check=True
     )
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+    try:
+        yield disk
+    finally:  # lazily: it goes even if a test that failed still has files open there
+        subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 def fill(disk: Path) -> Path:
@@ -54,13 +56,19 @@ def fill(disk: Path) -> Path:
     return filler
 
 
+def forwarded(node: Node) -> set[str]:
+    """Addresses of endpoints in the node's data plane."""
+    return {row["ip"] for row in node.forwarder.backend.show()["endpoints"]}
+
+
 async def test_a_full_disk_stops_writes_and_nothing_else(tmp_path: Path, small_disk: Path) -> None:
     first = found(new_node(tmp_path, "a1", "a"), "m")
     async with running(first.config) as a:
         second = await join(new_node(small_disk, "b1", "b"), await opened(a))
         async with running(second.config) as b:
-            await write_vpc(a)
+            await write_vpc(a, ["a", "b"])
             await until(lambda: equal(a, b) and b.replica.writable)
+            await b.submit(lambda: b.writer.add_endpoint("v", "10.0.1.5", now_ns=1))
             filler = fill(small_disk)
             held = "k" * 3000
             with pytest.raises(StoreError, match="counts once it can be stored"):
@@ -77,9 +85,11 @@ async def test_a_full_disk_stops_writes_and_nothing_else(tmp_path: Path, small_d
             await until(lambda: len(names(b) - names(a)) <= 1)  # what was sent is under way
             unsent = names(b) - names(a)
             assert len(unsent) == 1, "only what is stored was sent"
-            # It goes on following the others.
+            # It goes on following the others, and its data plane with it.
             await a.submit(lambda: a.writer.add_vpc("new", 8, ["10.0.0.0/16"], now_ns=1))
             await until(lambda: "new" in {vpc.name for vpc in b.view.vpcs.values()})
+            await a.submit(lambda: a.writer.add_endpoint("v", "10.0.1.6", now_ns=1))
+            await until(lambda: {"10.0.1.5", "10.0.1.6"} <= forwarded(b))
             assert STORE_FAILED in b.alarms
             filler.unlink()
             await until(lambda: STORE_FAILED not in b.alarms)
@@ -119,6 +129,7 @@ async def test_a_damaged_store_is_made_anew_with_what_peers_have(
                 add = partial(b.writer.add_vpc, f"b{number}", 1000 + number, ["10.0.0.0/16"])
                 await b.submit(partial(add, now_ns=1))
             await until(lambda: equal(a, b))
+            before = place(a, b.id)
         damage(second.config.with_name("store.db"), start_page)
         async with running(second.config) as b:
             assert STORE_REBUILT in b.alarms
@@ -126,6 +137,10 @@ async def test_a_damaged_store_is_made_anew_with_what_peers_have(
             assert len(b.view.vpcs) == 41
             await b.submit(lambda: b.writer.add_vpc("after", 9, ["10.0.0.0/16"], now_ns=1))
             await until(lambda: equal(a, b) and STORE_REBUILT not in b.alarms)
+            epoch, head = place(a, b.id)
+            assert epoch.counter > before[0].counter and head > before[1], (
+                "a new epoch, no seq twice"
+            )
             assert not a.replica.cloned
             assert not b.replica.cloned
         assert list(second.config.parent.glob("store.db.damaged-*"))
