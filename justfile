@@ -24,7 +24,7 @@ demo:
 test *ARGS: check
     {{ bin }}/python -m tests.suite "$@"
 
-# Measure a part (core, dataplane, node, sim), or some sections of it: a table, and build/bench/PART.json.
+# Measure a part (core, dataplane, node, recovery, sim), or some sections of it: a table, and build/bench/PART.json.
 bench PART *SECTIONS:
     @{{ bin }}/python -m tests.bench "$@"
 

@@ -9,16 +9,22 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.bench import core, dataplane, node, sim
+from tests.bench import core, dataplane, node, recovery, sim
 from tests.bench.harness import Metric, table, write
 
 PARTS: dict[str, Callable[[], list[Metric]]] = {
     "core": core.metrics,
     "dataplane": dataplane.metrics,
     "node": node.metrics,
+    "recovery": recovery.metrics,
     "sim": sim.metrics,
 }
-SECTIONS = {"dataplane": dataplane.SECTIONS, "node": node.SECTIONS, "sim": sim.SECTIONS}
+SECTIONS = {
+    "dataplane": dataplane.SECTIONS,
+    "node": node.SECTIONS,
+    "recovery": recovery.SECTIONS,
+    "sim": sim.SECTIONS,
+}
 OUT = Path(__file__).parents[2] / "build" / "bench"
 
 

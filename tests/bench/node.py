@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from tests.bench import node_mesh
 from tests.bench.harness import RUNS, Metric, progress
@@ -52,15 +51,12 @@ class Sizes:
     mesh_nodes: int = 20
     updates_per_s: int = 200
     updates_s: float = 60.0
-    writes: int = 300
-    imports: int = 50_000
 
 
 FULL = Sizes()
 SHORT = Sizes(
     runs=1, large_runs=1, endpoints=4_000, probes=10, gap_s=0.01, idle_nodes=2, idle_s=0.5,
-    partition_nodes=2, divergent=100, mesh_nodes=2, updates_per_s=30, updates_s=1.0, writes=10,
-    imports=2_000,
+    partition_nodes=2, divergent=100, mesh_nodes=2, updates_per_s=30, updates_s=1.0,
 )  # fmt: skip
 """The same steps within seconds: for the tests."""
 
@@ -69,7 +65,7 @@ def metrics(sizes: Sizes = FULL) -> list[Metric]:
     return [metric for section in SECTIONS.values() for metric in section(sizes)]
 
 
-class _Runs:
+class Runs:
     """Collects the runs of several metrics that one measurement gives."""
 
     def __init__(self) -> None:
@@ -94,7 +90,7 @@ def _ms(asked: Mapping[str, int], seen: Mapping[str, int]) -> list[float]:
     return [(seen[name] - at_ns) / 1e6 for name, at_ns in asked.items()]
 
 
-def _cpu_s(nodes: Sequence[Process]) -> float:
+def nodes_cpu_s(nodes: Sequence[Process]) -> float:
     for node in nodes:
         node.tell("usage")
     return float(sum(node.take()["cpu_s"] for node in nodes))
@@ -104,7 +100,7 @@ def _cpu_s(nodes: Sequence[Process]) -> float:
 
 
 def _latency(sizes: Sizes = FULL) -> list[Metric]:
-    runs = _Runs()
+    runs = Runs()
     with homes() as home, mesh(home, 2) as two:
         for run in range(sizes.runs):
             progress(f"A to B: {run + 1} of {sizes.runs}")
@@ -113,15 +109,15 @@ def _latency(sizes: Sizes = FULL) -> list[Metric]:
 
 
 def _probe(
-    two: Mesh, runs: _Runs, sizes: Sizes, first: int, where: str, p50: str | None, p99: str
+    two: Mesh, runs: Runs, sizes: Sizes, first: int, where: str, p50: str | None, p99: str
 ) -> None:
     """Add endpoints at A, and see when B's view has them."""
     a, b = two.nodes[:2]
     b.ask("forget_seen")
-    before_s = _cpu_s([a, b])
+    before_s = nodes_cpu_s([a, b])
     answer = a.ask("add", vpc=two.vpcs[0], first=first, count=sizes.probes, gap_s=sizes.gap_s)
     until("all are seen", lambda: b.ask("seen_count") >= sizes.probes)
-    spent_ms = (_cpu_s([a, b]) - before_s) / sizes.probes * 1e3
+    spent_ms = (nodes_cpu_s([a, b]) - before_s) / sizes.probes * 1e3
     latencies = _ms(answer["asked"], b.ask("seen"))
     acknowledged = _ms(answer["asked"], answer["acknowledged"])
     name = f"endpoint added at A, in B's view{where}"
@@ -136,7 +132,7 @@ def _probe(
 
 def _large(sizes: Sizes = FULL) -> list[Metric]:
     """Filled once; then started, taken over by an empty node and probed, over and over."""
-    runs = _Runs()
+    runs = Runs()
     size = f"{sizes.endpoints:,} endpoints"
     vpcs = -(-sizes.endpoints // CHAIN_RECORDS)
     with homes() as home:
@@ -154,10 +150,10 @@ def _large(sizes: Sizes = FULL) -> list[Metric]:
         runs.add(f"{name}: {size}", "B", None, stored_bytes / sizes.endpoints)
         for run in range(sizes.large_runs):
             progress(f"{size}: {run + 1} of {sizes.large_runs}")
-            answer_s, cpu_s = node_mesh.answers_after_s(configs[0])
+            began = node_mesh.start_of(configs[0])
             name = f"start with {size} stored, until the API answers"
-            runs.add(name, "s", "<= 6", answer_s)
-            runs.add(f"{name}: CPU", "s", None, cpu_s)
+            runs.add(name, "s", "<= 6", began.answer_s)
+            runs.add(f"{name}: CPU", "s", None, began.cpu_s)
             with started(configs[:2]) as nodes:
                 two = Mesh(nodes, ids)
                 until("linked", lambda two=two: min(two.all("peers")) == 1)  # type: ignore[misc]
@@ -167,7 +163,7 @@ def _large(sizes: Sizes = FULL) -> list[Metric]:
     return runs.metrics()
 
 
-def _bootstrap(home: Path, two: Mesh, config: Path, runs: _Runs, sizes: Sizes, first: int) -> None:
+def _bootstrap(home: Path, two: Mesh, config: Path, runs: Runs, sizes: Sizes, first: int) -> None:
     """An emptied member comes back to A alone, while A goes on taking small updates."""
     a, b = two.nodes
     empty = home / "empty"
@@ -177,7 +173,7 @@ def _bootstrap(home: Path, two: Mesh, config: Path, runs: _Runs, sizes: Sizes, f
     _forget_chains(empty / "store.db")
     b.ask("cut", names=[config.parent.name])
     a.ask("pauses")
-    before_s = _cpu_s([a])
+    before_s = nodes_cpu_s([a])
     joiner = Process(empty / config.name)
     try:
         joiner.take()
@@ -187,7 +183,7 @@ def _bootstrap(home: Path, two: Mesh, config: Path, runs: _Runs, sizes: Sizes, f
         count = 3 * sizes.probes
         answer = a.ask("add", vpc=two.vpcs[0], first=first, count=count, gap_s=sizes.gap_s)
         times = joiner.take()
-        spent_s, joiner_s = _cpu_s([a]) - before_s, _cpu_s([joiner])
+        spent_s, joiner_s = nodes_cpu_s([a]) - before_s, nodes_cpu_s([joiner])
         pauses = {"serving": a.ask("pauses"), "new": joiner.ask("pauses")}
     finally:
         joiner.stop()
@@ -222,7 +218,7 @@ def _forget_chains(store: Path) -> None:
 
 
 def _idle(sizes: Sizes = FULL) -> list[Metric]:
-    runs = _Runs()
+    runs = Runs()
     links = sizes.idle_nodes - 1
     with homes() as home, mesh(home, sizes.idle_nodes) as idle:
         until("all linked", lambda: min(idle.all("peers")) == links)
@@ -230,10 +226,10 @@ def _idle(sizes: Sizes = FULL) -> list[Metric]:
         ports = [node.port for node in idle.nodes]
         for run in range(sizes.runs):
             progress(f"idle with {links} links: {run + 1} of {sizes.runs}")
-            cpu_s, sent, start_s = _cpu_s(idle.nodes), sent_bytes(ports), time.monotonic()
+            cpu_s, sent, start_s = nodes_cpu_s(idle.nodes), sent_bytes(ports), time.monotonic()
             time.sleep(sizes.idle_s)
             spent_s = time.monotonic() - start_s
-            cpu = (_cpu_s(idle.nodes) - cpu_s) / spent_s / sizes.idle_nodes * 100
+            cpu = (nodes_cpu_s(idle.nodes) - cpu_s) / spent_s / sizes.idle_nodes * 100
             grown = sent_since(sent, sent_bytes(ports))
             per_link = grown / spent_s / (sizes.idle_nodes * links / 2)
             resident_mb = median(usage["rss_mb"] for usage in idle.all("usage"))
@@ -248,7 +244,7 @@ def _idle(sizes: Sizes = FULL) -> list[Metric]:
 
 
 def _partition(sizes: Sizes = FULL) -> list[Metric]:
-    runs = _Runs()
+    runs = Runs()
     half = sizes.partition_nodes // 2
     with homes() as home, mesh(home, sizes.partition_nodes) as parted:
         sides = parted.nodes[:half], parted.nodes[half:]
@@ -264,11 +260,11 @@ def _partition(sizes: Sizes = FULL) -> list[Metric]:
                 node.ask("fill", vpc=parted.vpcs[0], first=first, count=each)
             for side in sides:
                 until("each side equal", lambda side=side: _agree(side))  # type: ignore[misc]
-            cpu_s, sent, start_s = _cpu_s(parted.nodes), sent_bytes(ports), time.monotonic()
+            cpu_s, sent, start_s = nodes_cpu_s(parted.nodes), sent_bytes(ports), time.monotonic()
             parted.all("heal")
             until("equal", parted.equal)
             healed_s = time.monotonic() - start_s
-            spent_s = _cpu_s(parted.nodes) - cpu_s
+            spent_s = nodes_cpu_s(parted.nodes) - cpu_s
             lacked_bytes = sizes.partition_nodes * half * each * RECORD_BYTES
             name = (
                 f"partition of {sizes.partition_nodes} nodes, {sizes.divergent:,} writes on each"
@@ -291,7 +287,7 @@ def _agree(nodes: Sequence[Process]) -> bool:
 
 
 def _spread(sizes: Sizes = FULL) -> list[Metric]:
-    runs = _Runs()
+    runs = Runs()
     count = int(sizes.updates_per_s * sizes.updates_s / sizes.mesh_nodes)
     gap_s = sizes.mesh_nodes / sizes.updates_per_s
     name = (
@@ -301,7 +297,7 @@ def _spread(sizes: Sizes = FULL) -> list[Metric]:
         for run in range(sizes.runs):
             progress(f"{name}: {run + 1} of {sizes.runs}")
             many.all("forget_seen")
-            cpu_s, start_s = _cpu_s(many.nodes), time.monotonic()
+            cpu_s, start_s = nodes_cpu_s(many.nodes), time.monotonic()
             for number, node in enumerate(many.nodes):
                 first = FIRST + (run * sizes.mesh_nodes + number) * count
                 node.tell("add", vpc=many.vpcs[0], first=first, count=count, gap_s=gap_s)
@@ -311,7 +307,7 @@ def _spread(sizes: Sizes = FULL) -> list[Metric]:
             total = len(asked)
             until("all are seen", lambda total=total: min(many.all("seen_count")) >= total)  # type: ignore[misc]
             spent_s = time.monotonic() - start_s
-            cores = (_cpu_s(many.nodes) - cpu_s) / spent_s
+            cores = (nodes_cpu_s(many.nodes) - cpu_s) / spent_s
             latencies = [ms for seen in many.all("seen") for ms in _ms(asked, seen)]
             assert len(latencies) == total * sizes.mesh_nodes
             runs.add(f"{name}: p50 of all deliveries", "ms", None, _percentile(latencies, 50))
@@ -322,51 +318,8 @@ def _spread(sizes: Sizes = FULL) -> list[Metric]:
     return runs.metrics()
 
 
-# ---- writes ----
-
-
-def _writes(sizes: Sizes = FULL) -> list[Metric]:
-    runs = _Runs()
-    with homes() as home, mesh(home, 1, sizes.runs) as alone:
-        node = alone.nodes[0]
-        api = node.api
-        for run, vpc in enumerate(alone.vpcs):
-            progress(f"writes: {run + 1} of {sizes.runs}")
-            ips = [_ip(FIRST + i) for i in range(sizes.writes + sizes.imports)]
-            for name, step, count, target in (
-                ("one by one", _one_by_one, sizes.writes, ">= 300"),
-                ("imported, 1,000 a call", _imported, sizes.imports, ">= 50000"),
-            ):
-                some, ips = ips[:count], ips[count:]
-                cpu_s, start_s = _cpu_s([node]), time.monotonic()
-                step(api, vpc, some)
-                rate = count / (time.monotonic() - start_s)
-                cpu_rate = count / max(_cpu_s([node]) - cpu_s, 1e-9)
-                what = f"durable writes over the API, {name}"
-                runs.add(what, "/s", target, rate)
-                runs.add(f"{what}: by the node's CPU", "/CPU s", None, cpu_rate)
-    return runs.metrics()
-
-
-def _one_by_one(api: Any, vpc: str, ips: Sequence[str]) -> None:
-    for ip in ips:
-        api.post("/v1/endpoints", {"vpc": vpc, "ip": ip})
-
-
-def _imported(api: Any, vpc: str, ips: Sequence[str]) -> None:
-    for first in range(0, len(ips), 1000):
-        endpoints = [{"vpc": vpc, "ip": ip} for ip in ips[first : first + 1000]]
-        answer = api.post("/v1/endpoints/import", {"endpoints": endpoints}, timeout_s=60)
-        assert answer["taken"] == len(endpoints), answer
-
-
-def _ip(index: int) -> str:
-    return f"10.{index >> 16 & 0xFF}.{index >> 8 & 0xFF}.{index & 0xFF}"
-
-
 SECTIONS: dict[str, Callable[..., list[Metric]]] = {
     "latency": _latency,
-    "writes": _writes,
     "idle": _idle,
     "partition": _partition,
     "spread": _spread,

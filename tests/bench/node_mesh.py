@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,10 @@ class Process:
                 text=True,
                 env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
             )
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
 
     @property
     def api(self) -> Client:
@@ -181,26 +186,41 @@ def mesh(home: Path, count: int, vpcs: int = 1) -> Iterator[Mesh]:
         yield found
 
 
-def answers_after_s(config: Path) -> tuple[float, float]:
-    """Seconds from the start of `weft run` to the first answer of its API, and its CPU by then."""
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Seconds from the start of `weft run`, and its CPU by the last of them."""
+
+    answer_s: float
+    """to the first answer of its API"""
+    forwarding_s: float
+    """to all rows in its data plane"""
+    cpu_s: float
+
+
+def start_of(config: Path, endpoints: int = 0) -> Start:
+    """Start `weft run`, wait until it answers and forwards so many endpoints, and stop it."""
     client = Client(read_config(config).socket_path)
     command = [sys.executable, "-m", "mesh.cli", "run", "--config", str(config)]
     start_s = time.monotonic()
+    answer_s = 0.0
     with (config.parent / "log").open("ab") as log:
         child = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         while True:
             try:
-                client.get("/v1/status")
-                spent = (
-                    Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-                )
-                cpu_s = sum(map(int, spent)) / os.sysconf("SC_CLK_TCK")
-                return time.monotonic() - start_s, cpu_s
+                rows = client.get("/v1/status")["dataplane"]
+                now_s = time.monotonic() - start_s
+                answer_s = answer_s or now_s
+                if rows["synced"] and rows["endpoints"] >= endpoints:
+                    stat = Path(f"/proc/{child.pid}/stat").read_text()
+                    spent = map(int, stat.rpartition(")")[2].split()[11:13])
+                    return Start(answer_s, now_s, sum(spent) / os.sysconf("SC_CLK_TCK"))
             except NotReady:
-                if child.poll() is not None or time.monotonic() - start_s > DEADLINE_S:
+                if child.poll() is not None:
                     raise
-                time.sleep(POLL_S)
+            if time.monotonic() - start_s > DEADLINE_S:
+                raise RuntimeError(f"{config}: not within {DEADLINE_S:.0f} s: it forwards")
+            time.sleep(POLL_S)
     finally:
         child.terminate()
         child.wait(60)

@@ -11,7 +11,6 @@ from tests.bench.node_mesh import sent_bytes, sent_since
 
 NAMES = {
     "latency": ("p50", "p99", "durable at A"),
-    "writes": ("one by one", "imported"),
     "idle": ("CPU", "memory", "a link"),
     "partition": ("heal to equal digests", "bytes sent"),
     "spread": ("p99 of all deliveries", "CPU a 5 nodes"),
