@@ -33,7 +33,7 @@ from libp2p.peer.id import ID
 from mesh.core.errors import BadInput, PeerError
 from mesh.core.ops import NodeId
 from mesh.node import addresses
-from mesh.node.log import LimitedLog
+from mesh.node.log import LimitedLog, event
 from mesh.node.p2p.session import key_of
 from mesh.node.p2p.tcp import Address
 
@@ -215,6 +215,7 @@ class _Speaker:
         self._networks = [n.cidr for n in networks]
         self._zeroconf = Zeroconf(interfaces=own, use_asyncio=False)
         self._info: Any = None
+        self._requests = 0
         self._name = f"{secrets.token_hex(16)}.{SERVICE}"
 
         def heard(*, name: str, **_: object) -> None:
@@ -241,18 +242,25 @@ class _Speaker:
 
     def read(self, names: Sequence[str]) -> list[Announced]:
         """What those who were heard last say, of this machine's networks."""
+        found: list[Announced] = []
+        self._requests = 0
+        for name in names:
+            try:
+                found += announced(self._text(name))
+            except Exception as error:  # a name that no service may have, say: strangers choose it
+                event(_logger, "mdns.passed_over", level=logging.DEBUG, error=repr(error))
+        return [said for said in dict.fromkeys(found) if within(said.addr, self._networks)]
+
+    def _text(self, name: str) -> bytes:
+        """The text that goes with a name; raises whatever zeroconf does for what is none."""
         from zeroconf import ServiceInfo
 
-        found: list[Announced] = []
-        requests = 0
-        for name in names:
-            info = ServiceInfo(SERVICE, name)
-            info.load_from_cache(self._zeroconf)
-            if not info.text and requests < REQUESTS_MAX:
-                requests += 1
-                info.request(self._zeroconf, REQUEST_MS)
-            found += announced(info.text or b"")
-        return [said for said in dict.fromkeys(found) if within(said.addr, self._networks)]
+        info = ServiceInfo(SERVICE, name)
+        info.load_from_cache(self._zeroconf)
+        if not info.text and self._requests < REQUESTS_MAX:
+            self._requests += 1
+            info.request(self._zeroconf, REQUEST_MS)
+        return info.text or b""
 
     def close(self) -> None:
         self._zeroconf.close()

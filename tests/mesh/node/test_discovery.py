@@ -5,8 +5,10 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import os
+import random
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,8 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
+from zeroconf._dns import DNSPointer, DNSText
+from zeroconf._protocol.outgoing import DNSOutgoing
 
 from mesh.core.ops import NodeId
 from mesh.node import addresses
@@ -23,6 +27,7 @@ from mesh.node.discovery import (
     FOUND_MAX,
     NAMES_MAX,
     OWN_ADDRS_MAX,
+    SERVICE,
     TEXT_ADDRS_MAX,
     Announced,
     Discovery,
@@ -31,12 +36,21 @@ from mesh.node.discovery import (
     within,
 )
 from mesh.node.store import Store
+from tests.fuzz.mutate import mutated
 from tests.mesh.node.p2p_peers import Members, id_of, key_of
 from tests.mesh.node.processes import Process, new_mesh
 from tests.mesh.node.processes import id_of as process_id
 
 _numbers = itertools.count()
 A, B = "10.77.0.1", "10.77.0.2"
+GARBAGE = 500
+THROWER = """
+import socket, sys
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(sys.argv[1]))
+for line in sys.stdin:
+    sender.sendto(bytes.fromhex(line), ("224.0.0.251", 5353))
+"""
 
 
 # -- what is said ----------------------------------------------------------------------------------
@@ -196,6 +210,20 @@ def unaware(process: Process, mdns: bool = True) -> Process:
     return process
 
 
+def throw_garbage(netns: str) -> None:
+    """Answers of multicast DNS that are nearly right, into the network of a namespace."""
+    name = f"0123456789abcdef.{SERVICE}"
+    answer = DNSOutgoing(0x8400)
+    answer.add_answer_at_time(DNSPointer(SERVICE, 12, 1, 4500, name), 0)
+    text = text_of(key_of(1), [f"/ip4/{B}/tcp/7400"])
+    answer.add_answer_at_time(DNSText(name, 16, 0x8001, 4500, text), 0)
+    chance = random.Random(1)
+    packets = [mutated(chance, answer.packets())[:1400] for _ in range(GARBAGE)]
+    said = "\n".join(packet.hex() for packet in packets)
+    command = ["ip", "netns", "exec", netns, sys.executable, "-c", THROWER, B]
+    subprocess.run(command, input=said, text=True, check=True)
+
+
 def linked(process: Process) -> int:
     return int(process.status()["peers"]["connected"])
 
@@ -213,11 +241,14 @@ def test_two_members_in_one_network_find_each_other_and_no_stranger(
     try:
         unaware(stranger).start(netns=lan[1])
         a.start(netns=lan[0])
+        throw_garbage(lan[1])
+        assert a.status()["ready"]
         b.start(wait=False, netns=lan[1])
         for process in (a, b):
             process.until(lambda p=process: linked(p) == 1, "linked")  # type: ignore[misc]
         assert linked(stranger) == 0
         assert "p2p.not_admitted" not in a.log.read_text(), "strangers are not even dialled"
+        assert "Traceback" not in a.log.read_text()
     finally:
         for process in (a, b, stranger):
             process.kill()
