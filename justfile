@@ -40,9 +40,9 @@ fmt:
     {{ bin }}/ruff check --fix .
     {{ bin }}/ruff format .
 
-# Random inputs for every decoder, for so many seconds.
-fuzz SECONDS="60":
-    @{{ bin }}/python -m tests.fuzz.run "$1"
+# Inputs for every decoder, for so many seconds; `keep`: into the corpus, if they reach more of it.
+fuzz SECONDS="60" *KEEP:
+    @{{ bin }}/python -m tests.fuzz.run "$@"
 
 # `sim [SEEDS]`: schedules until stopped. `node SECONDS`: real nodes under churn. `kills|stores COUNT`: kill -9.
 soak PART *ARGS:

@@ -27,6 +27,7 @@ import msgpack
 
 from crdt.delta import Puts
 from crdt.header import ChainId, Epoch
+from crdt.packed import unpack_list
 from mesh.core.bounds import Quotas
 from mesh.core.effects import DropBranches, Forget, Persist, PersistStatements, Rewrite, Stored
 from mesh.core.errors import NotReady
@@ -37,6 +38,7 @@ _APPLICATION_ID: Final = 0x57454654  # "WEFT", in the file's header
 _PAGE_CACHE_KIB: Final = 8 * 1024  # enough for a tick's pages; the records live in the replica
 ADDRESSES_MAX: Final = 16
 """Of a node: what a gateway may register, and a few older ones."""
+_CONTACTS_MAX: Final = 1 << 20  # in the copy: those of 65,536 members
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -149,12 +151,25 @@ def read_contacts(path: Path) -> tuple[list[bytes], list[tuple[bytes, str, int]]
     """Statements and (node, multiaddr, seen_s) in the copy beside the store at `path`; nothing
     where it cannot be read."""
     try:
-        version, bodies, reached = msgpack.unpackb(contacts_path(path).read_bytes())[:3]
-        if version != 1:
-            return [], []
-        return [bytes(body) for body in bodies], [(n, str(a), int(s)) for n, a, s in reached]
-    except (OSError, ValueError, TypeError, msgpack.exceptions.UnpackException):
+        return parse_contacts(contacts_path(path).read_bytes())
+    except (OSError, ValueError):
         return [], []
+
+
+def parse_contacts(data: bytes) -> tuple[list[bytes], list[tuple[bytes, str, int]]]:
+    """As `read_contacts`, of the copy's bytes. Raises ValueError."""
+    version, bodies, reached, *_ = unpack_list(data, _CONTACTS_MAX)
+    if version != 1 or not isinstance(bodies, list) or not isinstance(reached, list):
+        raise ValueError("contacts: not of this version")
+    if any(type(body) is not bytes for body in bodies):
+        raise ValueError("contacts: statements")
+    for contact in reached:
+        match contact:
+            case [bytes(), str(), int()]:
+                pass
+            case _:
+                raise ValueError("contacts: addresses")
+    return bodies, [(node, addr, seen_s) for node, addr, seen_s in reached]
 
 
 class Store:

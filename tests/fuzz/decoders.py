@@ -5,8 +5,10 @@ own documented error and nothing else; in time and memory that its input's lengt
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from crdt.header import Header
 from crdt.packed import unpack
 from mesh.core import keys, model, wire
 from mesh.core.errors import BadInput, PeerError, Refused
+from mesh.core.keytext import describe_record
 from mesh.core.ops import MESH_SHARD
 from mesh.core.persisting import load_header, stored_header
+from mesh.core.rotations import counted_by
 from mesh.core.statements import Statement
 from mesh.core.token import (
     Token,
@@ -27,9 +31,15 @@ from mesh.core.token import (
     parse_join_request,
 )
 from mesh.node.config import ConfigError, parse_config, render_config
+from mesh.node.discovery import announced
+from mesh.node.p2p.circuit import CircuitAddress
 from mesh.node.p2p.tcp import Address
+from mesh.node.store import parse_contacts
+from tests.fuzz import streams
 
 SHARD = "ab" * 16
+_CHECK_BYTES = 4
+"""The sum at the end of a token."""
 PATH = Path("/weft.toml")
 
 
@@ -79,7 +89,37 @@ def _text(decode: Callable[[str], object]) -> Callable[[bytes], object]:
 def _statement(data: bytes) -> Statement:
     statement = Statement.parse(data)
     statement.check()
+    if statement.kind == "heads":
+        counted_by(statement)
+    if statement.kind == "rotate":
+        statement.proves_new_key()
     return statement
+
+
+def _shown(data: bytes) -> object:
+    """A record as people are shown it, whoever wrote it; this never raises."""
+    match unpack(data, 1000):
+        case [bytes(key), bytes(record)]:
+            return [describe_record(shard, key, record) for shard in (MESH_SHARD, SHARD)]
+    raise ValueError("no pair")
+
+
+def _token_fields(data: bytes) -> Token:
+    """A token of which the checksum is right, whatever is in it."""
+    whole = data + sha256(data).digest()[:_CHECK_BYTES]
+    return Token.decode(base64.urlsafe_b64encode(whole).decode().rstrip("="))
+
+
+def token_packed(token: Token) -> bytes:
+    text = token.encode()
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))[:-_CHECK_BYTES]
+
+
+def circuit_address(text: str) -> CircuitAddress:
+    found = CircuitAddress.parse(text)
+    if found is None:
+        raise BadInput("an address of another form")
+    return found
 
 
 NODE, NONCE = b"n" * 16, b"c" * model.NONCE_BYTES
@@ -120,6 +160,7 @@ DECODERS = (
         for name, key in RECORD_KEYS.items()
     ),
     Decoder("token", _text(Token.decode), (Refused,), lambda v: v.encode().encode()),
+    Decoder("token_fields", _token_fields, (Refused,), token_packed),
     Decoder("join_request", parse_join_request, (PeerError,)),
     Decoder("join_answer", parse_join_answer, (BadInput,)),
     Decoder(
@@ -129,4 +170,19 @@ DECODERS = (
         lambda v: render_config(v).encode(),
     ),
     Decoder("address", _text(Address.parse), (BadInput,), lambda v: str(v).encode()),
+    Decoder("circuit_address", _text(circuit_address), (BadInput,), lambda v: str(v).encode()),
+    Decoder("shown", _shown, (ValueError,)),
+    Decoder(
+        "contacts",
+        parse_contacts,
+        (ValueError,),
+        lambda v: bytes(msgpack.packb([1, v[0], [list(contact) for contact in v[1]]])),
+    ),
+    Decoder("mdns", announced, ()),
+    Decoder("frames", streams.frames, (PeerError, EOFError)),
+    Decoder("hop", streams.hop, (PeerError,), streams.encode_message),
+    Decoder("stop", streams.stop, (PeerError,), streams.encode_message),
+    Decoder("punch", streams.punch, (PeerError,)),
+    Decoder("rotations_shown", streams.shown, (PeerError,)),
+    Decoder("link", streams.link, (PeerError,)),
 )
