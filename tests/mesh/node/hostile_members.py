@@ -221,8 +221,11 @@ class Hostile:
 
 
 @asynccontextmanager
-async def linked(victims: Victims, *, ahead_ns: int = 0) -> AsyncIterator[Hostile]:
-    """One of the loose members, linked with the first node. `ahead_ns`: of its wall clock."""
+async def linked(
+    victims: Victims, *, ahead_ns: int = 0, speaks: wire.Versions = wire.SPOKEN
+) -> AsyncIterator[Hostile]:
+    """One of the loose members, linked with the first node. `ahead_ns`: of its wall clock;
+    `speaks`: the wire versions that it says it does."""
     name = victims.fresh()
     keys = {ed25519.public_key(seed_of(n.name)): id_of(n.name) for n in (victims.a, victims.b)}
 
@@ -236,6 +239,7 @@ async def linked(victims: Victims, *, ahead_ns: int = 0) -> AsyncIterator[Hostil
         keys.get,
         rng=Random(1),
         clock_ns=clock_ns,
+        speaks=speaks,
     )
     member = Hostile(name, transport, victims)
     async with trio.open_nursery() as nursery:
@@ -243,7 +247,8 @@ async def linked(victims: Victims, *, ahead_ns: int = 0) -> AsyncIterator[Hostil
         nursery.start_soon(member.listen)
         target: dict[NodeId, Sequence[str]] = {id_of(victims.a.name): [victims.a.addr]}
         transport.set_targets(target)
-        await member.until_heard(wire.Sync)
+        if speaks.common(wire.SPOKEN):
+            await member.until_heard(wire.Sync)
         yield member
         nursery.cancel_scope.cancel()
 

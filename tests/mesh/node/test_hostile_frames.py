@@ -275,6 +275,15 @@ async def test_what_means_nothing(victims: Victims, deed: Deed) -> None:
         assert await say_all(victims, deed) == "", "it is no reason to end the link"
 
 
+async def test_a_member_of_versions_to_come_parts_again_and_is_named(victims: Victims) -> None:
+    with victims.unharmed():
+        later = wire.Versions(wire.WIRE_VERSION + 1, wire.WIRE_VERSION + 2)
+        async with linked(victims, speaks=later) as member:
+            member.say(bytes(msgpack.packb([later.lowest, 1, "what it would say"])))
+            await member.until_ended()
+        victims.a.until(alarmed(victims, f"peer.incompatible: peer={member.name}"), "it is named")
+
+
 # -- members that lie ------------------------------------------------------------------------------
 
 
