@@ -198,7 +198,8 @@ class XdpBackend:
         for group in delta.groups.remove:
             self._groups.pop(group, None)
         self._remove_gateways(delta.gateways.remove)
-        self._switch()
+        if delta.ports or not self._switched:
+            self._switch()
         self._settle()
 
     def _write(self, rows: Tables) -> None:

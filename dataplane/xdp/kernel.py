@@ -385,6 +385,17 @@ def dump_rows(fd: int, key_bytes: int, value_bytes: int) -> Iterator[tuple[bytes
             )
 
 
+def dump_heads(fd: int, key_bytes: int, value_bytes: int, head_bytes: int) -> dict[bytes, bytes]:
+    """All rows of a map by key, of each value only how it begins. For maps with many rows: what is
+    done for each of them is done in C."""
+    heads: dict[bytes, bytes] = {}
+    value = f"{head_bytes}s{value_bytes - head_bytes}x"
+    for keys, values, count in _dump_batches(fd, key_bytes, value_bytes):
+        names = struct.unpack_from("=" + f"{key_bytes}s" * count, keys)
+        heads.update(zip(names, struct.unpack_from("=" + value * count, values), strict=True))
+    return heads
+
+
 def count_rows(fd: int, key_bytes: int, value_bytes: int) -> int:
     """Rows in a map: the kernel does not say, so they are walked (0.3 s for a million)."""
     return sum(count for _, _, count in _dump_batches(fd, key_bytes, value_bytes))

@@ -21,7 +21,6 @@ _VALUES = {
     "endpoints": layout.ENDPOINT_VALUE,
     "subnets": layout.SUBNET_VALUE,
 }
-_NO_GENERATION = pack.u32(0)
 TABLES = tuple(_VALUES)
 """The maps whose rows carry a generation, in write order."""
 
@@ -89,10 +88,13 @@ class Maps:
     def compared(self, name: str) -> dict[bytes, bytes]:
         """All rows of a table with their generations zeroed."""
         value = _VALUES[name]
-        at = pack.generation_offset(value)
-        if at + len(_NO_GENERATION) == value.packer.size:  # as of endpoints, which may be a million
-            return {key: raw[:at] + _NO_GENERATION for key, raw in self.rows(name)}
         return {key: pack.without_generation(value, raw) for key, raw in self.rows(name)}
+
+    def endpoints(self) -> dict[bytes, bytes]:
+        """All rows of that table up to their generations."""
+        spec, head_bytes = self.specs["endpoints"], pack.generation_offset(layout.ENDPOINT_VALUE)
+        fd = self._fds["endpoints"]
+        return kernel.dump_heads(fd, spec.key_bytes, spec.value_bytes, head_bytes)
 
     def capacity(self, name: str) -> int:
         return self._capacity[name]

@@ -47,11 +47,7 @@ def audit(
     found = Audit()
     _audit_gateways(found, tables, maps, state)
     _audit_ports(found, tables, maps, state)
-    found.compare(
-        "endpoints",
-        dict(state.endpoint_rows(tables.endpoints, 0)),
-        maps.compared("endpoints"),
-    )
+    found.compare("endpoints", state.endpoint_heads(tables.endpoints), maps.endpoints())
     found.compare(
         "subnets",
         {key: pack.subnet_value(row, 0) for key, row in tables.subnets.items()},

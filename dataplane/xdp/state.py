@@ -111,6 +111,14 @@ class Resolved:
             for key, row in rows.items()
         ]
 
+    def endpoint_heads(self, rows: Mapping[PackedKey, PackedRow]) -> dict[bytes, bytes]:
+        """The same up to their generations, for the tables that this state is of."""
+        heads = dict(rows)
+        heads.update(
+            (key, self._local_value(row, 0)[:ROW_BYTES]) for key, row in self.local.items()
+        )
+        return heads
+
     def _local_value(self, row: PackedRow, generation: int) -> bytes:
         interface = self.interfaces.get(ifname_of(row))
         return pack.endpoint_value(row, interface.ifindex if interface else 0, generation)
