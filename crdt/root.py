@@ -224,11 +224,11 @@ class Building:
 
     def step(self, keys_max: int) -> Plan | None:
         """Go on with about so many keys; the whole index once it is done. Raises BucketOverflow."""
-        mask, members, sorted_in = (1 << self._bits) - 1, self._members, 0
-        for key in islice(self._unsorted, keys_max):
-            members[crc32(key) & mask].append(key)
-            sorted_in += 1
-        keys_max -= sorted_in
+        mask, members = (1 << self._bits) - 1, self._members
+        some = list(islice(self._unsorted, keys_max))
+        for key, crc in zip(some, map(crc32, some), strict=True):
+            members[crc & mask].append(key)
+        keys_max -= len(some)
         while keys_max > 0 and len(self._buckets) <= mask:
             slot = len(self._buckets)
             found = members.pop(slot, [])

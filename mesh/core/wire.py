@@ -77,6 +77,8 @@ VECTOR_MAX = 8192
 """Chains in one HEADS or WANT frame; longer vectors are split by ranges of chain ids."""
 HEADER_BYTES, PAIR_BYTES = 330, 4
 """About what a delta takes beside its records, and a record beside its key and its entry."""
+PUT_BYTES_MIN = 16
+"""Of a record with its key and its entry: less than any that says anything."""
 DELTAS_MAX = CHUNK_BYTES // HEADER_BYTES
 STATEMENTS_MAX = 1000
 """In one frame: each is a signature to verify, 0.1 ms, and nothing else is done meanwhile."""
@@ -581,6 +583,8 @@ def chunks(items: Iterable[tuple[T, int]]) -> Iterable[list[T]]:
 def _bytes_of(delta: Delta) -> int:
     if delta.payload:
         return len(delta.payload)
+    if len(delta.puts) > CHUNK_BYTES // PUT_BYTES_MIN:
+        return len(delta.puts) * PUT_BYTES_MIN  # too large for a frame, however long they are
     parts = (*delta.puts, *delta.puts.values(), *delta.deletes, *delta.deletes.values())
     return sum(map(len, parts)) + PAIR_BYTES * len(parts) // 2
 

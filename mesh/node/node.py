@@ -44,6 +44,7 @@ from mesh.node.forwarder import Forwarder
 from mesh.node.inquiry import Inquiries
 from mesh.node.joining import Joining
 from mesh.node.log import LimitedLog, event
+from mesh.node.memory import uncollected
 from mesh.node.neighbours import Neighbours
 from mesh.node.p2p.events import FrameIn, Overflow, PeerDown, PeerUp
 from mesh.node.p2p.transport import Transport
@@ -83,7 +84,8 @@ class Node:
         """Read key and store. Raises BadInput or NotReady; nothing is started yet."""
         self.public = PublicPort()
         self.reloading = Reloading(config, self.public, self._use_mesh)
-        booted = boot(config)
+        with uncollected():
+            booted = boot(config)
         self.store = booted.store
         self.id: NodeId = booted.member.node
         self.member = booted.member
@@ -262,8 +264,9 @@ class Node:
         """
         try:
             await self._look_up_addresses()
-            await self._load_view()
-            await self.forwarder.open()
+            with uncollected():
+                await self._load_view()
+                await self.forwarder.open()
             # What is there now stays: a full collection that went through it all would stop the
             # loop for 80 ms with a million endpoints.
             gc.collect()

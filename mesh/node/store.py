@@ -369,10 +369,18 @@ class Store:
             " ORDER BY node, shard, counter, nonce"
         )
         for branch, node, shard, counter, nonce, header in rows:
-            records = self._all(
+            with self._lock, self._errors():
+                records = self._records(branch)
+            yield StoredBranch(ChainId(node, shard), Epoch(counter, nonce), header, records)
+
+    def _records(self, branch: int) -> Puts:
+        """Key -> entry of a branch, ascending by seq."""
+        # Not a list first: a million tuples at once would call the garbage collector.
+        return dict(
+            self._db.execute(
                 "SELECT key, entry FROM record WHERE branch = ? ORDER BY entry", (branch,)
             )
-            yield StoredBranch(ChainId(node, shard), Epoch(counter, nonce), header, dict(records))
+        )
 
     def insert_rows(self, table: str, rows: Sequence[tuple[object, ...]]) -> None:
         """Add whole rows, saved from a store of this version, to one of its tables."""
@@ -402,12 +410,7 @@ class Store:
             if id is None:
                 return None
             (header,) = self._db.execute("SELECT header FROM branch WHERE id = ?", (id,)).fetchone()
-            # Not a list first: a million tuples at once would call the garbage collector.
-            records = dict(
-                self._db.execute(
-                    "SELECT key, entry FROM record WHERE branch = ? ORDER BY entry", (id,)
-                )
-            )
+            records = self._records(id)
         return StoredBranch(chain, epoch, header, records)
 
     # ---- small values of the node ----

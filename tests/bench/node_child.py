@@ -7,6 +7,7 @@ which all processes of a machine share.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import resource
@@ -38,9 +39,20 @@ class Steps(trio.abc.Instrument):
         self._began_s = time.thread_time()
         self.longest_ms = 0.0
         self.task = ""
+        self._collecting_s = 0.0
+        self.collection_ms = 0.0
+        """the longest collection of garbage, which is in some task's step"""
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         self._began_s = time.thread_time()
+
+    def collects(self, phase: str, _info: dict[str, int]) -> None:
+        """For `gc.callbacks`."""
+        if phase == "start":
+            self._collecting_s = time.thread_time()
+        else:
+            spent_ms = (time.thread_time() - self._collecting_s) * 1e3
+            self.collection_ms = max(self.collection_ms, spent_ms)
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         spent_ms = (time.thread_time() - self._began_s) * 1e3
@@ -203,12 +215,15 @@ class Child:
         longest, self._steps = self._steps, Steps()
         if longest is not None:
             trio.lowlevel.remove_instrument(longest)
+            gc.callbacks.remove(longest.collects)
         trio.lowlevel.add_instrument(self._steps)
+        gc.callbacks.append(self._steps.collects)
         return {
             "wall_ms": max((wall_ms for wall_ms, _ in steps), default=0.0),
             "cpu_ms": max((cpu_ms for _, cpu_ms in steps), default=0.0),
             "step_ms": 0.0 if longest is None else longest.longest_ms,
             "task": "" if longest is None else longest.task,
+            "collection_ms": 0.0 if longest is None else longest.collection_ms,
         }
 
     async def usage(self) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -136,3 +137,48 @@ def test_a_retired_node_does_not_start_again(tmp_path: Path, weft: Weft) -> None
             said(weft(b, "leave"))
         with pytest.raises(BadInput, match="retired"):
             Node(read_config(config))
+
+
+def test_the_founding_node_dies_for_good_and_the_mesh_goes_on(tmp_path: Path, weft: Weft) -> None:
+    """Its machine and its disk are gone; another admin had been made, and the root key is safe."""
+    with ExitStack() as stack:
+        founder = running(founded(tmp_path))
+        a = founder.__enter__()
+        try:
+            config = joined(tmp_path, a, "b1", "b", "127.0.0.2")
+            b = stack.enter_context(running(config))
+            root = ("--root-key", str(tmp_path / "a1" / "root.key"))
+            said(weft(a, "admin", "add", "b1", *root))
+            a.ask("POST", "/v1/vpcs", {"name": "red", "vni": 100, "cidrs": ["10.0.0.0/16"]})
+            subnet = {"name": "s", "vpc": "red", "cidr": "10.0.1.0/24", "sites": ["b"]}
+            assert a.ask("POST", "/v1/subnets", subnet)[0] == 200
+            a.ask("POST", "/v1/endpoints", {"vpc": "red", "ip": "10.0.1.5"})
+            until(lambda: ips(b) == {"10.0.1.5"}, "b1 knows the endpoint")
+            until(lambda: member_is_admin(b, "b1"), "b1 knows that it is an admin")
+        finally:
+            founder.__exit__(None, None, None)
+        shutil.rmtree(tmp_path / "a1")
+
+        c = stack.enter_context(running(joined(tmp_path, b, "c1", "c", "127.0.0.3")))
+        said(weft(b, "retire", "a1"))
+        until(lambda: state(c, "a1") == "retired", "c1 has heard of it")
+        assert ips(b) == {"10.0.1.5"}, "nothing vanishes"
+        assert c.ask("POST", "/v1/endpoints", {"vpc": "red", "ip": "10.0.1.6"})[0] == 200
+        # What the founder owned is an admin's to change, and its endpoints are any site's to take.
+        assert b.ask("POST", "/v1/vpcs/red/endpoints/10.0.1.5/move", {})[0] == 200
+        assert b.ask("PATCH", "/v1/vpcs/red", {"tenant": "kept"})[0] == 200
+        until(lambda: ips(b) == ips(c) == {"10.0.1.5", "10.0.1.6"}, "both claims are seen")
+        until(lambda: tenant(c) == "kept", "c1 has heard of the change")
+        refused(weft(b, "forget", "a1"), "still seen")
+
+
+def member_is_admin(node: Running, name: str) -> bool:
+    return any(m["node"] == name and m["admin"] for m in node.ask("GET", "/v1/members")[1])
+
+
+def ips(node: Running) -> set[str]:
+    return {endpoint["ip"] for endpoint in node.ask("GET", "/v1/endpoints")[1]}
+
+
+def tenant(node: Running) -> object:
+    return node.ask("GET", "/v1/vpcs/red")[1]["tenant"]
