@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeAlias
 
+from crdt.delta import Delta
 from crdt.header import ChainId
 from crdt.lattice import Lattice
 from mesh.core import sync, wire
@@ -97,6 +98,10 @@ class Peer:
         mine, theirs = self.mine, self.theirs
         return (mine is None or shard in mine) and (theirs is None or shard in theirs)
 
+    def hears(self, shard: str) -> bool:
+        """Whether it is told of what is new in the shard: of the mesh's before anything is said."""
+        return shard == MESH_SHARD or self.common(shard)
+
     @property
     def everything(self) -> bool:
         """Whether both have told that they keep every shard."""
@@ -149,7 +154,7 @@ class AntiEntropy:
         self._due_ns: int | None = None
         self._due_known = False
         """whether that is still so"""
-        self._eager = EagerLinks(
+        self.eager = EagerLinks(
             host.send, lambda peer: self._peers[peer].both(), lambda: len(roster.members())
         )
 
@@ -175,28 +180,13 @@ class AntiEntropy:
             state.told and not self._fetching.busy(peer) for peer, state in self._peers.items()
         )
 
-    def asked(self, peer: NodeId, short: bytes) -> bool:
-        """Whether a delta of the chain is the peer's answer to a question of ours."""
-        return self._fetching.asked(peer, short)
-
     def keeps(self, shard: str) -> bool:
         """Whether this node keeps what others write in the shard."""
         return self._interest is None or shard in self._interest
 
-    def pushes(self, peer: NodeId, shard: str) -> bool:
-        """Whether the peer is told at once of what is new in the shard."""
-        if self._eager.rests(peer):
-            return False
-        return shard == MESH_SHARD or self._peers[peer].common(shard)
-
-    @property
-    def copies(self) -> int:
-        """Deltas that peers have sent, news or not."""
-        return self._eager.copies
-
-    def brought(self, peer: NodeId, *, news: bool) -> None:
-        """The peer has sent a delta: for the first time, or what had come before."""
-        self._eager.brought(peer, news=news)
+    def pushed(self) -> list[tuple[NodeId, Peer]]:
+        """The peers that are told at once of what is new, in order."""
+        return [(peer, self._peers[peer]) for peer in self.eager.awake()]
 
     def compares(self, peer: NodeId, shard: str) -> bool:
         """Whether both this node and the linked peer keep the shard."""
@@ -226,7 +216,7 @@ class AntiEntropy:
         self._due_known = False
         state = self._peers[peer] = Peer(now_ns)
         self._fetching.up(peer)
-        self._eager.up(peer)
+        self.eager.up(peer)
         self._start(peer, state, now_ns)
 
     def down(self, peer: NodeId, now_ns: int) -> None:
@@ -234,7 +224,7 @@ class AntiEntropy:
         self._due_known = False
         if self._peers.pop(peer, None) is None:
             return
-        self._eager.down(peer)
+        self.eager.down(peer)
         if self._fetching.busy(peer):
             for other in self._peers.values():
                 self._hasten(other, now_ns)
@@ -300,7 +290,7 @@ class AntiEntropy:
             case wire.More():
                 self._answers.more(peer, frame.id, now_ns)
             case wire.Rest() | wire.Wake():
-                self._eager.receive(peer, frame)
+                self.eager.receive(peer, frame)
             case wire.Part() | wire.Done():
                 if not self._fetching.postpones(peer, frame):
                     self._take_answer(peer, frame, now_ns)
@@ -312,9 +302,10 @@ class AntiEntropy:
         elif not self._fetching.part(peer, frame, now_ns):
             self._give_up(peer, now_ns)
 
-    def answers(self, peer: NodeId, shorts: Iterable[bytes]) -> None:
-        """A frame with whole deltas of these chains has come."""
-        self._fetching.answers(peer, shorts)
+    def answers(self, peer: NodeId, deltas: Iterable[Delta]) -> None:
+        """A frame with these whole deltas has come."""
+        if self._fetching.any_busy:
+            self._fetching.answers(peer, (delta.header.chain.short() for delta in deltas))
 
     def verifying(self) -> list[NodeId]:
         """Peers of which a large chain is being verified: `verify` goes on with it."""
@@ -327,10 +318,10 @@ class AntiEntropy:
             if peer in self._peers and not self._fetching.postpones(peer, frame):
                 self._take_answer(peer, frame, now_ns)
 
-    def taken(self, peer: NodeId, short: bytes, now_ns: int) -> None:
-        """A delta of the peer advanced a chain."""
+    def taken(self, peer: NodeId, short: bytes, now_ns: int) -> bool:
+        """A delta of the peer advanced a chain. Whether it was asked for it."""
         self._due_known = self._due_known and not self._fetching.any_busy
-        self._fetching.taken(peer, short, now_ns)
+        return self._fetching.taken(peer, short, now_ns)
 
     def ask(self, peer: NodeId, id: ChainId, now_ns: int, *, fresh: bool) -> None:
         """Ask the peer for what is lacking of a chain, or for the whole of it."""
@@ -356,7 +347,7 @@ class AntiEntropy:
             self._tell_shards(peer, state)
         else:
             self._send(peer, wire.Probe(self._probe(state)))
-            self._eager.look(peer)
+            self.eager.look(peer)
 
     def _asking(self, now_ns: int) -> int:
         """Links that were told all shards and may be about to answer."""

@@ -81,20 +81,23 @@ class EagerLinks:
             if link.rests and not self._spared(other):
                 self._wake(other, link)
 
-    def rests(self, peer: NodeId) -> bool:
-        """Whether nothing is pushed to the peer."""
-        return self._links[peer].rests
+    def awake(self) -> list[NodeId]:
+        """The peers that are told at once of what is new, in order."""
+        return sorted([peer for peer, link in self._links.items() if not link.rests])
 
-    def brought(self, peer: NodeId, *, news: bool) -> None:
-        """The peer has sent a delta: for the first time, or what had come before."""
+    def news(self, peer: NodeId) -> None:
+        """The peer has sent a delta for the first time."""
         self.copies += 1
         link = self._links.get(peer)
-        if link is None:
-            return
-        if news:
+        if link is not None:
             link.news += 1
             self._news += not link.rests
-        else:
+
+    def again(self, peer: NodeId) -> None:
+        """The peer has sent what had come before."""
+        self.copies += 1
+        link = self._links.get(peer)
+        if link is not None:
             link.again += 1
 
     def look(self, peer: NodeId) -> None:

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from crdt.delta import Puts
 from crdt.header import ChainId, Epoch
 from mesh.core.ops import NodeId
 
 
-@dataclass(frozen=True, slots=True)
-class Persist:
+class Persist(NamedTuple):
     """Bring the stored branch (`chain`, `epoch`) to what `header` signs.
 
     First the rows of `relabel_from`, if any, become this branch's; `replace` empties it; then
     `deletes` and `puts` apply. The branches in `drop` are deleted last.
+    A tuple and not a dataclass, as `Send`: one is made for each flush that comes.
     """
 
     chain: ChainId
@@ -63,8 +63,7 @@ class Forget:
     node: NodeId
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(NamedTuple):
     """Give `frame` to `peer`: pushes at once, the rest beside them without delaying them."""
 
     peer: NodeId

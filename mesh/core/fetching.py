@@ -213,12 +213,16 @@ class Fetching:
 
     # ---- answers ----
 
-    def taken(self, peer: NodeId, short: bytes, now_ns: int) -> None:
-        """A delta of the peer advanced a chain."""
-        if fetch := self._fetches.get(peer):
-            fetch.advanced = True
-            if self.asked(peer, short):
-                fetch.deadline_ns = now_ns + WANT_TIMEOUT_NS
+    def taken(self, peer: NodeId, short: bytes, now_ns: int) -> bool:
+        """A delta of the peer advanced a chain. Whether it is its answer to a question of ours."""
+        fetch = self._fetches.get(peer)
+        if fetch is None:
+            return False
+        fetch.advanced = True
+        if self._wanted.get(short) != peer:
+            return False
+        fetch.deadline_ns = now_ns + WANT_TIMEOUT_NS
+        return True
 
     def answers(self, peer: NodeId, shorts: Iterable[bytes]) -> None:
         """A frame with whole deltas of these chains has come: if it is of an answer, there is room

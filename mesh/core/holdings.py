@@ -26,7 +26,8 @@ class Holdings:
     def __init__(self, lattice: Lattice, own: OwnChains) -> None:
         self._lattice = lattice
         self._own = own
-        self._touched: dict[ChainId, dict[bytes, None]] = {}
+        self.touched: dict[ChainId, dict[bytes, None]] = {}
+        """what `take_touched` has"""
 
     # ---- reading ----
 
@@ -70,16 +71,11 @@ class Holdings:
 
     def touch(self, id: ChainId, keys: Iterable[bytes]) -> None:
         """Records of the chain under these keys may have changed."""
-        touched = self._touched.get(id)
+        touched = self.touched.get(id)
         if touched is None:
-            self._touched[id] = dict.fromkeys(keys)
+            self.touched[id] = dict.fromkeys(keys)
         else:
             touched.update(dict.fromkeys(keys))
-
-    @property
-    def touched(self) -> bool:
-        """Whether `take_touched` has anything."""
-        return bool(self._touched)
 
     def take_touched(self, bulk_max: int | None = None) -> list[Touched]:
         """What was touched since the last call: each chain once, in the order of the first touch,
@@ -88,9 +84,9 @@ class Holdings:
         With `bulk_max` no more keys than that are told of a VPC's chain of another node, and of
         one chain with more of them at a call: `touched` stays true until the rest was taken.
         """
-        if not self._touched:
+        if not self.touched:
             return []
-        touched, self._touched = self._touched, {}
+        touched, self.touched = self.touched, {}
         told: list[Touched] = []
         bulk = False
         for id, keys in touched.items():
@@ -98,7 +94,7 @@ class Holdings:
                 if keys:
                     told.append(Touched(id.node, id.shard, tuple(keys)))
                 continue
-            self._touched[id] = keys
+            self.touched[id] = keys
             if not bulk:
                 bulk, some = True, tuple(islice(keys, bulk_max))
                 for key in some:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence, Set
 
-from crdt.chain import Disproved, RootMismatch
+from crdt.chain import Chain, Disproved, RootMismatch
 from crdt.delta import RECORD_BYTES_MAX, BadDelta, Delta
 from crdt.header import ChainId, Epoch, Header, Sign
 from crdt.lattice import KEYS_MAX, Applied, Lattice
@@ -112,6 +112,7 @@ class Replica:
         self._key = member.key if (member := roster.members().get(node)) else b""
         host = Host(self._send, self._take_delta)
         self._sync = AntiEntropy(node, lattice, roster, host, self._tell_roster, jitter)
+        self._eager = self._sync.eager
         self._cut_at_ns: dict[NodeId, int] = {}
         """when the links of nodes that were retired are cut"""
         self._unsigned: dict[NodeId, int] = {}
@@ -122,8 +123,8 @@ class Replica:
         self.pressing = False
         """whether a peer waits for what `drain` has for it, as opposed to what is passed on"""
         self._prove_at_ns: int | None = None
-        self._outbox: dict[tuple[ChainId, Epoch, int], tuple[Delta, set[NodeId]]] = {}
-        """chain, epoch and head that is news -> the delta, and who has sent it meanwhile"""
+        self._outbox: dict[bytes, tuple[Delta, set[NodeId]]] = {}
+        """signature of a flush that is news -> the delta, and who has sent it meanwhile"""
         self._stubs: dict[ChainId, tuple[Epoch, int]] = {}
         """chains that were dropped: the epoch and the head that were held"""
         self._forgotten: set[NodeId] = set()
@@ -204,7 +205,7 @@ class Replica:
     @property
     def copies(self) -> int:
         """Deltas that peers have sent, news or not."""
-        return self._sync.copies
+        return self._eager.copies
 
     def peers(self) -> list[NodeId]:
         return self._sync.peers()
@@ -258,10 +259,15 @@ class Replica:
         """Take a frame of a linked peer."""
         if peer not in self._sync:
             return
-        self._seal()
+        if self._own.dirty:
+            self._seal()
         try:
             frame = self._codec.decode(data)
-            if frame is not None:
+            if type(frame) is wire.Deltas:  # most of all
+                self._sync.answers(peer, frame.deltas)
+                for delta in frame.deltas:
+                    self._take_delta(peer, delta, True, now_ns)
+            elif frame is not None:
                 self._dispatch(peer, frame, now_ns)
         except PeerError as error:
             self._misbehaved(peer, error, now_ns)
@@ -403,32 +409,40 @@ class Replica:
 
     def _push(self) -> None:
         """Send each peer what is news to it. Most are sent the same frames: these are made once."""
-        outbox = list(self._outbox.values())
+        outbox = [*self._outbox.values()]
         self._outbox.clear()
         made: dict[tuple[int, tuple[int, ...]], list[bytes]] = {}
-        for peer in self._sync.peers():
+        for peer, state in self._sync.pushed():
+            everything = state.everything
             news = tuple(
-                i
-                for i, (delta, senders) in enumerate(outbox)
-                if peer not in senders and self._sync.pushes(peer, delta.header.chain.shard)
+                [
+                    i
+                    for i, (delta, senders) in enumerate(outbox)
+                    if peer not in senders and (everything or state.hears(delta.header.chain.shard))
+                ]
             )
+            if not news:
+                continue
             version = self._versions[peer]
             frames = made.get((version, news))
             if frames is None:
-                groups = wire.chunks((outbox[i][0], wire.size_of(outbox[i][0])) for i in news)
-                encode = self._codec.encode
-                frames = [encode(wire.Deltas(tuple(group)), version) for group in groups]
-                made[version, news] = frames
+                frames = made[version, news] = self._frames_of(
+                    [outbox[i][0] for i in news], version
+                )
             self._effects += [Send(peer, frame, True) for frame in frames]
+
+    def _frames_of(self, deltas: Sequence[Delta], version: int) -> list[bytes]:
+        """As many frames as it takes."""
+        encode = self._codec.encode
+        if len(deltas) == 1:
+            return [encode(wire.Deltas((*deltas,)), version)]
+        groups = wire.chunks((delta, wire.size_of(delta)) for delta in deltas)
+        return [encode(wire.Deltas(tuple(group)), version) for group in groups]
 
     # ---- frames ----
 
     def _dispatch(self, peer: NodeId, frame: wire.Frame, now_ns: int) -> None:
         match frame:
-            case wire.Deltas():
-                self._sync.answers(peer, (delta.header.chain.short() for delta in frame.deltas))
-                for delta in frame.deltas:
-                    self._take_delta(peer, delta, True, now_ns)
             case wire.Have():
                 self._answer_have(peer, frame)
             case wire.Ask():
@@ -449,9 +463,13 @@ class Replica:
         id = header.chain
         held = self.lattice.branch(id, header.epoch)
         if held is not None and held.header is not None and held.header.is_same(header):
-            self._came_again(peer, header)
+            # It has come by another way: who has sent it, too, need not be told of it.
+            self._eager.again(peer)
+            waiting = self._outbox.get(header.signature)
+            if waiting is not None:
+                waiting[1].add(peer)
             return True
-        if not self._admissible(peer, delta, now_ns):
+        if not self._admissible(peer, delta, held, now_ns):
             return True
         if id.node == self.node and self._is_clone(delta):
             return True
@@ -472,20 +490,13 @@ class Replica:
                 raise PeerError(f"delta: {error}") from None
             return False
         if isinstance(result, Applied):
-            self._sync.taken(peer, result.chain.short, now_ns)
-            self._applied(peer, delta, result)
+            asked = self._sync.taken(peer, result.chain.short, now_ns)
+            self._applied(peer, delta, result, asked=asked)
             if self._prove_at_ns is None and self.lattice.unproved:
                 self._prove_at_ns = now_ns + PROVE_AFTER_NS
         elif result.reason != "known":
             self._sync.ask(peer, id, now_ns, fresh=result.reason == "snapshot")
         return True
-
-    def _came_again(self, peer: NodeId, header: Header) -> None:
-        """It has come by another way: who has sent it, too, need not be told of it."""
-        self._sync.brought(peer, news=False)
-        waiting = self._outbox.get((header.chain, header.epoch, header.hi))
-        if waiting is not None:
-            waiting[1].add(peer)
 
     def _prove(self, now_ns: int, keys_max: int = KEYS_MAX) -> None:
         """Recompute the roots that flushes were taken for. Where an author signed what its flushes
@@ -500,12 +511,13 @@ class Replica:
             for peer in self._sync.peers():
                 self._sync.lagging(peer, now_ns)
 
-    def _admissible(self, peer: NodeId, delta: Delta, now_ns: int) -> bool:
-        """Whether the delta is of a member, within its quota, news, and signed by it."""
+    def _admissible(self, peer: NodeId, delta: Delta, branch: Chain | None, now_ns: int) -> bool:
+        """Whether the delta is of a member, within its quota, news, and signed by it. `branch`: of
+        its epoch, as it is held."""
         header = delta.header
         id = header.chain
         member = self.roster.members().get(id.node)
-        if not shard_is_known(id.shard) or self._is_stale(header):
+        if not shard_is_known(id.shard) or (self._stubs and self._is_stale(header)):
             return False
         if id.node != self.node and not self._sync.keeps(id.shard):
             return False  # the peer has not heard yet what is kept here
@@ -513,8 +525,7 @@ class Replica:
             # The next exchange brings both, or one of us the word that it is to be forgotten.
             self.peer_lagging(peer, now_ns)
             return False
-        branch = self.lattice.branch(id, header.epoch)
-        if header.entries > self.roster.quota(*id) or (
+        if header.entries > member.quotas.of(id.shard) or (
             branch is None
             and self.lattice.latest(id) is None
             and self.lattice.chains_of(id.node) >= CHAINS_PER_NODE_MAX
@@ -526,7 +537,7 @@ class Replica:
             if proof is not None:
                 self._take_statements((proof,), None, now_ns)
         if branch and (branch.head, branch.root) >= (header.hi, header.root):
-            self._sync.brought(peer, news=False)
+            self._eager.again(peer)
             return False
         if self.roster.signed(header, self._verify):
             return True
@@ -595,7 +606,7 @@ class Replica:
         self._own.cloned = True
         self._effects.append(Alarm("node.cloned", {"node": self.node, "shard": shard}))
 
-    def _applied(self, peer: NodeId, delta: Delta, result: Applied) -> None:
+    def _applied(self, peer: NodeId, delta: Delta, result: Applied, *, asked: bool) -> None:
         header = delta.header
         id = header.chain
         previous = result.previous if result.previous != header.epoch else None
@@ -611,12 +622,11 @@ class Replica:
                 drop=result.dropped,
             )
         )
-        self._sync.brought(peer, news=True)
-        asked = self._sync.asked(peer, result.chain.short)
+        self._eager.news(peer)
         if not asked and wire.size_of(delta) <= wire.CHUNK_BYTES:
             # An answer that was asked for is not pushed on: a bootstrap would be sent to all
             # neighbours. They are told with the exchange that follows it.
-            self._outbox[id, header.epoch, header.hi] = (delta, {peer})
+            self._outbox[header.signature] = (delta, {peer})
         self.holdings.touch(id, result.changed)
         if id.node == self.node:
             branch = self.lattice.branch(id, header.epoch)
@@ -715,7 +725,11 @@ class Replica:
         for node in sorted(gone):
             self._last_sync_ns.pop(node, None)
             self._effects.append(Forget(node))
-        self._outbox = {k: news for k, news in self._outbox.items() if k[0].node not in gone}
+        self._outbox = {
+            signature: news
+            for signature, news in self._outbox.items()
+            if news[0].header.chain.node not in gone
+        }
 
     # ---- inner ----
 
@@ -731,8 +745,7 @@ class Replica:
             return
         for sealed in self._own.seal():
             self._effects.append(sealed.persist)
-            header = sealed.delta.header
-            self._outbox[header.chain, header.epoch, header.hi] = (sealed.delta, set())
+            self._outbox[sealed.delta.header.signature] = (sealed.delta, set())
 
     def _note_own_changes(self) -> None:
         for shard, key in self._own.take_touched():

@@ -297,6 +297,8 @@ def unzipped(data: bytes) -> bytes:
 
 def _fields(frame: Frame) -> list[object]:
     match frame:
+        case Deltas():  # most of all
+            return [DELTAS, [delta.pack() for delta in frame.deltas]]
         case Sync():
             shards = [[_pack_shard(shard), digest] for shard, digest in frame.shards.items()]
             return [SYNC, frame.mesh, frame.roster, shards, frame.every, frame.must, frame.number]
@@ -311,8 +313,6 @@ def _fields(frame: Frame) -> list[object]:
         case Heads():
             vector = _pack_heads(frame.vector)
             return [HEADS, _pack_shard(frame.shard), frame.first, frame.last, vector]
-        case Deltas():
-            return [DELTAS, [delta.pack() for delta in frame.deltas]]
         case Want():
             staged = [[short, *at.epoch, at.seq] for short, at in frame.staged.items()]
             return [WANT, frame.id, _pack_vector(frame.vector), staged]
@@ -373,10 +373,10 @@ def _pack_vector(vector: Vector) -> list[object]:
     ]
 
 
-def decode(data: bytes) -> Frame | None:
+def decode(data: bytes, unpack_delta: Callable[[object], Delta] = Delta.unpack) -> Frame | None:
     """The frame in `data`; None for a kind or version this node does not know.
 
-    Raises PeerError.
+    `unpack_delta`: what unpacks those of DELTAS. Raises PeerError.
     """
     if len(data) > FRAME_BYTES_MAX:
         raise PeerError(f"frame of {len(data)} bytes")
@@ -384,8 +384,10 @@ def decode(data: bytes) -> Frame | None:
         raw = _unpacked(data)
         if raw[:2] == [WIRE_VERSION, ZIPPED]:
             raw = _unpacked(unzipped(_bytes(raw[2])))
-        if raw[0] != WIRE_VERSION or raw[1] not in _DECODERS:
+        if raw[0] != WIRE_VERSION or (raw[1] != DELTAS and raw[1] not in _DECODERS):
             return None
+        if raw[1] == DELTAS:
+            return Deltas(tuple(map(unpack_delta, _list(raw[2], DELTAS_MAX))))
         return _DECODERS[raw[1]](raw[2:])
     except (ValueError, TypeError, IndexError, RecursionError) as error:
         raise PeerError(f"frame: {error}") from None
@@ -458,10 +460,6 @@ def _heads(raw: Sequence[object]) -> Heads:
     return Heads(shard, first, last, _vector(raw[3], compact=True))
 
 
-def _deltas(raw: Sequence[object]) -> Deltas:
-    return Deltas(tuple(map(Delta.unpack, _list(raw[0], DELTAS_MAX))))
-
-
 def _want(raw: Sequence[object]) -> Want:
     staged: dict[bytes, Cursor] = {}
     for item in _list(raw[2], VECTOR_MAX):
@@ -496,7 +494,6 @@ _DECODERS: dict[object, Callable[[Sequence[object]], Frame]] = {
     SAME: lambda raw: Same(_id(raw[0])),
     TOLD: lambda raw: Told(_id(raw[0])),
     HEADS: _heads,
-    DELTAS: _deltas,
     WANT: _want,
     PART: _part,
     MORE: lambda raw: More(_id(raw[0])),

@@ -160,29 +160,32 @@ class StepChecks:
     def _persist(self, node: int, effect: Persist, lattice: Lattice) -> None:
         header = load_header(effect.header)
         id, epoch = effect.chain, effect.epoch
-        what = f"node {node}: {chain_text(id)} epoch {epoch_text(epoch)} head {header.hi}"
+
+        def what() -> str:
+            return f"node {node}: {chain_text(id)} epoch {epoch_text(epoch)} head {header.hi}"
+
         known = self._roots.setdefault((id, epoch, header.hi), header.root)
         if known != header.root and id.node not in self.hostile:
-            self._violations.add("one head, one root", what)
+            self._violations.add("one head, one root", what())
         heads = self._heads.setdefault(node, {})
         if effect.relabel_from is not None:
             heads.pop((id, effect.relabel_from), None)
         before = heads.get((id, epoch), 0)
         if header.hi < before:
-            self._violations.add("heads do not go back", f"{what}, was {before}")
+            self._violations.add("heads do not go back", f"{what()}, was {before}")
         heads[id, epoch] = header.hi
         last = self._last.setdefault(node, {})
         last_head, last_root = last.get((id, epoch), (-1, b""))
         last[id, epoch] = header.hi, header.root
         follows = last_head == header.lo and not effect.replace
         if follows and header.prev_root not in (NO_ROOT, last_root):
-            self._violations.add("a flush is laid on the state that it starts from", what)
+            self._violations.add("a flush is laid on the state that it starts from", what())
         for dropped in effect.drop:
             head = heads.pop((id, dropped), 0)
             headers = [chain.header for chain in lattice.branches(id) if chain.header]
             if not any(h.epoch > dropped and h.covers_head(dropped, head) for h in headers):
                 self._violations.add(
-                    "only covered branches go", f"{what}: dropped {epoch_text(dropped)} at {head}"
+                    "only covered branches go", f"{what()}: dropped {epoch_text(dropped)} at {head}"
                 )
 
     def _content(self, node: int, chain: Chain) -> None:

@@ -49,16 +49,20 @@ class Ledger:
         self._taken.setdefault(node, []).extend(ops)
 
     def drained(self, node: int) -> None:
-        self._leaving.setdefault(node, []).extend(self._taken.pop(node, ()))
+        if node in self._taken:
+            self._leaving.setdefault(node, []).extend(self._taken.pop(node))
 
     def stored(self, node: int, owner: NodeId, batch: Iterable[Stored]) -> None:
+        ops = self._leaving.pop(node, ())
+        if not ops:
+            return
         headers: dict[str, Header] = {}
         for branch in _branches_in(batch):
             header = load_header(branch.header)
             known = headers.get(header.chain.shard)
             if header.chain.node == owner and (known is None or header.epoch > known.epoch):
                 headers[header.chain.shard] = header
-        for op in self._leaving.pop(node, ()):
+        for op in ops:
             if op.shard not in headers:
                 continue  # deleted what was not there
             header = headers[op.shard]

@@ -245,18 +245,18 @@ class Simulation:
     def drained(self, node: int, effects: Sequence[Effect], lattice: Lattice) -> None:
         machine = self.machines[node]
         owner = machine.identity.node
-        self._note(node, effects)
+        # Frames change nothing here; what others make of them is seen there.
+        silent = [effect for effect in effects if not isinstance(effect, Send)]
+        self._note(node, silent)
         if machine.state in ("clone", "hostile"):
             return  # nothing is promised of what it holds; others' checks see what it sends
         self.ledger.drained(node)
         assert machine.process is not None
         self._entitlement.drained(machine.process, effects, self.clock.now_ns)
-        # Frames change nothing here; what others make of them is seen there.
-        effects = [effect for effect in effects if not isinstance(effect, Send)]
         if self._recording is not None:
-            self._recording.drained(node, owner, effects)
-        if effects:
-            self._check(machine, effects, lattice)
+            self._recording.drained(node, owner, silent)
+        if silent:
+            self._check(machine, silent, lattice)
 
     def _check(self, machine: Machine, effects: Sequence[Effect], lattice: Lattice) -> None:
         """Everything that must hold at every step, of what a node is about to store and say."""

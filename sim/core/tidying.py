@@ -46,7 +46,9 @@ class TidyChecks:
         """of claims that are not outranked any more: since when they were, and until when"""
 
     def drained(self, process: Process, effects: Sequence[Effect], now_ns: int) -> None:
-        """The node's view has what `effects` are about to store."""
+        """The node's view, if it has one, has what `effects` are about to store."""
+        if not process.sees:
+            return
         for effect in effects:
             if isinstance(effect, Persist) and effect.chain.shard == MESH_SHARD:
                 self._standing.pop(process.identity.node, None)  # other claims may count now

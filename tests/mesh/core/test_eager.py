@@ -63,7 +63,7 @@ class Graph:
             self.links[receiver].receive(bytes([sender]), frame)
         else:
             node, peer = self.chance.choice(list(self.under_way))
-            self.links[node].brought(bytes([peer]), news=False)
+            self.links[node].again(bytes([peer]))
             self.links[node].look(bytes([peer]))
 
     def arrive(self) -> None:
@@ -76,7 +76,7 @@ class Graph:
                     self.links[receiver].receive(bytes([sender]), frame)
 
     def pushing(self, node: int) -> set[int]:
-        return {peer for peer in self.peers[node] if not self.links[node].rests(bytes([peer]))}
+        return {peer[0] for peer in self.links[node].awake()}
 
 
 def _check(graph: Graph) -> None:
@@ -142,14 +142,14 @@ def test_a_resting_link_that_brings_what_the_others_do_not_is_woken() -> None:
     node, peer = next((n, p) for n in range(30) for p in graph.peers[n] - graph.pushing(n))
     pushing = sorted(graph.pushing(node))
     for _ in range(20):
-        graph.links[node].brought(bytes([pushing[0]]), news=True)
-    graph.links[node].brought(bytes([peer]), news=True)
+        graph.links[node].news(bytes([pushing[0]]))
+    graph.links[node].news(bytes([peer]))
     graph.links[node].look(bytes([peer]))
     graph.arrive()
     assert peer not in graph.pushing(node)  # on its way when the two compared
     for _ in range(5):
-        graph.links[node].brought(bytes([pushing[0]]), news=True)
-        graph.links[node].brought(bytes([peer]), news=True)
+        graph.links[node].news(bytes([pushing[0]]))
+        graph.links[node].news(bytes([peer]))
     graph.links[node].look(bytes([peer]))
     graph.arrive()
     assert peer in graph.pushing(node)

@@ -362,7 +362,7 @@ class Poisoner:
         key, entry = next(iter(part.delta.puts.items()))
         puts = {**part.delta.puts, key: pack(seq_of(entry), b"poison")}
         poisoned = replace(part, delta=replace(part.delta, puts=puts, payload=b""))
-        return replace(effect, frame=wire.encode(poisoned))
+        return effect._replace(frame=wire.encode(poisoned))
 
 
 def test_who_poisons_a_stage_costs_one_retry() -> None:

@@ -176,8 +176,8 @@ def no_sync_on_reconnect_and_no_relay(patch: Patch) -> None:
     no_anti_entropy(patch)
     applied = Replica._applied
 
-    def silent(self: Replica, *args: Any) -> None:
-        applied(self, *args)
+    def silent(self: Replica, *args: Any, **more: Any) -> None:
+        applied(self, *args, **more)
         self._outbox = {key: news for key, news in self._outbox.items() if not news[1]}
 
     patch.setattr(Replica, "_applied", silent)
@@ -220,7 +220,7 @@ def deletes_not_stored(patch: Patch) -> None:
 
     def forgetful(self: Replica) -> list[Effect]:
         effects = drain(self)
-        return [replace(e, deletes=()) if isinstance(e, Persist) else e for e in effects]
+        return [e._replace(deletes=()) if isinstance(e, Persist) else e for e in effects]
 
     patch.setattr(Replica, "drain", forgetful)
 
@@ -272,10 +272,10 @@ def forgotten_relearned(patch: Patch) -> None:
     """What others still hold of a forgotten node is taken in again."""
     admissible = Replica._admissible
 
-    def eager(self: Replica, peer: bytes, delta: Delta, now_ns: int) -> bool:
+    def eager(self: Replica, peer: bytes, delta: Delta, *args: Any) -> bool:
         member = self.roster.members().get(delta.header.chain.node)
         gone = member is not None and member.state == "forgotten"
-        return gone or admissible(self, peer, delta, now_ns)
+        return gone or admissible(self, peer, delta, *args)
 
     patch.setattr(Replica, "_admissible", eager)
 
