@@ -17,7 +17,7 @@ from functools import lru_cache
 from hashlib import sha256
 
 from crdt.chain import Chain
-from crdt.header import NO_ROOT, ChainId, Epoch
+from crdt.header import NO_ROOT, ChainId, Epoch, Header
 from crdt.lattice import Lattice
 from mesh.core import persisting
 from mesh.core.effects import Alarm, DropBranches, Effect, Forget, MembersChanged, Persist
@@ -86,8 +86,8 @@ class StepChecks:
         """the hash of a state, and where it was first seen"""
         self._begun: tuple[Lattice, dict[tuple[ChainId, Epoch], int]] | None = None
         self._heads: dict[int, dict[tuple[ChainId, Epoch], int]] = {}
-        self._last: dict[int, dict[tuple[ChainId, Epoch], tuple[int, bytes]]] = {}
-        """node -> (chain, epoch) -> head and root of what it was given to store last"""
+        self._last: dict[int, dict[tuple[ChainId, Epoch], Header]] = {}
+        """node -> (chain, epoch) -> what signs what it was given to store last"""
         self.suspects: set[NodeId] = set()
         """nodes whose disk was lost or copied: these may be taken for clones of themselves"""
         self._cloned: set[int] = set()
@@ -160,6 +160,7 @@ class StepChecks:
     def _persist(self, node: int, effect: Persist, lattice: Lattice) -> None:
         header = load_header(effect.header)
         id, epoch = effect.chain, effect.epoch
+        place = id, epoch
 
         def what() -> str:
             return f"node {node}: {chain_text(id)} epoch {epoch_text(epoch)} head {header.hi}"
@@ -167,18 +168,22 @@ class StepChecks:
         known = self._roots.setdefault((id, epoch, header.hi), header.root)
         if known != header.root and id.node not in self.hostile:
             self._violations.add("one head, one root", what())
-        heads = self._heads.setdefault(node, {})
+        heads = self._heads.get(node)
+        if heads is None:
+            heads = self._heads[node] = {}
         if effect.relabel_from is not None:
             heads.pop((id, effect.relabel_from), None)
-        before = heads.get((id, epoch), 0)
+        before = heads.get(place, 0)
         if header.hi < before:
             self._violations.add("heads do not go back", f"{what()}, was {before}")
-        heads[id, epoch] = header.hi
-        last = self._last.setdefault(node, {})
-        last_head, last_root = last.get((id, epoch), (-1, b""))
-        last[id, epoch] = header.hi, header.root
-        follows = last_head == header.lo and not effect.replace
-        if follows and header.prev_root not in (NO_ROOT, last_root):
+        heads[place] = header.hi
+        last = self._last.get(node)
+        if last is None:
+            last = self._last[node] = {}
+        former = last.get(place)
+        last[place] = header
+        follows = former is not None and former.hi == header.lo and not effect.replace
+        if follows and former is not None and header.prev_root not in (NO_ROOT, former.root):
             self._violations.add("a flush is laid on the state that it starts from", what())
         for dropped in effect.drop:
             head = heads.pop((id, dropped), 0)

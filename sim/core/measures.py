@@ -36,7 +36,9 @@ class PushTimes:
             if not isinstance(effect, Persist):
                 continue
             hi = load_header(effect.header).hi
-            flushes = self._flushes.setdefault((effect.chain, effect.epoch), [])
+            flushes = self._flushes.get((effect.chain, effect.epoch))
+            if flushes is None:
+                flushes = self._flushes[effect.chain, effect.epoch] = []
             if effect.chain.node == owner:
                 flushes.append((hi, now_ns, self.weather))
                 self.updates += 1

@@ -315,7 +315,7 @@ class Network:
         if weather.reset and self._hits(weather.reset):
             clock.at(departs_ns, partial(self._break, sender, receiver, session))
             return
-        if weather.loss:
+        if weather.loss and self._chance.random() < weather.loss:
             arrives_ns += self._retransmission_ns()
         lane = direction.lanes[push]
         if arrives_ns > lane.arrives_ns:
@@ -413,8 +413,9 @@ class Network:
                 self._deliver(sender, receiver, session, frame)
 
     def _retransmission_ns(self) -> int:
-        delay_ns = 0
-        for attempt in range(RETRANSMITS_MAX):
+        """Of a frame that was lost, once or more often."""
+        delay_ns = RETRANSMIT_NS
+        for attempt in range(1, RETRANSMITS_MAX):
             if not self._hits(self._weather.loss):
                 break
             delay_ns += RETRANSMIT_NS << attempt

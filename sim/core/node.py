@@ -477,8 +477,10 @@ class Process:
         if self.replica.pressing or self._hurries or not self.replica.has_news:
             return False
         now_ns = self._world.clock.now_ns
+        if self._goes_at_ns > now_ns:
+            return True
         wait_ns = self._pace.wait_ns(now_ns)
-        if wait_ns and self._goes_at_ns <= now_ns:
+        if wait_ns:
             self._goes_at_ns = now_ns + wait_ns
             self._world.clock.after(wait_ns, self._go)
         return wait_ns > 0
