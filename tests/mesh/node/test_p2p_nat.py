@@ -119,7 +119,8 @@ async def test_nats_that_change_ports_stay_relayed(
         tries = count_direct_dials(a), count_direct_dials(b)
         await eventually(lambda: all(len(begun) >= 3 for begun in tries))  # two are over
         assert (a.path_to(b), b.path_to(a)) == ("relayed", "relayed")
-        assert not a.downs(b) and not b.downs(a)
+        # Of two circuits that crossed, one took the other's place.
+        assert all("replaced" in reason for reason in (*a.downs(b), *b.downs(a)))
         a.transport.send(b.id, b"around")
         await b.until_frames(a, 1)
 
