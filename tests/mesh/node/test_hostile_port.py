@@ -14,6 +14,7 @@ from mesh.core import wire
 from mesh.core.errors import PeerError
 from mesh.node.p2p.framing import FRAME_BYTES_MAX, RECEIVING_BYTES_MAX, pack
 from mesh.node.p2p.link import CHANNEL_PROTOCOLS
+from mesh.node.p2p.session import Stream
 from mesh.node.p2p.transport import PENDING_MAX
 from tests.mesh.node.hostile_members import MIB, Victims, linked, session_of
 from tests.mesh.node.processes import DEADLINE_S
@@ -160,19 +161,25 @@ async def test_streams_that_break_the_rules(
 async def test_many_members_each_with_half_a_frame(victims: Victims) -> None:
     """What each may have on the way is bounded, and what all have together is, too."""
     crowd = 40
-    settled = 0
+    let_in = settled = 0
+
+    async def send_most(streams: dict[str, Stream]) -> None:
+        nonlocal let_in
+        let_in += 1
+        for channel in (PUSH, SYNC):
+            await streams[channel].write(struct.pack("!I", FRAME_BYTES_MAX), 5)
+            await streams[channel].write(bytes(FRAME_BYTES_MAX - 1), 5)
 
     async def hold() -> None:
         nonlocal settled
+        over = False
         with contextlib.suppress(PeerError):
             async with session_of(victims) as (_session, streams):
-                try:
-                    for channel in (PUSH, SYNC):
-                        await streams[channel].write(struct.pack("!I", FRAME_BYTES_MAX), 5)
-                        await streams[channel].write(bytes(FRAME_BYTES_MAX - 1), 5)
-                finally:
-                    settled += 1
+                with contextlib.suppress(PeerError):
+                    await send_most(streams)
+                settled, over = settled + 1, True
                 await trio.sleep_forever()
+        settled += not over
 
     before = victims.a.usage().resident_bytes
     with victims.unharmed():
@@ -182,6 +189,7 @@ async def test_many_members_each_with_half_a_frame(victims: Victims) -> None:
             with trio.fail_after(DEADLINE_S):
                 while settled < crowd:
                     await trio.sleep(0.05)
+            assert let_in > crowd / 2
             await trio.to_thread.run_sync(victims.answers)
             grown = victims.a.usage().resident_bytes - before
             # Beside what is counted: buffers that grow are there twice, and Yamux reads ahead.
