@@ -44,6 +44,10 @@ fmt:
 fuzz SECONDS="60" *KEEP:
     @{{ bin }}/python -m tests.fuzz.run "$@"
 
+# Random frames for the programs in the kernel, each beside what a reference in Python says.
+frames COUNT="1000000" SEED="1":
+    @{{ bin }}/python -m tests.dataplane.frames "$1" "$2"
+
 # `sim [SEEDS]`: schedules until stopped. `node SECONDS`: real nodes under churn. `kills|stores COUNT`: kill -9.
 soak PART *ARGS:
     @{{ bin }}/python -m tests.soak "$@"

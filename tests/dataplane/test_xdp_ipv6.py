@@ -38,6 +38,7 @@ def bench(module_pair: Any, packets: Any) -> Bench:
     pair = module_pair
     homes = {"1": ("a",), "2": ("b",), "3": ("a", "b")}
     pair.vpc(VPC, VNI, {f"fd00:0:0:{n}::/64": sites for n, sites in homes.items()})
+    pair.vpc(VPC, VNI, {"10.9.0.0/24": ("a",)})
     # Only single packets are sent here, and counted.
     pod = pair.pod(pair.a, "one", VPC, "fd00:0:0:1::10", mute=True)
     neighbour = pair.pod(pair.a, "two", VPC, "fd00:0:0:1::11", mtu=1400, mute=True)
@@ -94,6 +95,18 @@ def solicitation(b: Bench, target: str, src: str = "", **changes: Any) -> bytes:
     message += socket.inet_pton(socket.AF_INET6, target) + option
     header = {"protocol": ICMP, "hops": 255, **changes}
     return sent(b, b.packets.ipv6(src or b.pod.ip, "ff02::1:ff00:1", message, **header))
+
+
+def test_ipv4_written_as_ipv6_is_nobody(bench: Bench) -> None:
+    """In that form it stands in keys, where it would be found."""
+    known = "::ffff:10.9.0.1"
+    for src, dst in (("", known), (known, ABROAD)):
+        frame = sent(bench, datagram(bench, dst, src=src))
+        check_drop(bench, dst, bench.from_pod, frame, DropReason.MALFORMED)
+    asked = solicitation(bench, known)
+    check_drop(bench, known, bench.from_pod, asked, DropReason.NEIGHBOUR_OUTSIDE)
+    brought = from_peer(bench, bench.pod.ip, src=known)
+    check_drop(bench, known, bench.from_wan, brought, DropReason.MALFORMED)
 
 
 @pytest.mark.parametrize("target", [FIRST, "fd00:0:0:1::99", ABROAD, "fd00:0:0:3::3"])

@@ -287,6 +287,18 @@ def test_an_audit_finds_each_kind_of_damage_and_repair_mends_it(pair: Any) -> No
     assert one.ping("10.0.2.10") == 1
 
 
+def test_a_port_that_a_delta_brings_sends_at_once_and_is_let_go_by_one(pair: Any) -> None:
+    gateway, one = pair.a, pair.pods["one"]
+    pin = gateway.pin_dir / f"link-{gateway.run(lambda: socket.if_nametoindex(one.ifname))}"
+    gateway.compiler.set_attachment(one.ifname, None)
+    gateway.push()
+    assert not pin.exists()
+    gateway.compiler.set_attachment(one.ifname, one.attachment)
+    gateway.push()
+    assert pin.exists() and audit(gateway).clean
+    assert one.ping("10.0.2.10") == 1
+
+
 @pytest.mark.parametrize("noticed", [True, False])
 def test_an_interface_made_anew_is_found_again(pair: Any, noticed: bool) -> None:
     gateway, one = pair.a, pair.pods["one"]

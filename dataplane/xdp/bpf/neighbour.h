@@ -102,7 +102,7 @@ INLINE int answer_solicitation(struct xdp_md *ctx, struct seen *seen, struct por
         return drop(DROP_SPOOFED_NEIGHBOUR);
     if (same_address(target, port->ip))
         return drop(DROP_NEIGHBOUR_IGNORED);
-    if (!subnet_of(port->vni, target))
+    if (is_ipv4(target) || !subnet_of(port->vni, target))
         return drop(DROP_NEIGHBOUR_OUTSIDE);
     int change = (int)sizeof(struct neighbour_frame) - (int)bpf_xdp_get_buff_len(ctx);
     if (bpf_xdp_adjust_tail(ctx, change))

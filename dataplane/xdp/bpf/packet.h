@@ -56,6 +56,12 @@ INLINE void set_ipv4(u32 *to, u32 ip)
     to[3] = ip;
 }
 
+/* IPv4, as it stands among the addresses of keys: in a packet of IPv6 it is nobody's. */
+INLINE int is_ipv4(u32 *ip)
+{
+    return !(ip[0] | ip[1] | (ip[2] ^ bpf_htonl(0xffff)));
+}
+
 INLINE int same_address(u32 *a, u32 *b)
 {
     return !((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]));
@@ -87,6 +93,8 @@ INLINE int read_packet(struct xdp_md *ctx, struct seen *seen, struct ethhdr *eth
         return DROPPED | DROP_MALFORMED;
     set_address(seen->src, six->src);
     set_address(seen->dst, six->dst);
+    if (is_ipv4(seen->src) || is_ipv4(seen->dst))
+        return DROPPED | DROP_MALFORMED;
     seen->six = 1;
     seen->hops = six->hops;
     return 0;

@@ -1,0 +1,384 @@
+"""`./just frames [COUNT [SEED]]`: random frames for the programs in the kernel,
+each compared with what `reference.py` makes of it; the first that differs is shown, with the
+command that shows it again.
+
+Frames are built of what the tables know and what they do not, one field in some is made wrong, and
+some are cut, stretched or flipped afterwards: most get deep into the programs, all get somewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from ipaddress import ip_address
+from typing import Any
+
+from pyroute2 import IPRoute
+
+from dataplane.fib.facts import EndpointFact, GatewayFact
+from dataplane.fib.rows import mac_text
+from dataplane.reasons import DropReason
+from dataplane.xdp import kernel
+from tests.dataplane import workbench as wb
+from tests.dataplane.conftest import Packets, SitePair, made_pair
+from tests.dataplane.reference import (
+    DROP,
+    HASHED_PORT,
+    PASS,
+    REDIRECT,
+    Expected,
+    Reference,
+    reference_of,
+)
+
+BATCH = 500
+FRAME_BYTES_MIN = 14  # of BPF_PROG_TEST_RUN
+COUNT, SEED = 1_000_000, 1
+
+SIX, SIX_FAR, SIX_CROWD = "fd00:0:0:1::10", "fd00:0:0:2::10", "fd00:0:0:3::10"
+CROWD = "10.0.3.10"  # at a site with two gateways
+FOREIGN = "10.0.2.66"  # claimed by nobody, at the peer's
+COLLEAGUE, CROWD_GATEWAYS = "192.0.2.3", ("192.0.2.4", "192.0.2.5")
+
+FOUR = [
+    "10.0.1.10", "10.0.1.11", "10.0.1.12", wb.ABROAD, wb.MOVED, wb.NOWHERE, wb.IDLE, CROWD, FOREIGN,
+    "10.0.1.1", "10.0.2.1", "10.0.200.1", "10.0.1.99", "10.0.200.99", "8.8.8.8", "224.0.0.5",
+    "239.1.1.1", "240.0.0.1", "255.255.255.255", "0.0.0.0", "192.0.2.1",
+]  # fmt: skip
+NEIGHBOURS = ["10.0.1.11", wb.ABROAD, CROWD]
+OF_SIX = [
+    SIX, SIX_FAR, SIX_CROWD, "fd00:0:0:1::1", "fd00:0:0:2::1", "fd00:0:0:1::99", "2001:db8::1",
+    "ff02::1", "ff02::1:ff00:10", "fe80::5", "::", "::1", "::ffff:10.0.1.10", "::ffff:10.0.2.10",
+]  # fmt: skip
+OUTER = [wb.PEER, COLLEAGUE, *CROWD_GATEWAYS, "192.0.2.99", "192.0.2.1"]
+VNIS = [wb.VNI] * 8 + [wb.CLOSED_VNI, 7]
+SIZES = [0, 1, 3, 4, 5, 8, 20, 27, 28, 29, 64, 300, 1350, 1400, 1421, 1422, 1423, 1436, 1450, 1500]
+
+
+@dataclass
+class World:
+    """A gateway with everything that frames can meet."""
+
+    bench: wb.Bench
+    six: Any
+    reference: Reference
+
+    @property
+    def pods(self) -> list[Any]:
+        """As often as they are to send."""
+        one, two, blocked = self.bench.pod, self.bench.neighbour, self.bench.blocked
+        return [one] * 8 + [two] * 3 + [self.six] * 8 + [blocked]
+
+
+@contextlib.contextmanager
+def world() -> Iterator[World]:
+    with made_pair() as pair:
+        yield furnished(pair)
+
+
+def furnished(pair: SitePair) -> World:
+    """On a new pair."""
+    bench = wb.make_bench(pair, Packets)
+    homes = {"10.0.3.0/24": "d", "fd00:0:0:1::/64": "a", "fd00:0:0:2::/64": "b"}
+    pair.vpc(wb.VPC, wb.VNI, {cidr: (site,) for cidr, site in homes.items()})
+    six = pair.pod(pair.a, "six", wb.VPC, SIX, mute=True)
+    others = {"a": [COLLEAGUE], "d": list(CROWD_GATEWAYS)}
+    for number, (site, address) in enumerate(
+        ((site, address) for site, those in others.items() for address in those), 10
+    ):
+        pair.a.run(partial(_settle, address, number))
+        gateway = GatewayFact(bytes([number]) * 16, site, address, True)
+        pair.a.compiler.set_gateway(gateway.id, gateway)
+    for ip, site, node in (
+        (SIX_FAR, "b", pair.b.id),
+        (SIX_CROWD, "d", None),
+        (CROWD, "d", None),
+    ):
+        pair.tell("endpoint", EndpointFact(wb.VPC, ip, site, node, wb.ABROAD_MAC))
+    pair.a.sync()
+    return World(bench, six, reference_of(pair.a))
+
+
+def _settle(address: str, number: int) -> None:
+    """A neighbour that nobody has to answer for."""
+    with IPRoute() as netlink:
+        netlink.neigh(
+            "add",
+            dst=address,
+            lladdr=f"02:00:00:00:0a:{number:02x}",
+            ifindex=socket.if_nametoindex("wan0"),
+            state="permanent",
+        )
+
+
+# ---- frames -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Maker:
+    """Frames for a world, by chance."""
+
+    world: World
+    chance: random.Random
+
+    def one_of(self, values: Sequence[Any]) -> Any:
+        return values[int(self.chance.random() * len(values))]
+
+    def rarely(self) -> bool:
+        return self.chance.random() < 0.04
+
+    def often(self) -> bool:
+        return self.chance.random() < 0.5
+
+    def make(self) -> tuple[str, str, bytes]:
+        """A program, the interface that a frame comes in by, and the frame."""
+        pod = self.one_of(self.world.pods)
+        if self.chance.random() < 0.45:
+            dst, src = "02:00:00:00:00:aa", "02:00:00:00:00:bb"
+            frame = Packets.ethernet(
+                dst, src, self.tunnelled(), 0x86DD if self.rarely() else 0x0800
+            )
+            return "xdp_wan", "wan0", self.spoilt(frame)
+        src = mac_text(self.chance.randbytes(6)) if self.rarely() else pod.mac
+        kind, payload = self.sent(pod)
+        frame = Packets.ethernet(wb.ROUTER, src, payload, kind)
+        return "xdp_pod", pod.ifname, self.spoilt(frame)
+
+    def spoilt(self, frame: bytes) -> bytes:
+        """The frame, or what has become of it on the way."""
+        fate = self.chance.random()
+        if fate < 0.8:
+            return frame
+        if fate < 0.85:
+            frame = frame[: self.chance.randrange(len(frame) + 1)]
+        elif fate < 0.9:
+            frame += bytes(self.chance.randrange(60))
+        else:
+            raw = bytearray(frame)
+            for _ in range(self.chance.randrange(1, 4)):
+                raw[self.chance.randrange(min(len(raw), 130))] = self.chance.randrange(256)
+            frame = bytes(raw)
+        return frame.ljust(FRAME_BYTES_MIN, b"\0")
+
+    def sent(self, pod: Any) -> tuple[int, bytes]:
+        """Ethertype and payload of what a pod sends."""
+        kind = self.chance.random()
+        if kind < 0.1:
+            own = self.one_of(FOUR) if self.rarely() or pod is self.world.six else pod.ip
+            asker = wb.ROUTER if self.rarely() else pod.mac
+            sender = "0.0.0.0" if self.rarely() else own
+            return 0x0806, Packets.arp(self.one_of((1, 1, 1, 2)), asker, sender, self.one_of(FOUR))
+        if kind < 0.13:
+            return self.chance.randrange(1 << 16), self.chance.randbytes(60)
+        if (pod is self.world.six) != self.rarely():
+            src = self.one_of(OF_SIX) if self.rarely() or pod.ip not in OF_SIX else pod.ip
+            if self.chance.random() < 0.25:
+                return 0x86DD, self.solicitation(src)
+            return 0x86DD, self.ip6(src, self.one_of(OF_SIX if self.often() else [SIX_FAR]))
+        src = self.one_of(FOUR) if self.rarely() or pod.ip not in FOUR else pod.ip
+        return 0x0800, self.ip4(src, self.one_of(FOUR if self.often() else NEIGHBOURS))
+
+    def tunnelled(self) -> bytes:
+        """An outer IP packet."""
+        six = self.chance.random() < 0.35
+        pool = OF_SIX if six else FOUR
+        near = [SIX] if six else ["10.0.1.10", "10.0.1.11", CROWD, wb.ABROAD]
+        far = SIX_FAR if six else wb.ABROAD
+        dst = self.one_of(pool if self.chance.random() < 0.3 else near)
+        src = self.one_of(pool) if self.chance.random() < 0.3 else far
+        packet = (self.ip6 if six else self.ip4)(src, dst)
+        inner = Packets.ethernet(wb.ROUTER, wb.ABROAD_MAC, packet, 0x86DD if six else 0x0800)
+        body = Packets.geneve(
+            self.one_of(VNIS),
+            inner,
+            first=self.one_of((0x40, 0xC0)) if self.rarely() else 0,
+            flags=self.one_of((0x80, 0x40, 0x01)) if self.rarely() else 0,
+            protocol=0x0800 if self.rarely() else 0x6558,
+            options=bytes(4 * self.chance.randrange(64)) if self.rarely() else b"",
+        )
+        port = 6080 if self.rarely() else 6081
+        return Packets.ipv4(
+            self.one_of(OUTER) if self.chance.random() < 0.3 else wb.PEER,
+            "192.0.2.77" if self.rarely() else wb.ME,
+            Packets.udp(0xC001, port, body),
+            fragment=0x2000 if self.rarely() else 0x4000,
+            total=self.chance.randrange(200) if self.rarely() else None,
+        )
+
+    def message(self, six: bool) -> tuple[int, bytes]:
+        """A protocol, and what it carries."""
+        size, kind = self.one_of(SIZES), self.chance.random()
+        sport, dport = self.one_of(((1000, 2000), (1001, 2000), (53, 53)))
+        if kind < 0.5:
+            return 17, Packets.udp(sport, dport, bytes(size))
+        if kind < 0.7:
+            return 6, Packets.udp(sport, dport, bytes(size))
+        if kind < 0.9:
+            types = (128, 129, 1, 2, 3, 135, 136) if six else (8, 0, 3, 11, 5)
+            head = bytes([self.one_of(types), self.one_of((0, 0, 4))])
+            return (58 if six else 1), head + self.chance.randbytes(6) + bytes(size)
+        return self.chance.randrange(256), bytes(size)
+
+    def ip4(self, src: str, dst: str) -> bytes:
+        protocol, payload = self.message(False)
+        odd = self.rarely()
+        return Packets.ipv4(
+            src,
+            dst,
+            payload,
+            protocol=protocol,
+            ttl=self.one_of((64, 64, 64, 2, 1, 0, 255)),
+            fragment=self.one_of((0x4000, 0x4000, 0, 0x2000, 0x2001, 1, 0x4001)),
+            total=self.one_of((0, 19, 20, 27, 28, 60, 1500)) if odd else None,
+            version_ihl=self.one_of((0x46, 0x44, 0x4F, 0x65)) if self.rarely() else 0x45,
+        )
+
+    def ip6(self, src: str, dst: str) -> bytes:
+        protocol, payload = self.message(True)
+        return Packets.ipv6(
+            src,
+            dst,
+            payload,
+            protocol=protocol,
+            hops=self.one_of((64, 64, 64, 2, 1, 0, 255)),
+            length=self.one_of((0, 8, 24, 1500)) if self.rarely() else None,
+            version=4 if self.rarely() else 6,
+        )
+
+    def solicitation(self, src: str) -> bytes:
+        target = ip_address(self.one_of(OF_SIX)).packed
+        option = self.one_of((b"", b"\1\1" + bytes(6)))
+        body = bytes([135, 1 if self.rarely() else 0]) + bytes(6) + target + option
+        hops = 64 if self.rarely() else 255
+        return Packets.ipv6(src, self.one_of(OF_SIX), body, protocol=58, hops=hops)
+
+
+# ---- comparing ----------------------------------------------------------------------------------
+
+
+class Differs(AssertionError):
+    pass
+
+
+@dataclass
+class Comparison:
+    """Runs frames and compares; raises Differs at the first that is not as it should be."""
+
+    world: World
+    maker: Maker
+    verdicts: Counter[int] = field(default_factory=Counter)
+    reasons: Counter[DropReason | None] = field(default_factory=Counter)
+    ports: dict[object, bytes] = field(default_factory=dict)
+    """The outer source port of each flow."""
+
+    def run(self, count: int) -> None:
+        """So many frames more."""
+        left = count
+        while left > 0:
+            batch = [self.maker.make() for _ in range(min(left, BATCH))]
+            self.world.bench.gateway.run(partial(self.run_all, batch))
+            left -= len(batch)
+
+    def run_all(self, batch: Sequence[tuple[str, str, bytes]]) -> None:
+        """These frames, in the gateway's namespace."""
+        expected = self._counted(batch)
+        if expected is None:
+            return
+        for frame in batch:  # counters differ: which frame's?
+            if (single := self._counted([frame])) is not None:
+                raise Differs(f"{_shown(frame)}\nis counted as {single}")
+        raise Differs(f"{len(batch)} frames together are counted as {expected}")
+
+    def _counted(self, batch: Sequence[tuple[str, str, bytes]]) -> dict[str, int] | None:
+        """Runs frames; what is counted beyond what should be, by reason, or None if nothing."""
+        maps = self.world.bench.gateway.backend._maps
+        before = {reason: maps.drops(reason) for reason in DropReason}
+        wanted: Counter[DropReason] = Counter()
+        for frame in batch:
+            reason = self._one(*frame)
+            if reason is not None:
+                wanted[reason] += 1
+        off = {
+            reason.text: maps.drops(reason) - before[reason] - wanted[reason]
+            for reason in DropReason
+        }
+        return {text: n for text, n in off.items() if n} or None
+
+    def _one(self, program: str, ifname: str, frame: bytes) -> DropReason | None:
+        reference = self.world.reference
+        expected = (
+            reference.from_underlay(frame)
+            if program == "xdp_wan"
+            else reference.from_port(ifname, frame)
+        )
+        backend = self.world.bench.gateway.backend
+        other, fd = expected.otherwise, backend._programs[program]
+        before = 0 if other is None else backend._maps.drops(other)
+        done = kernel.prog_test_run(fd, frame, ifindex=reference.ifindexes[ifname])
+        if other is not None and done.verdict == DROP and backend._maps.drops(other) > before:
+            return other
+        if done.verdict != expected.verdict or not self._left(expected, done.packet):
+            raise Differs(
+                f"{_shown((program, ifname, frame))}\nhas verdict {done.verdict}"
+                f" {done.packet.hex()}\nand not {expected.verdict} {expected.reason!r}"
+                f" {[frame.hex() for frame in expected.frames]}"
+            )
+        self.verdicts[expected.verdict] += 1
+        self.reasons[expected.reason] += 1
+        return expected.reason
+
+    def _left(self, expected: Expected, packet: bytes) -> bool:
+        """Whether this frame may leave."""
+        if expected.verdict == DROP:
+            return True
+        if expected.flow is None:
+            return packet in expected.frames
+        port = packet[HASHED_PORT]
+        flow = expected.flow
+        bare = packet[: HASHED_PORT.start] + b"\0\0" + packet[HASHED_PORT.stop :]
+        return (
+            bare in expected.frames
+            and int.from_bytes(port, "big") >= 0xC000
+            and self.ports.setdefault(flow, port) == port
+        )
+
+
+def _shown(frame: tuple[str, str, bytes]) -> str:
+    program, ifname, raw = frame
+    return f"{program} by {ifname}: {raw.hex()}"
+
+
+def main(args: Sequence[str]) -> int:
+    count, seed = (int(arg) for arg in (*args, *(str(COUNT), str(SEED))[len(args) :]))
+    start_s = time.monotonic()
+    with world() as here:
+        comparison = Comparison(here, Maker(here, random.Random(seed)))
+        try:
+            comparison.run(count)
+        except Differs as error:
+            sys.stderr.write(f"{error}\nseed {seed}: ./just frames {count} {seed}\n")
+            return 1
+    spent_s = time.monotonic() - start_s
+    names = {DROP: "dropped", PASS: "passed", REDIRECT: "sent on"}
+    lines = [
+        *((number, names[verdict]) for verdict, number in comparison.verdicts.most_common()),
+        *(
+            (number, reason.text)
+            for reason, number in comparison.reasons.most_common()
+            if reason is not None
+        ),
+    ]
+    sys.stdout.writelines(f"{number:>9,}  {text}\n" for number, text in lines)
+    sys.stdout.write(f"{count:,} frames as the reference has them, in {spent_s:.0f} s\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
