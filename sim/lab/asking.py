@@ -12,7 +12,7 @@ from sim.lab.nodes import Node, wait_until
 from sim.lab.processes import ProcessId
 from sim.lab.script import Request
 
-KNOWN_TIMEOUT_S: Final = 30.0
+KNOWN_TIMEOUT_S: Final = 60.0
 
 Key = tuple[str, str]
 """(VPC, IP) of an endpoint"""

@@ -17,7 +17,7 @@ from sim.lab.topology import VPC_CIDR, Pod, Topology
 
 INVITATION_S: Final = 900
 CONVERGE_TIMEOUT_S: Final = 60.0
-REACH_TIMEOUT_S: Final = 20.0
+REACH_TIMEOUT_S: Final = 60.0
 REACH_ROUND_S: Final = 0.5
 REACH_FLOWS: Final = 2000  # at a time: more would overrun the queues of the links
 SHOWN_FLOWS: Final = 5
