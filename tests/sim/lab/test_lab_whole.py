@@ -59,7 +59,10 @@ def test_every_node_is_ready_and_knows_every_pod(lab: Lab) -> None:
         found = {(e["name"], e["ip"], e["mac"], e["site"], e["node"]) for e in endpoints}
         pods = lab.topology.pods
         assert found == {(p.name, p.ip, p.mac, p.site, p.gateway) for p in pods}
-    assert len({str(objects.digests(gateway.node)) for gateway in lab.gateways()}) == 1
+    _await(
+        lambda: len({str(objects.digests(gateway.node)) for gateway in lab.gateways()}) == 1,
+        "all hold the same",
+    )
 
 
 def test_the_objects_are_those_that_the_manual_promises(lab: Lab) -> None:
