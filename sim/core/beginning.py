@@ -53,14 +53,20 @@ class Beginning:
             for identity in identities
         }
         # All is signed before it is read, and so in the lattice, whoever wrote it.
-        self._view = View(Holdings(self._lattice, self._own[identities[0].node]))
-        self._view.set_members(roster.members())
-        self._writers = {
-            identity.node: Writer(
-                identity.node, identity.site, self._view, HybridClock(), chance.randbytes
-            )
-            for identity in identities
-        }
+        self._holdings = Holdings(self._lattice, self._own[identities[0].node])
+        self._members = roster.members()
+        self._nonce = chance.randbytes
+        self._view = self._new_view()
+        self._writers: dict[NodeId, Writer] = {}
+        """of those who lay out the VPCs"""
+
+    def _new_view(self) -> View:
+        view = View(self._holdings)
+        view.set_members(self._members)
+        return view
+
+    def _writer(self, identity: Identity, view: View) -> Writer:
+        return Writer(identity.node, identity.site, view, HybridClock(), self._nonce)
 
     def disk(self, identity: Identity) -> Disk:
         """The node's disk, with everything on it."""
@@ -68,8 +74,9 @@ class Beginning:
 
     def register(self) -> None:
         """Every gateway says where it is."""
+        unread = self._new_view()  # each writer follows its view: a thousand are not to be told
         for identity in self._identities:
-            writer = self._writers[identity.node]
+            writer = self._writer(identity, unread)
             ops = writer.register_gateway(
                 identity.underlay, identity.addrs, f"sim-{identity.release}", now_ns=WALL_START_NS
             )
@@ -77,6 +84,7 @@ class Beginning:
 
     def lay_out(self, layout: Layout, owners: Sequence[Identity]) -> None:
         """The VPCs and their subnets, made by the first gateways of the owners' sites in turn."""
+        self._writers = {owner.node: self._writer(owner, self._view) for owner in owners}
         for i, name in enumerate(layout.vpcs):
             node = owners[i % len(owners)].node
             writer = self._writers[node]

@@ -56,12 +56,13 @@ def _statements(identities: tuple[Identity, ...], quota: int) -> tuple[bytes, ..
     first = identities[0]
     root = sha256(b"sim mesh").digest()
     roster = Roster.founded_by(found_mesh("sim", root, first.seed, first.name, first.site))
-    for identity in identities[1:]:
-        quotas = Quotas(mesh=quota)
-        admission = roster.admit(
-            first.seed, identity.key, identity.name, identity.site, quotas=quotas
-        )
-        roster.add([admission])
+    quotas = Quotas(mesh=quota)
+    # All of them together: members are read anew after each addition.
+    admissions = [
+        roster.admit(first.seed, identity.key, identity.name, identity.site, quotas=quotas)
+        for identity in identities[1:]
+    ]
+    roster.add(admissions)
     return tuple(roster.statements())
 
 

@@ -15,6 +15,7 @@ from crdt.delta import Delta
 from crdt.entry import record_of, seq_bytes
 from crdt.header import ChainId, Epoch
 from crdt.lattice import Applied, Lattice, Rejected
+from crdt.root import Plan
 from mesh.core import own, rotations, wire
 from mesh.core.antientropy import AntiEntropy
 from mesh.core.effects import Effect, Persist
@@ -32,9 +33,9 @@ def roots_not_checked(patch: Patch) -> None:
     """What a delta makes of a chain is taken for what its author signed."""
     plan = Chain.plan
 
-    def trusting(self: Chain, delta: Delta) -> Planned:
+    def trusting(self: Chain, delta: Delta, made: Plan | None = None) -> Planned:
         try:
-            return plan(self, delta)
+            return plan(self, delta, made)
         except RootMismatch:
             mark = seq_bytes(self.head + 1)
             puts = {key: entry for key, entry in delta.puts.items() if entry >= mark}
@@ -44,9 +45,9 @@ def roots_not_checked(patch: Patch) -> None:
             else:
                 gone = [key for key, entry in self.live.items() if entry[:6] not in keep]
             drops = tuple(key for key in gone if key in self.live and key not in puts)
-            made = self.index.plan(self.live, puts, drops, delta.header.bits)
-            made.root = delta.header.root
-            return Planned(delta, puts, drops, made)
+            wrong = self.index.plan(self.live, puts, drops, delta.header.bits)
+            wrong.root = delta.header.root
+            return Planned(delta, puts, drops, wrong)
 
     patch.setattr(Chain, "plan", trusting)
 
@@ -203,10 +204,10 @@ def older_snapshot_accepted(patch: Patch) -> None:
     """A delta from the beginning replaces what is held, whatever its head."""
     apply = Lattice.apply
 
-    def credulous(self: Lattice, delta: Delta) -> Applied | Rejected:
+    def credulous(self: Lattice, delta: Delta, made: Plan | None = None) -> Applied | Rejected:
         held = self._branches.get(delta.header.chain, {})
         if delta.lo or delta.header.epoch not in held:
-            return apply(self, delta)
+            return apply(self, delta, made)
         target = Chain(delta.header.chain, delta.header.epoch)
         return self._install(target, target.plan(delta), held, held[delta.header.epoch])
 
