@@ -117,6 +117,10 @@ class Lattice:
         """How many chains of `node` are held."""
         return self._chains_of[node]
 
+    def writers(self) -> Collection[bytes]:
+        """The nodes of which any chain is held, in no order."""
+        return self._chains_of.keys()
+
     def latest(self, id: ChainId) -> Chain | None:
         branches = self.branches(id)
         return branches[0] if branches else None

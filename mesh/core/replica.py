@@ -525,7 +525,7 @@ class Replica:
             # The next exchange brings both, or one of us the word that it is to be forgotten.
             self.peer_lagging(peer, now_ns)
             return False
-        if header.entries > member.quotas.of(id.shard) or (
+        if header.entries > self.roster.quota(*id) or (
             branch is None
             and self.lattice.latest(id) is None
             and self.lattice.chains_of(id.node) >= CHAINS_PER_NODE_MAX
@@ -711,7 +711,7 @@ class Replica:
         """Drop what there is of nodes that are forgotten now, or members no more because the root
         key does not keep their admission."""
         members = self.roster.members()
-        known = {self.node, *members, *(id.node for id in self.lattice.chains())}
+        known = {self.node, *members, *self.lattice.writers()}
         forgotten = {n for n in known if n not in members or members[n].state == "forgotten"}
         gone, self._forgotten = forgotten - self._forgotten, forgotten
         if not gone:

@@ -224,7 +224,7 @@ def basis_of(view: View) -> tuple[object, ...]:
         for node in owners.owners(vpc, keys.ENDPOINT + addr)
     }
     claimed = {vpc: _merged(owners.parts(vpc)) for vpc in owners.vpcs()}
-    return _rest(view), dict(view.members), claimed, evicted
+    return _rest(view), claimed, evicted
 
 
 def _rest(view: View) -> tuple[object, ...]:

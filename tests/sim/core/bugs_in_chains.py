@@ -56,7 +56,7 @@ def truncated_applied(patch: Patch) -> None:
     """The first half of a delta is taken, and the head goes to its end."""
     plan = Chain.plan
 
-    def hasty(self: Chain, delta: Delta) -> Planned:
+    def hasty(self: Chain, delta: Delta, made: Plan | None = None) -> Planned:
         half = islice(delta.puts.items(), (len(delta.puts) + 1) // 2)
         return plan(self, replace(delta, puts=dict(half)))
 
