@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from hashlib import sha256
 from itertools import islice, takewhile
 
@@ -120,6 +121,17 @@ class Chain:
         self.live[key] = entry.pack(self.head, record)
         self._pending.add(key)
         return self.head
+
+    def put_all(self, records: Mapping[bytes, bytes]) -> None:
+        """As `put` for each, in their order."""
+        live, head = self.live, self.head
+        for key in live.keys() & records.keys():
+            del live[key]  # to the end: insertion order is seq order
+        for key, record in records.items():
+            head += 1
+            live[key] = head.to_bytes(SEQ_BYTES, "big") + record
+        self.head = head
+        self._pending.update(records)
 
     def delete(self, key: bytes) -> int | None:
         """Delete `key`; the seq it took, or None when there is nothing under it."""

@@ -8,8 +8,9 @@ whatever is wrong, is left to `add`, which says what. It takes a fifth of the ti
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, NamedTuple, TypeAlias
 
 from mesh.core import keys, model, validate
 from mesh.core.author import Author
@@ -23,16 +24,21 @@ Said: TypeAlias = tuple[str, str, str | None, tuple[tuple[str, str], ...]]
 """MAC, name, host, labels: what is asked for an endpoint."""
 
 
-@dataclass(frozen=True, slots=True)
-class EndpointSpec:
-    """What somebody asks for; None and empty: not said. `vpc` is a name or an id."""
+_NO_LABELS: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+class EndpointSpec(NamedTuple):
+    """What somebody asks for; None and empty: not said. `vpc` is a name or an id.
+
+    A tuple and not a dataclass: an import makes a million.
+    """
 
     vpc: str
     ip: str
     mac: str | None = None
     name: str | None = None
     host: str | None = None
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = _NO_LABELS
 
 
 class Fresh(NamedTuple):
@@ -44,6 +50,8 @@ class Fresh(NamedTuple):
 
     def put(self, hlc: int) -> Put:
         mac, name, host, labels = self.said
+        if host is None and not labels:
+            return Put(self.vpc, self.key, model.encode_plain(hlc, mac, name))
         return Put(self.vpc, self.key, model.encode(Claim(0, hlc, mac, name, host, labels)))
 
 
@@ -53,6 +61,7 @@ class _Where:
 
     vpc: Vpc
     layout: Layout
+    macs: model.DerivedMacs
     low: bytes = b""
     high: bytes = b""
 
@@ -79,13 +88,16 @@ def fresh(author: Author, specs: Sequence[EndpointSpec]) -> dict[int, Fresh]:
             where = places.get(spec.vpc)
             if where is None:
                 vpc = view.vpc(spec.vpc)
-                where = places[spec.vpc] = _Where(vpc, view.catalog.layout(vpc.id))
+                where = places[spec.vpc] = _Where(
+                    vpc, view.catalog.layout(vpc.id), model.DerivedMacs(vpc.id)
+                )
             ip = validate.pod_ip("ip", spec.ip)
             addr = keys.addr_of(ip)
             if len(addr) == 4 and _claims_here(author, where, addr):
                 vpc_id = where.vpc.id
-                new = Fresh(vpc_id, keys.ENDPOINT + addr, said_of(spec, vpc_id, ip))
-                found.setdefault(vpc_id, {})[index] = new
+                bare = spec.mac is spec.name is spec.host is None and not spec.labels
+                said = (where.macs.of(addr), "", None, ()) if bare else said_of(spec, vpc_id, ip)
+                found.setdefault(vpc_id, {})[index] = Fresh(vpc_id, keys.ENDPOINT + addr, said)
         except RequestError:
             continue
     return {

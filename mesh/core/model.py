@@ -172,10 +172,20 @@ def subnet_id(vpc: str, creator: NodeId, nonce: bytes) -> str:
 
 def derived_mac(vpc: str, ip: str) -> str:
     """The MAC of an endpoint that was given none: locally administered, unicast."""
-    text = b"weft mac\0" + bytes.fromhex(vpc) + keys.addr_of(ip)
-    digest = bytearray(hashlib.sha256(text).digest()[:6])
-    digest[0] = digest[0] & 0xFC | 0x02
-    return digest.hex(":")
+    return DerivedMacs(vpc).of(keys.addr_of(ip))
+
+
+class DerivedMacs:
+    """As `derived_mac` for many addresses of a VPC."""
+
+    def __init__(self, vpc: str) -> None:
+        self._begun = hashlib.sha256(b"weft mac\0" + bytes.fromhex(vpc))
+
+    def of(self, addr: bytes) -> str:
+        whole = self._begun.copy()
+        whole.update(addr)
+        digest = whole.digest()
+        return bytes((digest[0] & 0xFC | 0x02, *digest[1:6])).hex(":")
 
 
 def same_value(a: Register, b: Register) -> bool:
@@ -215,6 +225,23 @@ def encode(record: Record) -> bytes:
             fields[1] = record.hlc
     packed: bytes = msgpack.packb(fields)
     return packed
+
+
+def encode_plain(hlc: int, mac: str, name: str = "") -> bytes:
+    """As `encode` of a claim that never moved and says nothing of a host or labels."""
+    if hlc < _UINT64_FROM or len(name) > _FIXSTR_BYTES_MAX:
+        return encode(Claim(0, hlc, mac, name))
+    text = name.encode()
+    named = b"\x04" + bytes((0xA0 | len(text),)) + text if text else b""
+    return b"".join(
+        (
+            b"\x84\0\1\2\xcf" if text else b"\x83\0\1\2\xcf",
+            hlc.to_bytes(8, "big"),
+            b"\3\xc4\6",
+            bytes.fromhex(mac.replace(":", "")),
+            named,
+        )
+    )
 
 
 def encode_over(record: Record, held: bytes | None) -> bytes:
@@ -342,14 +369,15 @@ def plain_macs(records: Sequence[bytes | None]) -> list[bytes] | None:
     return [match[match.lastindex or 0] for match in cast("list[re.Match[bytes]]", found)]
 
 
-def is_unmoved(data: bytes) -> bool:
-    """Whether these are the bytes of a plain claim with mobility 0; False says nothing."""
-    return (
-        data[3:4] == b"\2"
-        and _plain_claim(min(len(data), _PLAIN_BYTES_MAX + 1)).fullmatch(data) is not None
-    )
+def is_unmoved(data: bytes, *, plain: bool = False) -> bool:
+    """Whether these are the bytes of a plain claim (as they are if it says so) with mobility 0;
+    False says nothing."""
+    return data[3:4] == b"\2" and (plain or plain_mac(data) is not None)
 
 
+_UINT64_FROM: Final = 1 << 32
+"""What msgpack packs as eight bytes."""
+_FIXSTR_BYTES_MAX: Final = 31
 _PLAIN_BYTES_MAX: Final = 61
 """The longest plain claim: with a name of 31 characters and the largest mobility."""
 

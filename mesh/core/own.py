@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from crdt.chain import Chain
@@ -23,6 +23,8 @@ from mesh.core.effects import Persist
 from mesh.core.ops import NodeId, Op, Put
 from mesh.core.persisting import stored_header
 
+PUTS_TOGETHER = 32
+"""From which on it pays to look whether all are puts of one shard."""
 DELETED_MAX = 65_536
 """Beyond it a restored disk's tail may bring back a key that was deleted long before it arrived."""
 
@@ -68,29 +70,51 @@ class OwnChains:
         self._open: dict[str, _Open] = {}
         self.dirty: set[str] = set()
         """shards with writes that are not signed yet"""
-        self._touched: set[tuple[str, bytes]] = set()
+        self._touched: dict[str, set[bytes]] = {}
         self.cloned = False
         """Another process writes as this node: writes are refused from here on."""
 
-    def take_touched(self) -> list[tuple[str, bytes]]:
-        """The (shard, key) whose own record may have changed since the last call, sorted."""
-        touched, self._touched = sorted(self._touched), set()
-        return touched
+    def take_touched(self) -> list[tuple[str, list[bytes]]]:
+        """The keys by shard whose own record may have changed since the last call, sorted."""
+        touched, self._touched = self._touched, {}
+        return [(shard, sorted(keys)) for shard, keys in sorted(touched.items())]
+
+    def _touch(self, shard: str, keys: Iterable[bytes]) -> None:
+        self._touched.setdefault(shard, set()).update(keys)
 
     def write(self, op: Op) -> bool:
         """Apply `op` to the own chain of its shard; whether it changed anything."""
-        if not isinstance(op, Put) and self.record(op.shard, op.key) is None:
+        shard, key = op.shard, op.key
+        if not isinstance(op, Put) and self.record(shard, key) is None:
             return False
-        own = self._opened(op.shard)
+        own = self._opened(shard)
         if isinstance(op, Put):
-            own.chain.put(op.key, op.record)
-            own.deleted.pop(op.key, None)
-            own.taken.pop(op.key, None)
+            own.chain.put(key, op.record)
+            own.deleted.pop(key, None)
+            own.taken.pop(key, None)
         else:
-            own.chain.delete(op.key)
-            self._note_deleted(own, op.key)
-        self.dirty.add(op.shard)
-        self._touched.add((op.shard, op.key))
+            own.chain.delete(key)
+            self._note_deleted(own, key)
+        self.dirty.add(shard)
+        self._touch(shard, (key,))
+        return True
+
+    def write_all(self, ops: Sequence[Op]) -> bool:
+        """As `write` for each; whether any changed anything. Puts under many keys of one shard, as
+        an import's, are taken together."""
+        shards = {op.shard for op in ops}
+        records = {op.key: op.record for op in ops if isinstance(op, Put)}
+        if len(records) < PUTS_TOGETHER or len(records) < len(ops) or len(shards) > 1:
+            wrote = [self.write(op) for op in ops]
+            return any(wrote)
+        (shard,) = shards
+        own = self._opened(shard)
+        own.chain.put_all(records)
+        for noted in (own.deleted, own.taken):
+            for key in noted.keys() & records.keys():
+                del noted[key]
+        self.dirty.add(shard)
+        self._touch(shard, records)
         return True
 
     def record(self, shard: str, key: bytes) -> bytes | None:
@@ -161,7 +185,7 @@ class OwnChains:
     def close(self) -> None:
         """Forget what was written and is not in the lattice: this node's chains are dropped."""
         for shard, own in self._open.items():
-            self._touched.update((shard, key) for key in own.chain.live)
+            self._touch(shard, own.chain.live)
         self._open.clear()
         self.dirty.clear()
 
@@ -222,7 +246,7 @@ class OwnChains:
         chain.skip_to(branch.head)
         for key, entry in list(branch.live.items()):
             seq = seq_of(entry)
-            self._touched.add((chain.id.shard, key))
+            self._touch(chain.id.shard, (key,))
             held = chain.live.get(key)
             stands = held and seq_of(held) > shared and own.taken.get(key) != branch.epoch
             if seq > known and key not in own.deleted and not stands:
@@ -237,7 +261,7 @@ class OwnChains:
         for key in lost:
             chain.delete(key)
             own.taken.pop(key, None)
-            self._touched.add((chain.id.shard, key))
+            self._touch(chain.id.shard, (key,))
         if chain.header is None or chain.head == chain.header.hi:
             chain.touch()  # nothing of the tail is new: the raised cover is what there is to sign
         raised = Cover(branch.epoch, branch.head, shared)

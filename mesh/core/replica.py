@@ -237,23 +237,25 @@ class Replica:
                 if self._opens_at_ns == NEVER_NS
                 else "still asking peers for what this node wrote before: try again in 2 s"
             )
-        puts: dict[str, int] = {}
+        puts: dict[str, list[bytes]] = {}
         for op in ops:
-            if isinstance(op, Put) and len(op.record) > RECORD_BYTES_MAX:
-                size = f"{len(op.record)} bytes, and {RECORD_BYTES_MAX} is the limit"
-                raise Refused(f"the record would have {size}: use fewer or shorter fields")
-            if isinstance(op, Put) and self._own.record(op.shard, op.key) is None:
-                puts[op.shard] = puts.get(op.shard, 0) + 1
-        for shard, count in puts.items():
-            quota = self.roster.quota(self.node, shard)
+            if isinstance(op, Put):
+                if len(op.record) > RECORD_BYTES_MAX:
+                    size = f"{len(op.record)} bytes, and {RECORD_BYTES_MAX} is the limit"
+                    raise Refused(f"the record would have {size}: use fewer or shorter fields")
+                puts.setdefault(op.shard, []).append(op.key)
+        for shard, keys in puts.items():
+            quota, count = self.roster.quota(self.node, shard), len(keys)
+            if self._own.count(shard) + count > quota:  # unless some of them are there already
+                count = sum(self._own.record(shard, key) is None for key in keys)
             if self._own.count(shard) + count > quota:
                 raise Refused(
                     f"more than {quota} records of this node in shard {shard}: remove some, or"
                     " spread them over more gateways"
                 )
-        wrote = [self._own.write(op) for op in ops]
+        wrote = self._own.write_all(ops)
         self._note_own_changes()
-        return any(wrote)
+        return wrote
 
     def receive(self, peer: NodeId, data: bytes, now_ns: int) -> None:
         """Take a frame of a linked peer."""
@@ -748,8 +750,8 @@ class Replica:
             self._outbox[sealed.delta.header.signature] = (sealed.delta, set())
 
     def _note_own_changes(self) -> None:
-        for shard, key in self._own.take_touched():
-            self.holdings.touch(ChainId(self.node, shard), (key,))
+        for shard, keys in self._own.take_touched():
+            self.holdings.touch(ChainId(self.node, shard), keys)
 
     def _send(self, peer: NodeId, frame: wire.Frame, *, push: bool = False) -> None:
         self.pressing |= not push

@@ -120,10 +120,12 @@ def _probe(
     spent_ms = (nodes_cpu_s([a, b]) - before_s) / sizes.probes * 1e3
     latencies = _ms(answer["asked"], b.ask("seen"))
     acknowledged = _ms(answer["asked"], answer["acknowledged"])
+    left = _ms({name: answer["asked"][name] for name in answer["left"]}, answer["left"])
     name = f"endpoint added at A, in B's view{where}"
     runs.add(f"{name}: p50", "ms", p50, _percentile(latencies, 50))
     runs.add(f"{name}: p99", "ms", p99, _percentile(latencies, 99))
     runs.add(f"{name}: durable at A, p50", "ms", None, _percentile(acknowledged, 50))
+    runs.add(f"{name}: given to A's links, p50", "ms", "<= 2", _percentile(left, 50))
     runs.add(f"{name}: CPU of both, idle work included", "ms/update", None, spent_ms)
 
 
@@ -200,6 +202,7 @@ def _bootstrap(home: Path, two: Mesh, config: Path, runs: Runs, sizes: Sizes, fi
     for which, pause in pauses.items():
         what = f"{name}: longest step of the {which} node's loop"
         runs.add(f"{what}, its CPU", "ms", "<= 20", pause["cpu_ms"])
+        runs.add(f"{what}, of one task", "ms", None, pause["step_ms"])
         runs.add(f"{what}, wall", "ms", None, pause["wall_ms"])
 
 

@@ -13,6 +13,7 @@ import logging
 import resource
 import sys
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from mesh.core.wire import Versions
 from mesh.node.api import serve
 from mesh.node.config import read_config
 from mesh.node.node import Node
+from mesh.node.p2p.events import Channel
 from mesh.node.p2p.link import now_ns
 
 FILL_BATCH = 1000
@@ -71,10 +73,12 @@ class Child:
         self._steps_ms: list[tuple[float, float]] = []
         self._steps: Steps | None = None
         self._looking = trio.Event()
+        self._pushed_ns: list[int] = []
         self._hook()
 
     def _hook(self) -> None:
-        """Note when the view has taken a change, right after it has, and the first link."""
+        """Note when the view has taken a change, right after it has, when a push was given to a
+        link, and the first link."""
         peer_up = self._node.replica.peer_up
 
         def linked(peer: bytes, at_ns: int, speaks: Versions) -> None:
@@ -93,6 +97,14 @@ class Child:
                         self._seen_ns.setdefault(f"{vpc}/{key.hex()}", at_ns)
 
         self._node._absorb = noting  # type: ignore[method-assign]
+        send = self._node.transport.send
+
+        def sending(peer: bytes, frame: bytes, channel: Channel = "push") -> None:
+            if channel == "push":
+                self._pushed_ns.append(time.monotonic_ns())
+            send(peer, frame, channel)
+
+        self._node.transport.send = sending  # type: ignore[method-assign, assignment]
 
     async def look(self) -> None:
         """How long the loop keeps others waiting, once `pauses` has been asked for."""
@@ -138,7 +150,8 @@ class Child:
         return time.perf_counter() - start_s
 
     async def add(self, vpc: str, first: int, count: int, gap_s: float) -> dict[str, Any]:
-        """Claim addresses one by one, one every `gap_s`: when each was asked for and acknowledged.
+        """Claim addresses one by one, one every `gap_s`: when each was asked for and acknowledged,
+        and when the first push after that was sent.
 
         Late ones are not waited for: the next is asked for at its time all the same.
         """
@@ -158,7 +171,13 @@ class Child:
             for i in range(count):
                 await trio.sleep_until(begin_s + i * gap_s)
                 nursery.start_soon(one, first + i)
-        return {"asked": asked, "acknowledged": acknowledged}
+        pushed, left = self._pushed_ns, {}
+        for name, at_ns in asked.items():
+            after = bisect_left(pushed, at_ns)
+            if after < len(pushed):
+                left[name] = pushed[after]
+        pushed.clear()
+        return {"asked": asked, "acknowledged": acknowledged, "left": left}
 
     async def seen(self) -> dict[str, int]:
         """When each address was first in the view."""
@@ -186,7 +205,7 @@ class Child:
     async def until_records(self, count: int) -> dict[str, int]:
         """When the first link came up, and when the view holds so many endpoints and the store,
         too."""
-        while self._records() < count:
+        while self._records() < count or self._node.replica.holdings.touched:
             await trio.sleep(0.02)
         await self._node.durable()
         return {"linked_ns": self._linked_ns, "done_ns": time.monotonic_ns()}

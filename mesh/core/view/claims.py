@@ -190,7 +190,7 @@ class ClaimTable:
         return {
             key
             for key, record in zip(kept, records, strict=True)
-            if record is not None and is_unmoved(record)
+            if record is not None and is_unmoved(record, plain=True)
         }
 
     # --- reading -----------------------------------------------------------------------------

@@ -138,6 +138,20 @@ def test_a_plain_claims_mac_is_found_without_decoding(claim: model.Claim) -> Non
         assert found is not None and found.hex(":") == claim.mac
 
 
+@given(plain_claims)
+def test_a_plain_claim_packed_at_once_is_what_packing_its_fields_makes(claim: model.Claim) -> None:
+    bare = model.Claim(0, claim.hlc, claim.mac, claim.name)
+    assert model.encode_plain(bare.hlc, bare.mac, bare.name) == model.encode(bare)
+
+
+@given(st.lists(plain_claims, max_size=4))
+def test_plain_claims_are_read_together_as_one_by_one(claims: list[model.Claim]) -> None:
+    packed: list[bytes | None] = [model.encode(claim) for claim in claims]
+    found = [model.plain_mac(record) for record in packed if record is not None]
+    assert model.plain_macs(packed) == (None if None in found else found)
+    assert model.plain_macs([*packed, None]) is None
+
+
 @given(
     plain_claims,
     st.lists(st.tuples(st.integers(0, 60), st.integers(0, 255)), max_size=3),

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import count
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from crdt.chain import Chain
 from crdt.header import ChainId
 from crdt.lattice import Applied, Lattice
+from mesh.core import own
 from mesh.core.ops import MESH_SHARD, Delete, Put
 from mesh.core.own import OwnChains
 from mesh.core.persisting import load_header
@@ -105,7 +110,7 @@ def test_the_view_is_told_of_every_key_of_a_tail() -> None:
     later = Owner(owner.disk())
     later.meet(peer)
     later.put(b"b", b"2")
-    assert {key for _, key in later.own.take_touched()} == {b"a", b"b", b"c"}
+    assert [key for _, keys in later.own.take_touched() for key in keys] == [b"a", b"b", b"c"]
 
 
 def test_what_a_restored_owner_wrote_stands_after_its_next_start() -> None:
@@ -183,3 +188,30 @@ def test_what_a_tail_wrote_anew_is_read_before_the_later_epochs_older_entry() ->
     assert read(peer) == {b"a": b"tail", b"b": b"1", b"c": b"2"}
     owner.meet(peer)
     assert owner.read() == read(peer)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.binary(max_size=2)), max_size=12))
+def test_records_put_together_are_as_if_put_singly(
+    writes: list[tuple[int, bytes]],
+) -> None:
+    """Over one that is there, one that was deleted, and some that are new."""
+    records = {b"%d" % key: record for key, record in writes}
+    together, single = Owner(Lattice()), Owner(Lattice())
+    for owner in (together, single):
+        owner.put(b"0", b"first")
+        owner.put(b"1", b"second")
+        owner.delete(b"1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(own, "PUTS_TOGETHER", 1)
+        wrote = together.own.write_all([Put(ID.shard, *item) for item in records.items()])
+    one_by_one = [single.own.write(Put(ID.shard, *item)) for item in records.items()]
+    assert wrote == any(one_by_one)
+    assert together.own.take_touched() == single.own.take_touched()
+    held, expected = together.own.live(ID.shard), single.own.live(ID.shard)
+    assert held is not None and expected is not None
+    assert list(held.items()) == list(expected.items())
+    sealed, sealed_singly = (
+        [(s.persist.puts, s.persist.deletes) for s in owner.own.seal()]
+        for owner in (together, single)
+    )
+    assert sealed == sealed_singly

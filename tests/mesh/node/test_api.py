@@ -441,6 +441,34 @@ def test_schemas_name_what_is_wrong(
         check(SHAPE, {**good, field: value}, "body")
 
 
+@pytest.mark.parametrize(
+    ("entry", "named"),
+    [
+        ({"ip": "a"}, ""),
+        ({"ip": "abc", "mac": "m"}, ""),
+        ({"ip": "a", "labels": {"k": "v"}}, ""),
+        ({}, "[1]: ip is missing"),
+        ({"mac": "m"}, "[1]: ip is missing"),
+        ({"ip": ""}, "[1].ip"),
+        ({"ip": "abcd"}, "[1].ip"),
+        ({"ip": 1}, "[1].ip"),
+        ({"ip": "a", "mac": None}, "[1].mac"),
+        ({"ip": "a", "labels": {"k": 1}}, "[1].labels.k"),
+        ({"ip": "a", "other": "b"}, "[1]: 'other'"),
+        (["ip"], "[1]"),
+    ],
+)
+def test_entries_of_a_long_list_are_looked_at_as_any_other(entry: object, named: str) -> None:
+    optional = {"mac": text("", 3), "labels": mapping(text("", 3), "")}
+    shape = record({"all": array(record({"ip": text("", 3)}, optional), 9, "")})
+    entries = [{"ip": "b"}, entry, {"ip": "c"}]
+    if not named:
+        check(shape, {"all": entries}, "body")
+        return
+    with pytest.raises(BadInput, match=re.escape(f"all{named}")):
+        check(shape, {"all": entries}, "body")
+
+
 def test_a_missing_field_is_named(good: dict[str, object]) -> None:
     del good["count"]
     with pytest.raises(BadInput, match="count is missing"):
