@@ -64,6 +64,8 @@ class Verifying:
     whole: Delta
     index: Building
     next_ns: int
+    made: Plan | None = None
+    """the index, once it is done: to take the chain is a step of its own"""
     waiting: deque[wire.Part | wire.Done] = field(default_factory=deque)
     """what has come of the answer meanwhile"""
 
@@ -253,13 +255,13 @@ class Fetching:
         fetch.deadline_ns = now_ns + WANT_TIMEOUT_NS
         stage = fetch.stages[verifying.short]
         try:
-            made = verifying.index.step(VERIFY_KEYS)
-            if made is None:
+            if verifying.made is None:
+                verifying.made = verifying.index.step(VERIFY_KEYS)
                 return deque()
         except BucketOverflow as error:
             self._failed(peer, stage, verifying.short, f"delta: {error}")
         else:
-            self._conclude(peer, stage, verifying.short, verifying.whole, made, now_ns)
+            self._conclude(peer, stage, verifying.short, verifying.whole, verifying.made, now_ns)
         fetch.verifying = None
         fetch.stages.pop(verifying.short, None)
         return verifying.waiting
