@@ -180,6 +180,8 @@ class OwnChains:
             own.before = chain.epoch
             sealed.append(Sealed(persist, delta))
         self.dirty.clear()
+        if self.cloned:
+            self.give_up()
         return sealed
 
     def close(self) -> None:
@@ -191,8 +193,18 @@ class OwnChains:
 
     def release(self, shard: str) -> None:
         """Write the chain no more: another process has gone on from it."""
-        del self._open[shard]
+        self._open.pop(shard, None)
         self.dirty.discard(shard)
+
+    def give_up(self) -> None:
+        """Write nothing more. What another process has written as this node counts as well, so own
+        chains are read as everybody reads them; those with unsigned writes once these are signed.
+        """
+        self.cloned = True
+        for shard in self._open.keys() - self.dirty:
+            keys = self._lattice.keys(ChainId(self.node, shard))
+            self._touched.update((shard, key) for key in keys)
+            del self._open[shard]
 
     def _opened(self, shard: str) -> _Open:
         own = self._open.get(shard)
@@ -221,7 +233,6 @@ class OwnChains:
         if own is None or branch is own.chain or self.cloned:
             return True
         if all(cover.epoch != branch.epoch for cover in own.covers):
-            self.cloned = True
             return False
         self._take_up(own, branch)
         self.dirty.add(branch.id.shard)

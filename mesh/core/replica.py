@@ -601,12 +601,16 @@ class Replica:
     def met_clone(self, peer: NodeId) -> None:
         """A peer has proved that another process runs as this node: this one writes no more."""
         if not self._own.cloned:
-            self._own.cloned = True
+            self._give_up()
             self._effects.append(Alarm("node.cloned", {"node": self.node, "proved_by": peer}))
 
     def _alarm_clone(self, shard: str) -> None:
-        self._own.cloned = True
+        self._give_up()
         self._effects.append(Alarm("node.cloned", {"node": self.node, "shard": shard}))
+
+    def _give_up(self) -> None:
+        self._own.give_up()
+        self._note_own_changes()
 
     def _applied(self, peer: NodeId, delta: Delta, result: Applied, *, asked: bool) -> None:
         header = delta.header
@@ -748,6 +752,7 @@ class Replica:
         for sealed in self._own.seal():
             self._effects.append(sealed.persist)
             self._outbox[sealed.delta.header.signature] = (sealed.delta, set())
+        self._note_own_changes()
 
     def _note_own_changes(self) -> None:
         for shard, keys in self._own.take_touched():

@@ -267,6 +267,38 @@ def test_two_processes_of_one_node_are_noticed() -> None:
         put(mesh.replicas[0], b"again")
 
 
+@pytest.mark.parametrize("unsigned", [False, True])
+def test_who_has_met_its_clone_reads_what_everybody_reads(unsigned: bool) -> None:
+    """What another process of the node has written counts at the node itself, too."""
+    mesh = Wire(3)
+    mesh.link(0, 2)
+    for key in (b"shared", b"theirs"):
+        put(mesh.replicas[0], key, b"1")
+    mesh.run()
+    mesh.unlink(0, 2)
+    mesh.replicas[0] = this = mesh.make(0)  # its disk was lost, and nobody is there who knows
+    this._own._nonce = lambda size: b"\x77" * size
+    mesh.link(0, 1)
+    mesh.tick()
+    for key in (b"shared", b"mine"):
+        put(this, key, b"2")
+    mesh.run()
+    this.take_touched()
+    mesh.link(0, 2)
+    if unsigned:
+        put(this, b"unsigned", b"3")
+    mesh.tick()
+    mesh.link(1, 2)
+    mesh.tick()
+    assert this.cloned and len(mesh.digests()) == 1
+    keys = [b"shared", b"mine", b"theirs", *([b"unsigned"] if unsigned else [])]
+    for key in keys:
+        read = {replica.read(mesh.nodes[0], "mesh", key) for replica in mesh.replicas}
+        assert len(read) == 1 and None not in read, key
+    touched = {key for record in this.take_touched() for key in record.keys}
+    assert touched >= set(keys) - {b"mine"}
+
+
 def test_a_process_whose_writes_another_one_went_on_from_writes_no_more() -> None:
     """The other one was started when this one's writes were known: its epoch descends from this
     one's, which must not be taken for this one's own and written on."""

@@ -49,6 +49,39 @@ async def test_what_was_written_after_the_snapshot_comes_back_from_peers(tmp_pat
             assert not again.replica.cloned
 
 
+async def test_what_only_an_absent_peer_has_comes_back_with_it(tmp_path: Path) -> None:
+    first = found(new_node(tmp_path, "a1", "a"), "m")
+    async with running(first.config) as a:
+        second, third = [
+            await join(new_node(tmp_path, name, name[0]), await opened(a)) for name in ("b1", "c1")
+        ]
+        async with running(second.config) as b, running(third.config) as c:
+            await until(lambda: equal(a, b, c) and b.replica.writable)
+            await write_vpc(b)
+            await until(lambda: equal(a, b, c))
+            await save_now(b, tmp_path / "b1.weft")
+    async with running(second.config) as b, running(third.config) as c:
+        for number in range(5):
+            await until(lambda: b.replica.writable)
+            add = partial(b.writer.add_vpc, f"late{number}", 100 + number, ["10.0.0.0/16"])
+            await b.submit(partial(add, now_ns=1))
+        await until(lambda: equal(b, c) and len(c.view.vpcs) == 6)
+        await c.durable()
+    made = restore(tmp_path / "b1.weft", tmp_path / "again")
+    async with running(first.config) as a, running(made.config) as again:
+        await until(lambda: equal(a, again) and again.replica.writable)
+        await again.submit(lambda: again.writer.add_vpc("after", 99, ["10.0.0.0/16"], now_ns=2))
+        await until(lambda: equal(a, again) and len(a.view.vpcs) == 2)
+        async with running(third.config) as c:
+            # Another process of it may be at work behind a cut, for all it can know.
+            await until(lambda: equal(a, again, c) and len(a.view.vpcs) == 7)
+            assert again.replica.cloned and not c.transport.twins()
+    async with running(first.config) as a, running(made.config) as again:
+        await until(lambda: again.replica.writable)
+        await again.submit(lambda: again.writer.add_vpc("last", 98, ["10.0.0.0/16"], now_ns=2))
+        await until(lambda: equal(a, again) and len(a.view.vpcs) == 8)
+
+
 async def test_a_snapshot_does_not_stop_the_node_and_replaces_no_file(tmp_path: Path) -> None:
     made = found(new_node(tmp_path, "a1", "a"), "m")
     async with running(made.config) as a:

@@ -106,6 +106,9 @@ async def test_a_full_disk_stops_writes_and_nothing_else(tmp_path: Path, small_d
         del held
         async with running(second.config) as b:
             await until(lambda: equal(a, b))
+    async with running(second.config) as b:  # nobody else is there any more
+        await until(lambda: {"10.0.1.5", "10.0.1.6"} <= forwarded(b))
+        assert not b.transport.peers()
 
 
 def damage(path: Path, start_page: int) -> None:
