@@ -202,8 +202,7 @@ class OwnChains:
         """
         self.cloned = True
         for shard in self._open.keys() - self.dirty:
-            keys = self._lattice.keys(ChainId(self.node, shard))
-            self._touched.update((shard, key) for key in keys)
+            self._touch(shard, self._lattice.keys(ChainId(self.node, shard)))
             del self._open[shard]
 
     def _opened(self, shard: str) -> _Open:
