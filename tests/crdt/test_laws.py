@@ -140,6 +140,7 @@ def test_delta_join_equals_state_join(
         assert lattice.prove() == []
         assert content(lattice) == content(source) == content(lattice_of(states[-1]))
         assert lattice.digest("mesh") == source.digest("mesh")
+        assert lattice.total == sum(map(lattice.sum_of, lattice.shards()))
 
 
 @given(flushes)

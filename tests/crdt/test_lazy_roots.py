@@ -126,7 +126,9 @@ def test_a_root_that_flushes_do_not_lead_to_costs_its_author_the_branch() -> Non
     assert lattice.prove() == [Disproof(ID, Epoch(1, b"e" * 8), (b"a", b"b", b"c"))]
     assert lattice.prove() == []
     assert list(lattice.chains()) == [other]
+    assert {*lattice.writers()} == {other.node}
     assert lattice.digest("mesh") == empty_digest
+    assert lattice.total == lattice.sum_of("mesh") == int.from_bytes(empty_digest, "big")
     again = lattice.apply(author.snapshot())
     assert isinstance(again, Applied), "the honest state of the chain is taken up again"
 

@@ -182,3 +182,17 @@ def test_a_bug_is_found(
             print(f"{bug.__name__}: found in {seed + 1} of {SEEDS_MAX} seeds")
             return
     raise AssertionError(f"not found in {SEEDS_MAX} seeds")
+
+
+def test_views_that_are_not_read_whole_are_compared_by_what_is_read(
+    tight_bounds: None, monkeypatch: Patch, churn: Scenario
+) -> None:
+    """As in runs with so many endpoints that reading them at each node would take most of it."""
+    monkeypatch.setattr("sim.core.resting.CLAIMS_READ_MAX", 0)
+    assert run(churn, 0, chance_of(0)).ok
+    view_not_told_of_deletes(monkeypatch)
+    for seed in range(SEEDS_MAX):
+        checks = {violation.check for violation in run(churn, seed, chance_of(seed)).violations}
+        if "views are equal" in checks:
+            return
+    raise AssertionError(f"not found in {SEEDS_MAX} seeds")
