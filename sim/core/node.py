@@ -239,6 +239,8 @@ class Process:
         """when what is gathered is passed on"""
         self._hurries = False
         """whether a user waits for what it holds to be stored"""
+        self._turn_due = False
+        """whether what users have asked for at this instant is about to be carried out"""
         self._spool = Spool(identity.node, lattice, roster)
         self.store_fails = False
         """Its last transaction was refused: users' writes are, until it takes one again."""
@@ -298,12 +300,15 @@ class Process:
             return False
         self._world.probe.wrote(self.identity.index, ops)
         self._hurries = True
-        self.absorb()
+        self._read()
+        if not self._turn_due:
+            self._turn_due = True
+            self._world.clock.after(0, self._take_turn)
         return True
 
     def at_rest(self, far_ns: int) -> bool:
         """Whether it takes writes, has stored all, and housekeeping has nothing soon to do."""
-        if self._busy or self.replica.has_news or self.store_fails or not self.replica.writable:
+        if not self.settled or not self.replica.writable:
             return False
         if not self.sees:
             return self.registered
@@ -401,6 +406,7 @@ class Process:
         replica = self.replica
         return (
             not self._busy
+            and not self._turn_due
             and not self.replica.has_news
             and not self.store_fails
             and (replica.writable or replica.cloned or replica.retired or replica.ousted)
@@ -471,6 +477,12 @@ class Process:
             self._carry_out()
         self._arm()
 
+    def _take_turn(self) -> None:
+        """All that came at one instant goes together, as in a turn of the node's loop."""
+        self._turn_due = False
+        if self._alive:
+            self.absorb()
+
     def _gathers(self) -> bool:
         """In a busy mesh, let more come to be passed on together, as the node's loop does. Whoever
         waits for a write to be stored, or a peer for an answer, does not wait for this."""
@@ -499,11 +511,14 @@ class Process:
             self.view.update(touched)
             self._have_house_kept()
         self._follow()
-        if self.forwarding.update():
+
+    def _lay_rows(self) -> None:
+        if self.sees and self.forwarding.update():
             self._machine.dataplane.apply(self.forwarding.take_delta())
 
     def _carry_out(self) -> None:
-        """One batch of effects; the next one once the store has this one, or has failed."""
+        """Rows, and one batch of effects; the next one once the store has this one, or has
+        failed."""
         self._busy = True
         self._hurries = False
         while effects := self.replica.drain():
@@ -511,8 +526,10 @@ class Process:
             self._world.probe.drained(self.identity.index, effects, self.replica.lattice)
             self._digests = None
             if self._give(effects):
-                return
-        self._busy = False
+                break
+        else:
+            self._busy = False
+        self._lay_rows()
 
     def _give(self, effects: Sequence[Effect]) -> bool:
         """Give the store its part of a batch, or carry the batch out if it has none; whether the
