@@ -233,7 +233,7 @@ class Story:
         rows = 0
         for machine in self._machines:
             assert machine.process is not None
-            tables = machine.process.forwarding.tables()
+            tables = machine.process.tables()
             report = machine.dataplane.audit(tables)
             expect(report.clean, f"{machine.identity.name}: {report}")
             rows += len(tables.endpoints) + len(tables.subnets) + len(tables.gateways)

@@ -314,6 +314,10 @@ def decode(key: keys.Key, data: bytes) -> Record:
         UnknownRecord: of a version that this one must not read.
         InvalidRecord: anything else.
     """
+    return _decode(key, data) if len(data) > COMMON_BYTES_MAX else _common(key, data)
+
+
+def _decode(key: keys.Key, data: bytes) -> Record:
     fields = fields_of(data)
     match key:
         case keys.EndpointKey():
@@ -332,6 +336,11 @@ def decode(key: keys.Key, data: bytes) -> Record:
             return Interest(_hlc(fields, 1))
         case _:  # a binding
             return Binding(_hlc(fields, 1), _int(fields, 2, 1, validate.VNI_MAX))
+
+
+_common = lru_cache(maxsize=4096, typed=True)(_decode)
+"""What is looked at is looked at again. By the key's type, too: as tuples, keys of two kinds may be
+equal."""
 
 
 def decode_claim(data: bytes) -> Claim:

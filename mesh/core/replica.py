@@ -148,6 +148,11 @@ class Replica:
         )
 
     @property
+    def opening(self) -> bool:
+        """Whether peers are still to tell what they hold of own chains."""
+        return self._opens_at_ns is not None
+
+    @property
     def retired(self) -> bool:
         """Whether this node is known here to be retired or forgotten."""
         return self.roster.active(self.node) is None

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import sha256
 
 from crdt.chain import Chain
 from crdt.header import NO_ROOT, ChainId, Epoch, Header
@@ -82,7 +81,7 @@ class StepChecks:
         self._violations = violations
         self._incompatible = incompatible
         self._roots: dict[tuple[ChainId, Epoch, int], bytes] = {}
-        self._contents: dict[tuple[ChainId, Epoch, int], tuple[bytes, Chain, int]] = {}
+        self._contents: dict[tuple[ChainId, Epoch, int], tuple[int, Chain, int]] = {}
         """the hash of a state, and where it was first seen"""
         self._begun: tuple[Lattice, dict[tuple[ChainId, Epoch], int]] | None = None
         self._heads: dict[int, dict[tuple[ChainId, Epoch], int]] = {}
@@ -238,9 +237,6 @@ def _heads_of(lattice: Lattice) -> dict[tuple[ChainId, Epoch], int]:
     }
 
 
-def content_hash(chain: Chain) -> bytes:
-    """A hash over the entries, made without the chain's own index."""
-    whole = sha256()
-    for key, entry in sorted(chain.live.items()):
-        whole.update(b"%d %d;" % (len(key), len(entry)) + key + entry)
-    return whole.digest()
+def content_hash(chain: Chain) -> int:
+    """A hash over the entries, made without the chain's own index. Of this process only."""
+    return hash(frozenset(chain.live.items()))

@@ -18,7 +18,7 @@ to members at random, and whoever was a neighbour once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, Protocol, TypeAlias
@@ -149,6 +149,8 @@ class Network:
         self._slow: dict[Pair, float] = {}
         self._ends: dict[Pair, int] = {}
         """(node, peer) -> the session that the node has with the peer"""
+        self._links_now: tuple[Pair, ...] | None = None
+        """`links`, until `_ends` changes"""
         self._sessions = 0
         self._dialling: dict[Pair, int] = {}
         self._dials = 0
@@ -195,11 +197,14 @@ class Network:
         """With whom the node has a session, as far as it knows."""
         return sorted(self._links.get(node, ()))
 
-    def links(self) -> Iterator[Pair]:
+    def links(self) -> tuple[Pair, ...]:
         """(a, b), a < b, of every session that both ends have."""
-        for (a, b), session in self._ends.items():
-            if a < b and self._ends.get((b, a)) == session:
-                yield a, b
+        if self._links_now is None:
+            ends = self._ends
+            self._links_now = tuple(
+                (a, b) for (a, b), session in ends.items() if a < b and ends.get((b, a)) == session
+            )
+        return self._links_now
 
     def passes(self, sender: int, receiver: int) -> bool:
         """Whether a packet gets through, whatever the nodes' processes do."""
@@ -207,6 +212,7 @@ class Network:
 
     def _close(self, node: int, peer: int) -> int:
         self._links[node].discard(peer)
+        self._links_now = None
         return self._ends.pop((node, peer))
 
     def _direction(self, sender: int, receiver: int) -> _Direction:
@@ -327,12 +333,12 @@ class Network:
         """Nothing was carried for `ns` but what each end of every link sends once a period: that,
         in bytes by node."""
         idle: dict[int, int] = {}
-        for a, b in self.links():
-            for node in (a, b):
-                idle[node] = idle.get(node, 0) + frame_bytes * ns // period_ns
         sent = self.carried.bytes_by_node
-        for node, size_bytes in idle.items():
-            sent[node] = sent.get(node, 0) + size_bytes
+        each_bytes = frame_bytes * ns // period_ns
+        for node, peers in self._links.items():
+            if peers:
+                idle[node] = each_bytes * len(peers)
+                sent[node] = sent.get(node, 0) + idle[node]
         return idle
 
     def _travel_ns(self, sender: int, receiver: int, direction: _Direction) -> int:
@@ -480,6 +486,7 @@ class Network:
         for a, b in ((peer, node), (node, peer)):
             had = (a, b) in self._ends
             self._ends[a, b] = self._sessions
+            self._links_now = None
             self._links[a].add(b)
             if had:
                 self._ports[a].link_down(b)

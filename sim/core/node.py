@@ -15,6 +15,7 @@ from functools import lru_cache, partial
 from typing import Literal, Protocol, TypeAlias
 
 from crdt.lattice import Lattice
+from dataplane.fib.rows import Tables
 from dataplane.memory import MemoryBackend
 from mesh.core import keys, wire
 from mesh.core.clock import HybridClock
@@ -142,8 +143,7 @@ class Machine:
         self.disk = disk
         self.skew_ns = skew_ns
         """its wall clock ahead of the true time"""
-        self.dataplane = MemoryBackend(now_ns=lambda: world.clock.now_ns)
-        """outlives the process, as pinned maps do"""
+        self._dataplane = MemoryBackend(now_ns=lambda: world.clock.now_ns)
         self.attachments: dict[str, tuple[str, str, str]] = {}
         """ifname -> (VPC id, IP, MAC), as the store keeps them"""
         self.process: Process | None = None
@@ -163,11 +163,18 @@ class Machine:
             return False
         self.starts += 1
         self._world.nodes[self.identity.index] = self.identity.node
-        self.process = Process(self, self._world, roster)
+        self.process = Process(self, self._world, roster, self._dataplane)
         self._world.probe.started(self.identity.index, self.process.replica.lattice)
         self._world.network.start(self.identity.index, self.process)
         self.process.begin()
         return True
+
+    @property
+    def dataplane(self) -> MemoryBackend:
+        """Outlives the process, as pinned maps do."""
+        if self.process is not None:
+            self.process.lay_rows()
+        return self._dataplane
 
     @property
     def copies(self) -> int:
@@ -193,10 +200,13 @@ class Machine:
 class Process:
     """One life of a node. It is the network's port of the node."""
 
-    def __init__(self, machine: Machine, world: World, roster: Roster) -> None:
+    def __init__(
+        self, machine: Machine, world: World, roster: Roster, dataplane: MemoryBackend
+    ) -> None:
         identity = machine.identity
         self.identity = identity
         self._machine = machine
+        self._dataplane = dataplane
         self._world = world
         chance = world.chance_of(f"node/{identity.index}/{machine.starts}")
         self._chance = chance
@@ -274,7 +284,7 @@ class Process:
         self._follow()
         self.forwarding.update()
         self.forwarding.forget_delta()
-        self._machine.dataplane.replace(self.forwarding.tables())
+        self._dataplane.replace(self.forwarding.tables())
 
     # ---- what users ask ----
 
@@ -404,13 +414,9 @@ class Process:
     def settled(self) -> bool:
         """Whether it waits for nothing but time: no batch is under way, its start is over."""
         replica = self.replica
-        return (
-            not self._busy
-            and not self._turn_due
-            and not self.replica.has_news
-            and not self.store_fails
-            and (replica.writable or replica.cloned or replica.retired or replica.ousted)
-        )
+        if self._busy or self._turn_due or self.store_fails or replica.has_news:
+            return False
+        return not replica.opening or replica.cloned or replica.retired or replica.ousted
 
     # ---- what the network brings ----
 
@@ -471,7 +477,7 @@ class Process:
     # ---- effects ----
 
     def absorb(self) -> None:
-        """Bring view and rows up to the replica, carry out what it wants, set the timers."""
+        """Bring the view up to the replica, carry out what it wants, set the timers."""
         self._read()
         if not self._busy and not self._gathers():
             self._carry_out()
@@ -512,13 +518,19 @@ class Process:
             self._have_house_kept()
         self._follow()
 
-    def _lay_rows(self) -> None:
+    def lay_rows(self) -> None:
+        """Bring rows and data plane up to the view. A real node does at every turn; nothing in a
+        run hangs on them but packets, and whoever sends one or ends the process asks for it."""
         if self.sees and self.forwarding.update():
-            self._machine.dataplane.apply(self.forwarding.take_delta())
+            self._dataplane.apply(self.forwarding.take_delta())
+
+    def tables(self) -> Tables:
+        """All rows, of the view as it is."""
+        self.lay_rows()
+        return self.forwarding.tables()
 
     def _carry_out(self) -> None:
-        """Rows, and one batch of effects; the next one once the store has this one, or has
-        failed."""
+        """One batch of effects; the next one once the store has this one, or has failed."""
         self._busy = True
         self._hurries = False
         while effects := self.replica.drain():
@@ -529,7 +541,6 @@ class Process:
                 break
         else:
             self._busy = False
-        self._lay_rows()
 
     def _give(self, effects: Sequence[Effect]) -> bool:
         """Give the store its part of a batch, or carry the batch out if it has none; whether the
@@ -622,6 +633,7 @@ class Process:
     def kill(self) -> None:
         """The process ends now. Of the batch under way, all or nothing reaches the disk."""
         self._alive = False
+        self.lay_rows()
         chance = self._world.chance_of(f"kill/{self.identity.index}/{self._machine.starts}")
         stores = chance.random() < 0.5
         if self._unsent is not None and stores:
@@ -661,6 +673,7 @@ class Process:
         if not self._alive or self._house_ns != at_ns:
             return
         self._house_ns = None
+        self.lay_rows()
         if self.replica.writable:
             if not (self._busy or self.store_fails):
                 self._machine.disk.hears_first = False  # what peers have told is stored

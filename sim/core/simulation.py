@@ -171,7 +171,7 @@ class Simulation:
         self._tidy = TidyChecks(self.violations, clocks_go=not _steps_clocks(scenario))
         self._keys = KeyChecks(self.violations)
         self._entitlement = EntitlementChecks(self.violations)
-        self._rest = RestChecks(self.violations)
+        self._rest = RestChecks(self.violations, chance_of("rest"))
         self._chance = chance_of("simulation")
         self.users = Users(
             scenario.workload, self.machines, self.clock, chance_of("users"), scenario.views
@@ -496,9 +496,13 @@ class Simulation:
         if self.network.refusals_lapse:
             return False
         processes = [machine.process for machine in self.machines]
-        if not all(process is None or process.settled for process in processes):
-            return False
+        for process in processes:
+            if process is not None and not process.settled:
+                return False
+        digests = [None if process is None else process.digests() for process in processes]
         for a, b in self.network.links():
+            if digests[a] == digests[b]:
+                continue
             one, other = processes[a], processes[b]
             if one is not None and other is not None and one.differ_from(other):
                 return False
@@ -506,15 +510,19 @@ class Simulation:
 
     def _equal(self) -> bool:
         """Whether all hold the same."""
+        processes = [machine.process for machine in self._members()]
+        running = [process for process in processes if process is not None]
+        if len(running) < len(processes):
+            return False
+        digests = [process.digests() for process in running]
+        if not digests or digests.count(digests[0]) == len(digests):
+            return True
         by_shard: dict[str, set[bytes]] = {}
-        shards = {s for m in self._members() if m.process for s in m.process.digests()}
-        for machine in self._members():
-            if machine.process is None:
-                return False
-            digests = machine.process.digests()
+        shards = {shard for found in digests for shard in found}
+        for process, found in zip(running, digests, strict=True):
             for shard in shards:
-                if shard == "roster" or machine.process.replica.keeps(shard):
-                    by_shard.setdefault(shard, set()).add(digests.get(shard, b""))
+                if shard == "roster" or process.replica.keeps(shard):
+                    by_shard.setdefault(shard, set()).add(found.get(shard, b""))
         return all(len(found) == 1 for found in by_shard.values())
 
     def _quiet(self) -> bool:

@@ -291,7 +291,8 @@ class Catalog:
             self._names[new.name].add(vpc)
             self._vnis[new.vni].add(vpc)
             marks.vnis.add(new.vni)
-        marks.layouts.add(vpc)
+        if old is None or new is None or old.cidrs != new.cidrs:
+            marks.layouts.add(vpc)
         if owner_changed:
             marks.subnets.update((vpc, subnet) for subnet in self._subnet_records.get(vpc, ()))
             marks.addrs.update((vpc, addr) for addr in self._evictions.addrs(vpc))

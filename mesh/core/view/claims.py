@@ -12,7 +12,7 @@ conflict: neither knew of the other, or one has forked.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from itertools import chain
 from typing import NamedTuple
 
@@ -32,6 +32,8 @@ from mesh.core.view.layout import claimable_span
 from mesh.core.view.owners import OwnerIndex
 from mesh.core.view.types import Endpoint, EndpointState
 
+SHOWN_MAX = 4096
+"""Keys whose claims are kept as they were read: 2 MB."""
 RULE_ONLY = "only claim"
 RULE_SITE = "one claim with several writers of its site"
 RULE_MOBILITY = "higher mobility"
@@ -84,12 +86,16 @@ class ClaimTable:
         self._catalog = catalog
         self._records = records
         self._contested: dict[str, set[bytes]] = {}
+        self._shown: dict[str, dict[bytes, tuple[Endpoint, ...]]] = {}
+        """What readers were told of these keys, and will be until one of them is touched."""
+        self._shown_left = SHOWN_MAX
 
     # --- deciding ----------------------------------------------------------------------------
 
-    def judge(self, vpc: str, touched: Iterable[bytes]) -> bool:
+    def judge(self, vpc: str, touched: Set[bytes]) -> bool:
         """Decide anew which of these keys are contested; whether any is, or was until now. Only
         keys with several owners, and those that had them, are looked at."""
+        self._forget_shown(vpc, touched)
         contested, shared = self._contested.get(vpc), self.owners.shared(vpc)
         if not shared and not contested:
             return False
@@ -261,7 +267,28 @@ class ClaimTable:
         return Contest(tuple(top), _won(best, rival), max(best.hlc, rival.hlc))
 
     def endpoints(self, vpc: str, key: bytes) -> tuple[Endpoint, ...]:
-        """The claims that count as readers see them, best first."""
+        """The claims that count as readers see them, best first. Several ask for what has just
+        changed, and users for the same again: the last ones read are kept."""
+        shown = self._shown.setdefault(vpc, {})
+        found = shown.get(key)
+        if found is None:
+            if not self._shown_left:
+                self._shown, self._shown_left = {vpc: {}}, SHOWN_MAX
+                shown = self._shown[vpc]
+            self._shown_left -= 1
+            found = shown[key] = self._endpoints(vpc, key)
+        return found
+
+    def _forget_shown(self, vpc: str, touched: Set[bytes]) -> None:
+        shown = self._shown.get(vpc)
+        if shown:
+            for key in shown.keys() & touched:
+                del shown[key]
+                self._shown_left += 1
+            if not shown:
+                del self._shown[vpc]
+
+    def _endpoints(self, vpc: str, key: bytes) -> tuple[Endpoint, ...]:
         ranked = self.ranked(vpc, key)
         if not ranked:
             return ()

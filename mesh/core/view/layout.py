@@ -18,6 +18,8 @@ from mesh.core.view.types import Subnet
 Span: TypeAlias = tuple[bytes, bytes]
 """First and last address of a network."""
 
+AFTER_ALL = b"\xff" * 17
+"""Greater than any address."""
 EVERYTHING: tuple[Span, ...] = ((b"\0" * 4, b"\xff" * 4), (b"\0" * 16, b"\xff" * 16))
 
 
@@ -84,12 +86,13 @@ class Layout:
             self.subnets[subnet.id] = replace(subnet, state="overlap")
         else:
             insort(self._spans[len(first)], (first, last, subnet.id))
-            self.subnets[subnet.id] = replace(subnet, state="active")
+            active = subnet.state == "active"
+            self.subnets[subnet.id] = subnet if active else replace(subnet, state="active")
 
     def _meeting(self, first: bytes, last: bytes) -> str | None:
         """The active subnet with the highest addresses among those that meet [first, last]."""
         spans = self._spans[len(first)]
-        index = bisect_right(spans, last, key=lambda entry: entry[0])
+        index = bisect_right(spans, (last, AFTER_ALL, ""))  # all that begin up to `last`
         if index == 0 or spans[index - 1][1] < first:
             return None
         return spans[index - 1][2]

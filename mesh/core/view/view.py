@@ -215,7 +215,7 @@ class View:
                 for found in self.table.owners.within(vpc, spans):
                     delta.touch(vpc, found)
         for vpc, touched in delta.endpoints.items():
-            delta.conflicts |= self.table.judge(vpc, touched)
+            delta.conflicts |= self.table.judge(vpc, touched.keys())
         for reader in self._readers:
             reader.add(delta)
 

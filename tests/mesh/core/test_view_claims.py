@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Set
 
 import pytest
 
@@ -308,7 +308,7 @@ def test_a_change_of_one_endpoint_judges_one_address(monkeypatch: pytest.MonkeyP
     judged: list[bytes] = []
     judge = claims.ClaimTable.judge
 
-    def counting(table: claims.ClaimTable, vpc: str, touched: Iterable[bytes]) -> bool:
+    def counting(table: claims.ClaimTable, vpc: str, touched: Set[bytes]) -> bool:
         judged.extend(touched)
         return judge(table, vpc, touched)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Set
 from typing import Any
 
 import pytest
@@ -125,7 +125,7 @@ class Count:
         self.done: Counter[str] = Counter()
         judge = claims.ClaimTable.judge
 
-        def judging(table: claims.ClaimTable, vpc: str, touched: Iterable[bytes]) -> bool:
+        def judging(table: claims.ClaimTable, vpc: str, touched: Set[bytes]) -> bool:
             self.done["judged"] += len(list(touched))
             return judge(table, vpc, touched)
 
