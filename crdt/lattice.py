@@ -113,6 +113,10 @@ class Lattice:
     def branch(self, id: ChainId, epoch: Epoch) -> Chain | None:
         return self._branches.get(id, _NO_BRANCHES).get(epoch)
 
+    def is_branched(self, id: ChainId) -> bool:
+        """Whether the chain is held in several epochs."""
+        return len(self._branches.get(id, _NO_BRANCHES)) > 1
+
     def chains_of(self, node: bytes) -> int:
         """How many chains of `node` are held."""
         return self._chains_of[node]

@@ -260,7 +260,8 @@ def _claim_of(spec: EndpointSpec, place: _Place) -> Claim:
 
 
 def _same(a: Claim, b: Claim) -> bool:
-    return replace(a, mobility=0, hlc=0) == replace(b, mobility=0, hlc=0)
+    """Whether both say the same but for mobility and stamp."""
+    return (a.mac, a.name, a.host, a.labels) == (b.mac, b.name, b.host, b.labels)
 
 
 def _shown(claim: Claim) -> str:

@@ -190,7 +190,7 @@ class DerivedMacs:
 
 def same_value(a: Register, b: Register) -> bool:
     """Whether two revisions say the same, whoever wrote them and when."""
-    return replace(a, revision=0, hlc=0) == replace(b, revision=0, hlc=0)
+    return a == replace(b, revision=a.revision, hlc=a.hlc)
 
 
 # --- packing ---------------------------------------------------------------------------------
