@@ -46,6 +46,7 @@ NODES_MAX = 1000
 """What a run of minutes on one machine can carry."""
 RATE_MAX = 1000.0
 WRITES_MAX = 1_000_000
+FRAMES_MAX = 100_000_000
 EVENTS_MAX = 10_000
 CHURN_MAX = 50
 """Nodes that come or go by chance."""
@@ -131,7 +132,9 @@ class Workload:
     rate_per_s: float = 2.0
     writes: int = 0
     """0: requests come at `rate_per_s`. Else they are spread over the run until so many writes have
-    been taken, those of the beginning among them"""
+    been taken, those of the beginning among them; what is refused then is made up for after it"""
+    frames: int = 0
+    """with `writes`: users go on, one write at a time, until nodes have sent so many frames"""
     burst: int = 1
     """requests that a user makes at once"""
     mix: Mapping[OpKind, float] = field(default_factory=lambda: dict(MIX))
@@ -519,6 +522,7 @@ def _workload(table: Table, laid_out: tuple[LaidOut, ...]) -> Workload:
         addresses=table.whole("addresses", 6, low=1, high=200),
         rate_per_s=table.number("rate_per_s", 2.0, low=0.0, high=RATE_MAX),
         writes=table.whole("writes", 0, low=0, high=WRITES_MAX),
+        frames=table.whole("frames", 0, low=0, high=FRAMES_MAX),
         burst=table.whole("burst", 1, low=1, high=100),
         mix=mix,
         laid_out=laid_out,

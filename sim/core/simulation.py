@@ -174,7 +174,12 @@ class Simulation:
         self._rest = RestChecks(self.violations, chance_of("rest"))
         self._chance = chance_of("simulation")
         self.users = Users(
-            scenario.workload, self.machines, self.clock, chance_of("users"), scenario.views
+            scenario.workload,
+            self.machines,
+            self.clock,
+            chance_of("users"),
+            scenario.views,
+            lambda: self.network.carried.frames,
         )
         if scenario.converged:
             self._begin_converged(identities[:members], statements, world.signatures)
@@ -477,7 +482,7 @@ class Simulation:
         while not self.violations.full:
             if self.clock.now_ns >= look_ns:
                 look_ns = self.clock.now_ns + self._look_ns
-                if self._equal() and self._quiet():
+                if not self.users.at_work and self._equal() and self._quiet():
                     return True
             if not self.clock.step(until_ns):
                 return self._equal() and self._quiet()

@@ -32,6 +32,8 @@ REFUSALS_MAX = 4
 IDLE_TRIES_MAX = 4
 """Most kinds of requests need something that is there; who is to write tries so many a write."""
 AGAIN_NS = 2 * SECOND_NS
+MORE_NS = SECOND_NS // 4
+"""On average between what is written after the run's time, or for the sake of frames."""
 SETUP_RETRY_NS = SECOND_NS // 4
 LOOKS_MAX = 4
 """Records that are looked at for one that serves: most do."""
@@ -51,8 +53,10 @@ class Users:
         clock: Clock,
         chance: Chance,
         views: int,
+        carried: Callable[[], int],
     ) -> None:
-        """`views`: so many of the machines, the first, keep views."""
+        """`views`: so many of the machines, the first, keep views. `carried`: how many frames the
+        network was given until now."""
         self.asked = 0
         self.refused = 0
         self.heard: Callable[[Process, Callable[..., Sequence[Op]]], None] = _unheard
@@ -68,6 +72,7 @@ class Users:
         self.layout = Layout(workload, self._sites)
         self._clock = clock
         self._chance = chance
+        self._carried = carried
         self._until_ns = 0
         self._turns_left = 0
         self._ready = 0
@@ -178,20 +183,27 @@ class Users:
         """Requests that were taken."""
         return self.asked - self.refused
 
+    @property
+    def at_work(self) -> bool:
+        """Whether users who are to make so many writes, and see so many frames sent, go on."""
+        workload = self._workload
+        short = self.writes < workload.writes or self._carried() < workload.frames
+        return short and self._turns_left > 0
+
     def _schedule(self) -> None:
         if self._workload.writes:
-            left = self._workload.writes - self.writes
             self._turns_left -= 1
-            if left <= 0 or not self._turns_left:
+            if not self.at_work:
                 return
-            turns = -(-left // self._workload.burst)
-            mean_ns = (self._until_ns - self._clock.now_ns) / (turns + 1)
+            turns = -(-(self._workload.writes - self.writes) // self._workload.burst)
+            left_ns = self._until_ns - self._clock.now_ns
+            mean_ns = left_ns / (turns + 1) if turns > 0 and left_ns > 0 else MORE_NS
         else:
             mean_ns = SECOND_NS / self._workload.rate_per_s
         self._clock.after(int(mean_ns * 2 * self._chance.random()), self._next)
 
     def _next(self) -> None:
-        if self._clock.now_ns >= self._until_ns:
+        if self._clock.now_ns >= self._until_ns and not self._workload.writes:
             return
         machine = pick(self._chance, self._asking)
         if self._workload.writes:
@@ -210,7 +222,8 @@ class Users:
 
     def _write_at(self, machine: Machine) -> None:
         """Requests until a burst of them was taken. Who only is refused comes back later."""
-        burst, before, refused = self._workload.burst, self.writes, self.refused
+        before, refused = self.writes, self.refused
+        burst = self._workload.burst if before < self._workload.writes else 1
         for _ in range(IDLE_TRIES_MAX * burst if machine.process is not None else 0):
             taken = self.writes
             self._request(machine)

@@ -101,6 +101,18 @@ def test_what_was_found_once_holds(name: str, seed: int) -> None:
     assert result.ok, result.violations
 
 
+def test_users_go_on_until_so_many_frames_were_sent() -> None:
+    """Also when all is healed, before the mesh is taken to be at rest."""
+    workload = {"vpcs": 1, "endpoints": 0, "writes": 20, "burst": 20}
+    table = {"duration_s": 3, "sites": 3, "workload": workload}
+    cut = {**table, "event": [{"at_s": 0.0, "cut": [["a"], ["b"], ["c"]]}]}
+    (few,) = hold(parse(cut), 1)
+    assert few.frames < 150
+    (many,) = hold(parse({**cut, "workload": {**workload, "frames": 500}}), 1)
+    assert 500 <= many.frames < 600
+    assert many.writes > few.writes
+
+
 def test_a_seed_is_a_run_and_another_seed_another(churn: Scenario) -> None:
     first, again, other = (run(churn, seed, chance_of(seed)) for seed in (7, 7, 8))
     assert first == again
