@@ -1,9 +1,9 @@
 """One simulated node: the real replica, view, writer and forwarding over a modelled disk.
 
 `Process` does what `mesh/node/node.py` does with a real loop, in the same order: what happens goes
-to the replica, its changes to the view and the rows at once; effects are carried out one batch at a
-time, the store's part in one transaction before any send. A crash loses the batch under way, or
-only what it would have sent.
+to the replica, its changes to the view at once; effects are carried out one batch at a time, the
+store's part in one transaction before any send. Only the rows wait until they are looked at, or for
+the housekeeping. A crash loses the batch under way, or only what it would have sent.
 """
 
 from __future__ import annotations
@@ -519,8 +519,8 @@ class Process:
         self._follow()
 
     def lay_rows(self) -> None:
-        """Bring rows and data plane up to the view. A real node does at every turn; nothing in a
-        run hangs on them but packets, and whoever sends one or ends the process asks for it."""
+        """Bring rows and data plane up to the view. A real node does at every turn; in a run only
+        packets hang on them, and whoever sends one, or ends the process, calls this."""
         if self.sees and self.forwarding.update():
             self._dataplane.apply(self.forwarding.take_delta())
 

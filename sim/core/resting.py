@@ -1,8 +1,8 @@
 """What must hold when all is healed and quiet, of the machines that still count:
 
 - digests of every shard, and the readings of all views, are equal; a view read anew in another
-  order is the same, and so is the reference's; the rows are what a compiler makes of it from
-  nothing; the data plane has them;
+  order is the same, and so is the reference's; the data plane has the rows, and these
+  are what a compiler makes of the view from nothing (at COMPILED_MAX nodes);
 - the disk holds what the memory holds, and that is what its writers signed;
 - everybody knows the key that each node has;
 - every conflict has two live claims.
