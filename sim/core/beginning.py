@@ -21,10 +21,10 @@ from mesh.core.writer import Writer
 from sim.core.chance import Chance
 from sim.core.disk import Disk
 from sim.core.layout import VNI_FIRST, Layout
-from sim.core.node import WALL_START_NS, Identity
 from sim.core.scenario import STRETCHED
 from sim.core.shared import SharedDisk, Steps
 from sim.core.signing import Signatures
+from sim.core.world import WALL_START_NS, Identity
 
 
 class Beginning:

@@ -13,9 +13,9 @@ from mesh.core.roster import Roster
 from mesh.core.statements import found_mesh
 from sim.core.clock import SECOND_NS
 from sim.core.events import Clone
-from sim.core.node import Identity
 from sim.core.scenario import Scenario
 from sim.core.signing import Ed25519, KeyedHashes, Signatures
+from sim.core.world import Identity
 
 
 def identities_of(scenario: Scenario) -> list[Identity]:

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, TypeAlias
 
-from crdt.lattice import Lattice
 from dataplane.fib.rows import Tables
 from dataplane.memory import MemoryBackend
-from mesh.core import keys, wire
+from mesh.core import keys
 from mesh.core.clock import HybridClock
 from mesh.core.effects import (
     DropPeer,
@@ -38,15 +36,12 @@ from mesh.core.roster import Roster
 from mesh.core.spool import RETRY_NS, Spool
 from mesh.core.view import View
 from mesh.core.writer import Writer
-from sim.core.chance import ChanceOf
-from sim.core.clock import MS_NS, SECOND_NS, Clock
+from sim.core.clock import MS_NS, SECOND_NS
 from sim.core.disk import Disk, TornError
-from sim.core.network import Network
 from sim.core.releases import codec_of, note
-from sim.core.signing import Signatures, public_key
+from sim.core.signing import public_key
+from sim.core.world import WALL_START_NS, Identity, Shown, World
 
-WALL_START_NS = 1_767_225_600 * SECOND_NS
-"""Wall-clock time at the start of every run: 2026-01-01, so that runs do not depend on today."""
 STORE_NS = MS_NS
 """One transaction: 0.3 ms measured on an SSD, more on what edge sites have."""
 HOUSEKEEPING_NS = SECOND_NS
@@ -55,79 +50,10 @@ MISBEHAVED_BACKOFF_NS = 30 * SECOND_NS
 ROSTERS_SHARED = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Who a node is. `index` is its number in the run and in the network."""
-
-    index: int
-    name: str
-    site: str
-    seed: bytes
-    """of its first key, as is `key`"""
-    key: bytes
-    node: NodeId
-    underlay: str
-    release: int = 1
-    """that it runs at first"""
-
-    @property
-    def addrs(self) -> tuple[str, ...]:
-        return (f"/ip4/{self.underlay}/tcp/4600",)
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """What a process shows to whoever it shakes hands with."""
-
-    key: bytes
-    rotations: Sequence[bytes]
-    """those that led to the key"""
-    speaks: wire.Versions
-
-
 @lru_cache(maxsize=ROSTERS_SHARED)
 def roster_of(statements: tuple[bytes, ...]) -> Roster:
     """To be copied: nodes that start with the same statements need not verify them each."""
     return Roster.founded_by(statements)
-
-
-class Probe(Protocol):
-    """Is told what nodes do. Nodes are given by index."""
-
-    def started(self, node: int, lattice: Lattice) -> None: ...
-
-    def stopped(self, node: int, store_failed: bool) -> None: ...
-
-    def tidying(self, node: int, ops: Sequence[Op]) -> None:
-        """The node is about to write these of its own accord."""
-
-    def wrote(self, node: int, ops: Sequence[Op]) -> None:
-        """Own writes were taken, in memory."""
-
-    def drained(self, node: int, effects: Sequence[Effect], lattice: Lattice) -> None:
-        """These effects are to be carried out; the lattice is as they say."""
-
-    def stored(self, node: int, batch: Sequence[Stored]) -> None:
-        """These effects are on the disk, in one transaction."""
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """What all nodes of a run share."""
-
-    clock: Clock
-    network: Network
-    chance_of: ChanceOf
-    signatures: Signatures
-    probe: Probe
-    hosted: bool
-    """whether a node keeps only the VPCs that its site has to do with; else every shard"""
-    views: int
-    """so many nodes, the first, keep views and rows; the others only replicate"""
-    nodes: list[NodeId]
-    """by index; a clone has an index of its own and its original's id"""
-    shown: dict[int, Shown] = field(default_factory=dict)
-    """by index, of every process that runs or ran"""
 
 
 MachineState: TypeAlias = Literal["member", "waiting", "copy", "clone", "hostile", "gone"]

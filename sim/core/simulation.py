@@ -32,7 +32,7 @@ from sim.core.keychecks import KeyChecks
 from sim.core.ledger import Ledger
 from sim.core.measures import LOOK_NS, HealTimes, PushTimes
 from sim.core.network import Network
-from sim.core.node import Identity, Machine, Process, World
+from sim.core.node import Machine, Process
 from sim.core.recording import Recording
 from sim.core.releases import codec_of
 from sim.core.resting import RestChecks
@@ -43,6 +43,7 @@ from sim.core.stage import Stage
 from sim.core.tidying import TidyChecks
 from sim.core.unsettled import unsettled
 from sim.core.workload import Users
+from sim.core.world import Identity, World
 
 FAR_NS = 60 * SECOND_NS
 """Housekeeping that is due later than this does not keep a run from being at rest."""
