@@ -2,8 +2,8 @@
 
 `Process` does what `mesh/node/node.py` does with a real loop, in the same order: what happens goes
 to the replica, its changes to the view at once; effects are carried out one batch at a time, the
-store's part in one transaction before any send. Only the rows wait until they are looked at, or for
-the housekeeping. A crash loses the batch under way, or only what it would have sent.
+store's part in one transaction before any send. Only the rows wait a moment, unless they are looked
+at. A crash loses the batch under way, or only what it would have sent.
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ from sim.core.world import WALL_START_NS, Identity, Shown, World
 
 STORE_NS = MS_NS
 """One transaction: 0.3 ms measured on an SSD, more on what edge sites have."""
+ROWS_NS = SECOND_NS // 2
+"""Rows follow the view so late at most, all changes in it at once. A real node's do at every turn;
+in a run only packets hang on them."""
 HOUSEKEEPING_NS = SECOND_NS
 MISBEHAVED_BACKOFF_NS = 30 * SECOND_NS
 """A peer that broke the protocol is not dialled or accepted for so long."""
@@ -175,6 +178,8 @@ class Process:
         """when what is gathered is passed on"""
         self._hurries = False
         """whether a user waits for what it holds to be stored"""
+        self._rows_due = False
+        """whether rows are about to be brought up to the view"""
         self._turn_due = False
         """whether what users have asked for at this instant is about to be carried out"""
         self._spool = Spool(identity.node, lattice, roster)
@@ -442,11 +447,18 @@ class Process:
         if touched:
             self.view.update(touched)
             self._have_house_kept()
+            if not self._rows_due:
+                self._rows_due = True
+                self._world.clock.after(ROWS_NS, self._rows_waited)
         self._follow()
 
+    def _rows_waited(self) -> None:
+        if self._alive and self._rows_due:
+            self.lay_rows()
+
     def lay_rows(self) -> None:
-        """Bring rows and data plane up to the view. A real node does at every turn; in a run only
-        packets hang on them, and whoever sends one, or ends the process, calls this."""
+        """Bring rows and data plane up to the view: whoever looks at them does not wait for it."""
+        self._rows_due = False
         if self.sees and self.forwarding.update():
             self._dataplane.apply(self.forwarding.take_delta())
 
@@ -558,8 +570,8 @@ class Process:
 
     def kill(self) -> None:
         """The process ends now. Of the batch under way, all or nothing reaches the disk."""
-        self._alive = False
         self.lay_rows()
+        self._alive = False
         chance = self._world.chance_of(f"kill/{self.identity.index}/{self._machine.starts}")
         stores = chance.random() < 0.5
         if self._unsent is not None and stores:
@@ -599,7 +611,6 @@ class Process:
         if not self._alive or self._house_ns != at_ns:
             return
         self._house_ns = None
-        self.lay_rows()
         if self.replica.writable:
             if not (self._busy or self.store_fails):
                 self._machine.disk.hears_first = False  # what peers have told is stored
