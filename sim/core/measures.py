@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from crdt.header import ChainId, Epoch, Header
@@ -108,24 +108,19 @@ class HealTimes:
                     if chain.header is not None:
                         place = (id, chain.header.epoch)
                         wanted[place] = max(wanted.get(place, 0), chain.header.hi)
-        self._look(self._watch, self._clock.now_ns, dict.fromkeys(holders, -1), wanted)
+        self._look(self._watch, self._clock.now_ns, holders, wanted)
 
     def _look(
         self,
         watch: int,
         since_ns: int,
-        holders: Mapping[Holder, int],
+        holders: Sequence[Holder],
         wanted: dict[tuple[ChainId, Epoch], int],
     ) -> None:
-        """`holders`: those that may lack something, with the changes of their lattices that were
-        looked at."""
+        """`holders`: those that may lack something."""
         if watch != self._watch:
             return  # something went wrong again
-        lacking = {}
-        for holder, looked_at in holders.items():
-            changes = holder.lattice.changes
-            if changes == looked_at or not _includes(holder, wanted):
-                lacking[holder] = changes
+        lacking = [holder for holder in holders if not _includes(holder, wanted)]
         if not lacking:
             self._longest_ns = max(self._longest_ns or 0, self._clock.now_ns - since_ns)
             return

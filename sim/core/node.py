@@ -260,6 +260,7 @@ class Process:
         """A pod's interface is there."""
         self._machine.attachments[ifname] = (vpc, ip, mac)
         self.forwarding.attach(ifname, vpc, ip, mac)
+        self._have_rows_laid()
         if self.interests is not None:
             self.interests.attach(vpc)
         self.absorb()
@@ -269,6 +270,7 @@ class Process:
         if self.interests is not None:
             self.interests.detach(vpc)
         self.forwarding.detach(ifname)
+        self._have_rows_laid()
         self.absorb()
 
     def say(self, statement: bytes) -> None:
@@ -380,6 +382,7 @@ class Process:
             self._world.network.send(self.identity.index, peer, note(version), False)
         self.down.discard(node)
         self.forwarding.set_live(node, True)
+        self._have_rows_laid()
         self.absorb()
 
     def link_down(self, peer: int) -> None:
@@ -388,6 +391,7 @@ class Process:
         self.replica.peer_down(node, self._world.clock.now_ns)
         self.down.add(node)
         self.forwarding.set_live(node, False)
+        self._have_rows_laid()
         self.absorb()
 
     def link_lagging(self, peer: int) -> None:
@@ -447,10 +451,14 @@ class Process:
         if touched:
             self.view.update(touched)
             self._have_house_kept()
-            if not self._rows_due:
-                self._rows_due = True
-                self._world.clock.after(ROWS_NS, self._rows_waited)
+            self._have_rows_laid()
         self._follow()
+
+    def _have_rows_laid(self) -> None:
+        """In a while, with whatever else changes by then."""
+        if not self._rows_due:
+            self._rows_due = True
+            self._world.clock.after(ROWS_NS, self._rows_waited)
 
     def _rows_waited(self) -> None:
         if self._alive and self._rows_due:
