@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mesh.core import keys, model
 from mesh.core.members import Member
 from mesh.core.ops import MESH_SHARD, NodeId
+from mesh.core.view import View
 from tests.mesh.core.view_feed import Change, FedView
 from tests.mesh.core.view_records import (
     ADDRS,
@@ -81,6 +82,20 @@ def test_what_a_delta_does_not_name_has_not_changed(played: list[Any]) -> None:
         assert {k: v for k, v in gateways.items() if v} == dict(view.gateways)
         assert peerings == view.peerings()
         assert conflicts == view.conflicts()
+
+
+@settings(max_examples=30)
+@given(steps)
+def test_who_has_read_claims_before_sees_what_one_who_has_not_sees(played: list[Any]) -> None:
+    view = FedView()
+    view.set_members(FULL)
+    for step in played:
+        play(view, [step])
+        anew = View(view.held)
+        for node in sorted({node for node, _ in view.held.chains}):
+            anew.update(view.held.held(node))
+        anew.set_members(view.members)
+        assert list(view.endpoints()) == list(anew.endpoints())
 
 
 @settings(max_examples=80)
