@@ -227,7 +227,8 @@ def shown(view: View) -> Shown:
 
 
 def basis_of(view: View) -> tuple[object, ...]:
-    """What all that can be read in a view follows from beside the records of claims."""
+    """What all that can be read in a view follows from beside the records of claims. Of VPCs that
+    are removed a node shows nothing, and may have chains that others have dropped."""
     catalog, owners = view.catalog, view.table.owners
     evicted = {
         (vpc, addr, node): catalog.hidden_up_to(vpc, addr, node)
@@ -235,7 +236,7 @@ def basis_of(view: View) -> tuple[object, ...]:
         for addr in catalog.evicted(vpc)
         for node in owners.owners(vpc, keys.ENDPOINT + addr)
     }
-    claimed = {vpc: _merged(owners.parts(vpc)) for vpc in owners.vpcs()}
+    claimed = {vpc: _merged(owners.parts(vpc)) for vpc in owners.vpcs() if vpc in view.vpcs}
     return _rest(view), claimed, evicted
 
 
