@@ -129,15 +129,20 @@ def invite(
 
 
 @click.command("rotate")
+@click.option("--force", is_flag=True, help="Though not all members were heard since its start.")
 @asks
-def rotate(api: Client, out: Output) -> None:
+def rotate(api: Client, out: Output, force: bool) -> None:
     """Give this node a new key. It stays the same node, and everything that it wrote stays.
 
     What others sign with the old key from now on counts for nothing. Whoever has the old key can
     still contest the new one: `weft status` says so then, on every node. Tokens that this node has
     given out and snapshots that were made of it before are no good any more.
+
+    Only what the node holds goes on counting. A node that was restored may have lost its last
+    writes, and some member may have them: it is refused until all that are active have been heard
+    since the node started, unless you add --force.
     """
-    out.record(api.post("/v1/rotate", {}))
+    out.record(api.post("/v1/rotate", {"force": force}))
 
 
 @click.command("retire")

@@ -146,6 +146,8 @@ class AntiEntropy:
         self._tell_roster = tell_roster
         self._jitter = jitter
         self._peers: dict[NodeId, Peer] = {}
+        self._heard: set[NodeId] = set()
+        """who once has told and given all that it held, over a link that is no more, or anew now"""
         self._next_number = 1
         self._interest: Shards = None
         self._entitled: Entitled | None = None
@@ -178,6 +180,13 @@ class AntiEntropy:
         """Whether there are peers, and each has told and given all that it holds."""
         return bool(self._peers) and all(
             state.told and not self._fetching.busy(peer) for peer, state in self._peers.items()
+        )
+
+    def heard(self, peer: NodeId) -> bool:
+        """Whether the peer has once told and given this process all that it held."""
+        state = self._peers.get(peer)
+        return peer in self._heard or (
+            state is not None and state.told and not self._fetching.busy(peer)
         )
 
     def keeps(self, shard: str) -> bool:
@@ -222,6 +231,7 @@ class AntiEntropy:
     def down(self, peer: NodeId, now_ns: int) -> None:
         """What was asked of the peer is free to be asked of others, soon."""
         self._due_known = False
+        self._note_heard(peer)
         if self._peers.pop(peer, None) is None:
             return
         self.eager.down(peer)
@@ -354,7 +364,13 @@ class AntiEntropy:
         late_ns = now_ns - ANSWER_NS
         return sum(s.asked != 0 and s.asked_ns > late_ns for s in self._peers.values())
 
+    def _note_heard(self, peer: NodeId) -> None:
+        """Before that is to be seen no more."""
+        if self.heard(peer):
+            self._heard.add(peer)
+
     def _tell_shards(self, peer: NodeId, state: Peer) -> None:
+        self._note_heard(peer)
         question = self.question(peer, must=False)
         state.asked, state.told, state.whole = question.number, False, True
         self._send(peer, question)

@@ -44,11 +44,12 @@ from mesh.core.effects import (
 from mesh.core.errors import NotReady, PeerError, Refused
 from mesh.core.fetching import Host
 from mesh.core.holdings import Holdings
+from mesh.core.members import Member
 from mesh.core.ops import MESH_SHARD, NodeId, Op, Put, Touched
 from mesh.core.own import OwnChains
 from mesh.core.persisting import stored_header
 from mesh.core.roster import Roster, Verify
-from mesh.core.rotations import heads_signed
+from mesh.core.rotations import heads_signed, unheard
 from mesh.core.statements import contradict, forks, rotations_among, turned
 
 SECOND_NS = 1_000_000_000
@@ -359,6 +360,11 @@ class Replica:
                     if id.node != self.node:
                         self._drop(id)
         self._sync.set_interest(shards, entitled)
+
+    def unheard(self) -> list[Member]:
+        """Members that may hold what this node has written and lost with its disk: see
+        `rotations.unheard`."""
+        return unheard(self.node, self.roster.members(), self.peers(), self._sync.heard)
 
     def rotation(self, seed: bytes, new_seed: bytes) -> list[bytes]:
         """The statements by which this node replaces its key `seed` by `new_seed`. Raises Refused

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final, NamedTuple
@@ -19,18 +19,41 @@ from typing import Final, NamedTuple
 from crdt.header import ChainId, Epoch, Header
 from crdt.lattice import Lattice
 from mesh.core.errors import PeerError
+from mesh.core.members import Member
 from mesh.core.ops import NodeId
 from mesh.core.statements import HEADS, ROTATE, Statement
 
 ROTATIONS_MAX: Final = 64
 """In the life of a node, monthly for five years: all are shown in the handshake with a peer that
 knows only an earlier key (`SHOWN_BYTES_MAX` of `mesh.node.p2p.session`)."""
+ALL_LINKED_MAX: Final = 8
+"""Other members, up to which everybody is linked with everybody (`mesh.node.p2p.overlay`)."""
 HEADS_MAX: Final = 8192
 """Marks of heads in one statement: a branch and an earlier epoch for each of 4096 chains."""
 MARK_BYTES: Final = 16
 """Of a hash, where an attacker would have to find another value for one of a few thousand."""
 _HEAD_BYTES: Final = 6
 _MARKED_BYTES: Final = MARK_BYTES + _HEAD_BYTES
+
+
+def unheard(
+    node: NodeId,
+    members: Mapping[NodeId, Member],
+    linked: Collection[NodeId],
+    heard: Callable[[NodeId], bool],
+) -> list[Member]:
+    """Active members that have not told and given `node` all that they hold since it started. What
+    it wrote and has lost since with its disk may be there only, and counts no more once a rotation
+    does not name it. In a large mesh, where few are linked, those that are count for all.
+
+    Args:
+        heard: whether a member has once told this process all that it held.
+    """
+    others = [m for m in members.values() if m.state == "active" and m.node != node]
+    lacking = [member for member in others if not heard(member.node)]
+    if len(others) > ALL_LINKED_MAX and len(lacking) < len(others):
+        lacking = [member for member in lacking if member.node in linked]
+    return sorted(lacking, key=lambda member: member.name)
 
 
 class Counted(NamedTuple):

@@ -19,12 +19,13 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Final
 
 import trio
 
 from mesh.core import ed25519
 from mesh.core.effects import PersistStatements
-from mesh.core.errors import NotReady, PeerError
+from mesh.core.errors import NotReady, PeerError, Refused
 from mesh.core.replica import Replica
 from mesh.core.statements import ROTATE, Statement
 from mesh.node.keys import KeyFileError, prepare_next, take_next
@@ -32,6 +33,8 @@ from mesh.node.log import event
 from mesh.node.store import Store
 
 _logger = logging.getLogger("weft.node")
+NAMES_MAX: Final = 8
+"""In an error: it stays a line that people read."""
 
 
 class OwnKey:
@@ -75,12 +78,15 @@ class Rotating:
         self._use = use
         self._one_at_a_time = trio.Lock()
 
-    async def rotate(self) -> None:
-        """Returns once it is stored here and on its way to peers.
+    async def rotate(self, *, force: bool = False) -> None:
+        """Returns once it is stored here and on its way to peers. `force`: though somebody may hold
+        what this node has written and lost, which counts no more then.
 
         Raises Refused or NotReady: nothing has changed then, unless it says so.
         """
         async with self._one_at_a_time:
+            if not force:
+                self._check_heard()
             await self._durable()
             try:
                 seed = await trio.to_thread.run_sync(prepare_next, self._path)
@@ -88,6 +94,17 @@ class Rotating:
                 raise NotReady(f"{self._path}: no new key can be put beside it ({error})") from None
             self._switch(seed)
             await self._durable()
+
+    def _check_heard(self) -> None:
+        unheard = self._replica.unheard()
+        if unheard:
+            names = ", ".join(member.name for member in unheard[:NAMES_MAX])
+            more = f" and {len(unheard) - NAMES_MAX} more" if len(unheard) > NAMES_MAX else ""
+            raise Refused(
+                f"not heard since this node started: {names}{more}; should its disk be older than"
+                " what they hold of it, that would count no more: wait for them, retire who is"
+                " gone, or add --force"
+            )
 
     def take_shown(self, shown: Sequence[bytes]) -> None:
         """Take in rotations that a peer shows in a handshake: they prove themselves. Raises

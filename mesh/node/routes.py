@@ -111,7 +111,13 @@ ROUTES: Final = (
         lambda s: s.upkeep.snapshot,
         body=record({"file": text("Absolute path of the file", 4096)}),
     ),
-    Route("POST", "/v1/rotate", "Give this node a new key", lambda s: s.membership.rotate),
+    Route(
+        "POST",
+        "/v1/rotate",
+        "Give this node a new key",
+        lambda s: s.membership.rotate,
+        body=record({}, {"force": boolean("Though not all members were heard since its start")}),
+    ),
     Route("POST", "/v1/leave", "Retire this node", lambda s: s.membership.leave),
     # ---- VPCs and subnets ----
     Route("GET", "/v1/vpcs", "List VPCs", lambda s: s.objects.list_vpcs),

@@ -137,10 +137,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Rotate:
-    """A node replaces its key."""
+    """A node replaces its key; `force`: whether or not it has heard everybody since it started."""
 
     at_ns: int
     node: str
+    force: bool = False
 
 
 Event: TypeAlias = (
@@ -281,7 +282,7 @@ def _join(r: _Reading) -> Event:
 
 
 def _rotate(r: _Reading) -> Event:
-    return Rotate(r.at_ns, r.node())
+    return Rotate(r.at_ns, r.node(), r.table.flag("force"))
 
 
 def _part(r: _Reading) -> Event:
@@ -289,7 +290,7 @@ def _part(r: _Reading) -> Event:
     return Part(r.at_ns, kind, r.node())
 
 
-_DETAILS = {"at_s", "for_s", "from_s", "lost_s", "factor", "period_s", "step_s", "to"}
+_DETAILS = {"at_s", "for_s", "from_s", "lost_s", "factor", "period_s", "step_s", "to", "force"}
 _READERS: dict[str, Callable[[_Reading], Event]] = {
     "cut": _cut,
     "oneway": _oneway,

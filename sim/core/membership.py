@@ -50,7 +50,7 @@ class Membership:
             self._stage.at(event.at_ns, partial(self._join, index))
         elif isinstance(event, Rotate):
             index = self._stage.index_of(event.node)
-            self._stage.at(event.at_ns, partial(self._rotate, index, dies=False))
+            self._stage.at(event.at_ns, partial(self._rotate, index, dies=False, force=event.force))
         else:
             index = self._stage.index_of(event.node)
             self._stage.at(event.at_ns, partial(self._part, event.kind, index))
@@ -63,7 +63,7 @@ class Membership:
         count = len(stage.scenario.node_names)
         for _ in range(stage.scenario.faults.rotations):
             index, dies = below(chance, count), chance.random() < DIES_SHARE
-            stage.at(stage.some_time_ns(), partial(self._rotate, index, dies=dies))
+            stage.at(stage.some_time_ns(), partial(self._rotate, index, dies=dies, force=False))
         if count < 2:
             return
         for _ in range(stage.scenario.faults.retires):
@@ -184,12 +184,12 @@ class Membership:
             stage.clock.after(FAREWELL_NS, partial(self._switch_off, machine))
         stage.witness.changed()
 
-    def _rotate(self, index: int, *, dies: bool) -> None:
+    def _rotate(self, index: int, *, dies: bool, force: bool) -> None:
         stage, machine = self._stage, self._stage.machines[index]
         if machine.state != "member":
             return
-        if machine.process is None or not machine.process.rotate(dies=dies):
-            stage.later(AGAIN_NS, partial(self._rotate, index, dies=dies))
+        if machine.process is None or not machine.process.rotate(dies=dies, force=force):
+            stage.later(AGAIN_NS, partial(self._rotate, index, dies=dies, force=force))
             return
         stage.count += 1
         note = "and ended before anybody knew" if dies else ""

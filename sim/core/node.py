@@ -278,13 +278,15 @@ class Process:
         self.replica.add_statements([statement], self._world.clock.now_ns)
         self.absorb()
 
-    def rotate(self, *, dies: bool) -> bool:
+    def rotate(self, *, dies: bool, force: bool) -> bool:
         """Replace the key, in the steps of `mesh/node/rotating.py`; False: not now.
 
         `dies`: the process is to be ended at once, when the new key is in use and nobody knows.
         """
         disk = self._machine.disk
         if self._busy or self.store_fails or disk.full or not self.replica.writable:
+            return False
+        if not force and self.replica.unheard():
             return False
         seed = self._chance.randbytes(32)
         self._world.signatures.know(seed)

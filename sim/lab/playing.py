@@ -217,7 +217,7 @@ class _Play:
                     yield at_s, words, True, partial(self._join, name)
                 case Rotate():
                     name = self._script.gateways[event.node]
-                    yield at_s, words, True, partial(self._rotate, name)
+                    yield at_s, words, True, partial(self._rotate, name, event.force)
                 case Part():
                     yield at_s, words, True, partial(self._part, event)
 
@@ -355,8 +355,8 @@ class _Play:
             self._ears.listen(self._nodes[name])
             self._changed()
 
-    def _rotate(self, name: str) -> None:
-        self._nodes[name].api.post("/v1/rotate", {})
+    def _rotate(self, name: str, force: bool) -> None:
+        self._nodes[name].api.post("/v1/rotate", {"force": force})
 
     def _part(self, event: Part) -> None:
         name = self._script.gateways[event.node]

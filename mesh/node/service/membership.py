@@ -235,8 +235,8 @@ class MembershipService:
             "rotations": member.rotations,
         }
 
-    async def rotate(self) -> Json:
-        await self._node.rotating.rotate()
+    async def rotate(self, force: bool = False) -> Json:
+        await self._node.rotating.rotate(force=force)
         member = self._node.replica.roster.members()[self._node.id]
         return {
             "node": member.name,

@@ -28,9 +28,18 @@ def test_a_new_key_is_shown_everywhere_and_links_and_chains_go_on(
         b = stack.enter_context(running(joined(tmp_path, a, "b1", "b", "127.0.0.2")))
         until(lambda: member(a, "b1")["path"] is not None, "they are linked")
         before = member(a, "b1")
-        code, out, err = weft(b, "rotate")
-        assert (code, err) == (0, "")
-        said = json.loads(out)
+        done: list[str] = []
+
+        def rotated() -> bool:
+            code, out, err = weft(b, "rotate")
+            if code:
+                assert (code, "not heard since this node started: a1; " in err) == (1, True)
+                return False
+            done.append(out)
+            return True
+
+        until(rotated, "b1 has heard a1")
+        said = json.loads(done[0])
         assert (said["node"], said["id"], said["rotations"]) == ("b1", before["id"], 1)
         assert said["key"] != before["key"]
         until(lambda: member(a, "b1")["key"] == said["key"], "a1 has heard of it")

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from crdt.header import ChainId, Epoch, Header
 from mesh.core import ed25519
 from mesh.core.errors import PeerError, Refused
+from mesh.core.members import Member, MemberState
 from mesh.core.roster import Roster
-from mesh.core.rotations import ROTATIONS_MAX, heads_fields
+from mesh.core.rotations import ROTATIONS_MAX, heads_fields, unheard
 from mesh.core.statements import (
     ADMIT,
     HEADS,
@@ -33,6 +34,36 @@ NODE = ed25519.node_id(KEYS[0])
 FIRST = ed25519.node_id(ed25519.public_key(FOUNDER))
 EPOCH = Epoch(1, b"e" * 8)
 CHAIN = ChainId(NODE, "mesh")
+
+
+def _member(number: int, state: MemberState = "active") -> Member:
+    node = bytes([number]) * 16
+    return Member(node, f"n{number:02}", "a", bytes(32), state, admin=False)
+
+
+@pytest.mark.parametrize(
+    ("others", "linked", "heard", "lacking"),
+    [
+        (0, [], [], []),
+        (2, [], [], ["n01", "n02"]),
+        (2, [1], [1], ["n02"]),
+        (2, [], [1, 2], []),
+        (8, [1, 2], [1, 2], ["n03", "n04", "n05", "n06", "n07", "n08"]),
+        (9, [1, 2], [1], ["n02"]),  # not all are linked in a mesh of so many: these count for all
+        (9, [1, 2], [1, 2], []),
+        (9, [], [3], []),
+        (9, [1, 2], [], [f"n{number:02}" for number in range(1, 10)]),
+    ],
+)
+def test_who_may_hold_what_a_node_has_lost(
+    others: int, linked: list[int], heard: list[int], lacking: list[str]
+) -> None:
+    members = {m.node: m for m in map(_member, range(others, -1, -1))}
+    for gone in (_member(20, "retired"), _member(21, "forgotten")):
+        members[gone.node] = gone
+    known = {bytes([number]) * 16 for number in heard}
+    found = unheard(bytes(16), members, [bytes([n]) * 16 for n in linked], known.__contains__)
+    assert [member.name for member in found] == lacking
 
 
 def founded() -> Roster:

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from mesh.core import ed25519
-from mesh.core.errors import BadInput, NotReady
+from mesh.core.errors import BadInput, NotReady, Refused
 from mesh.node import rotating
 from mesh.node.backup import restore, save
 from mesh.node.config import read_config
@@ -55,6 +55,7 @@ async def three(home: Path) -> AsyncIterator[tuple[Node, Node, Node]]:
         third = await join(new_node(home, "c1", "c"), await a.joining.invite("", 60))
         async with running(second.config) as b, running(third.config) as c:
             await until(lambda: linked(a, b, c) and b.replica.writable and c.replica.writable)
+            await until(lambda: not any(node.replica.unheard() for node in (a, b, c)))
             yield a, b, c
 
 
@@ -100,6 +101,7 @@ async def test_two_that_were_cut_off_let_each_other_in_again(tmp_path: Path, dia
         second = await join(new_node(tmp_path, "b1", "b"), await opened(a))
         async with running(second.config) as b:
             await until(lambda: linked(a, b) and b.id in a.view.gateways and equal(a, b))
+            await until(lambda: not a.replica.unheard())
         for _ in range(2):
             await a.rotating.rotate()
             await add_vpcs(a, 100 + a.replica.roster.members()[a.id].rotations, 1)
@@ -117,6 +119,31 @@ async def test_two_that_were_cut_off_let_each_other_in_again(tmp_path: Path, dia
             await until(lambda: linked(a, knows_not) and equal(a, knows_not))
             assert knows_not.replica.roster.members()[a.id].rotations == 2
             nursery.cancel_scope.cancel()
+
+
+async def test_who_has_not_heard_a_member_since_it_started_keeps_its_key(tmp_path: Path) -> None:
+    """It may be a backup, of which the other has later writes."""
+    first = found(new_node(tmp_path, "a1", "a"), "m")
+    async with running(first.config) as a:
+        second = await join(new_node(tmp_path, "b1", "b"), await opened(a))
+        async with running(second.config) as b:
+            await until(lambda: linked(a, b) and not a.replica.unheard())
+        assert not a.replica.unheard(), "it has been heard, and is away since"
+    async with running(first.config) as a:
+        before = key_of(a, a)
+        with pytest.raises(Refused, match=r"not heard since this node started: b1; .* --force"):
+            await a.rotating.rotate()
+        assert key_of(a, a) == before
+        assert next_seed(a.config.node_key_path) is None
+        async with running(second.config) as b:
+            await until(lambda: linked(a, b) and not a.replica.unheard())
+        await a.rotating.rotate()
+        assert key_of(a, a) != before
+    async with running(first.config) as a:
+        before = key_of(a, a)
+        await until(lambda: a.replica.writable)
+        await a.rotating.rotate(force=True)
+        assert key_of(a, a) != before
 
 
 async def _no_api(

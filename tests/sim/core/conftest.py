@@ -154,7 +154,7 @@ def rotated() -> Scenario:
         {"at_s": 5, "rotate": "c"},
         {"at_s": 8, "cut": [["c"]], "for_s": 15},
         {"at_s": 10, "restore": "c", "from_s": 4},
-        {"at_s": 14, "rotate": "c"},
+        {"at_s": 14, "rotate": "c", "force": True},
     ]
     workload = {"vpcs": 1, "rate_per_s": 4, "endpoints": 1}
     table = {**churn_table(), "sites": 4, "workload": workload, "faults": faults}
