@@ -18,6 +18,7 @@ from crdt.lattice import Applied, Lattice, Rejected
 from crdt.root import Plan
 from mesh.core import own, rotations, wire
 from mesh.core.antientropy import AntiEntropy
+from mesh.core.bounds import Quotas
 from mesh.core.effects import Effect, Persist
 from mesh.core.errors import PeerError
 from mesh.core.fetching import Fetching
@@ -286,6 +287,15 @@ def forgotten_kept(patch: Patch) -> None:
 
 
 def quota_ignored(patch: Patch) -> None:
+    """By whoever is given records; the checks go on minding it."""
+    admissible = Replica._admissible
+
+    def unbounded(self: Replica, *args: Any) -> bool:
+        with pytest.MonkeyPatch.context() as lifted:
+            lifted.setattr(Quotas, "of", lambda self, shard: 1 << 30)
+            return admissible(self, *args)
+
+    patch.setattr(Replica, "_admissible", unbounded)
     patch.setattr(Roster, "quota", lambda self, node, shard: 1 << 30)
 
 
