@@ -108,6 +108,17 @@ class AuditReport:
         return not (self.missing_count or self.stale_count or self.wrong_count)
 
 
+class Changes(Protocol):
+    """Tells when interfaces, link addresses or routes may have changed; in any thread."""
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when `take` has something to say."""
+
+    def take(self) -> bool:
+        """Whether anything has changed since the last call. Never blocks; OSError as the kernel
+        said."""
+
+
 class Backend(Protocol):
     """The port. `replace` comes first; until then a real data plane keeps its former programs."""
 
@@ -152,6 +163,10 @@ class Backend(Protocol):
 
     def refresh_adjacency(self) -> int:
         """Look up interfaces and link addresses again; returns how many rows still lack theirs."""
+
+    @property
+    def changes(self) -> Changes | None:
+        """When to call `refresh_adjacency`, beside now and then; None where nothing says it."""
 
     def missing_interfaces(self) -> tuple[str, ...]:
         """Ports whose interface was not there when it was last looked for."""

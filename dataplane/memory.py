@@ -268,6 +268,10 @@ class MemoryBackend:
     def refresh_adjacency(self) -> int:
         return 0
 
+    @property
+    def changes(self) -> None:
+        return None
+
     def missing_interfaces(self) -> tuple[str, ...]:
         return ()
 

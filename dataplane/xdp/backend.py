@@ -48,6 +48,7 @@ from dataplane.fib.rows import (
     ip_text,
 )
 from dataplane.xdp import headers, kernel, links, loading, pack, pins, privilege, report
+from dataplane.xdp.changes import Changes
 from dataplane.xdp.maps import TABLES, Maps
 from dataplane.xdp.state import Resolved, Rows
 from dataplane.xdp.totals import Totals
@@ -139,6 +140,7 @@ class XdpBackend:
         self._state = Resolved(underlay)
         self._totals = Totals(maps)
         self._probe = links.PathProbe()
+        self.changes = Changes()
         self._probed_at_s: dict[str, float] = {}
         """By underlay address, the longest ago first."""
         self._refused: dict[str, dict[bytes, bytes]] = {name: {} for name in TABLES}
@@ -442,6 +444,7 @@ class XdpBackend:
             os.close(fd)
         self._programs = {}
         self._probe.close()
+        self.changes.close()
         self._maps.close()
         if unlock:
             os.close(self._lock)

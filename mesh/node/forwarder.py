@@ -7,6 +7,7 @@ that refuses rows costs nothing but these rows: it is told as a problem, and rep
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
@@ -39,7 +40,15 @@ AUDIT_SHARE_MAX = 0.05
 MEND_FIRST_S = 1.0
 """Until the first repair after a failure."""
 ADJACENCY_PERIOD_S = 2.0
-"""How soon a changed interface or link address of a peer is taken up."""
+"""How soon a changed interface or link address of a peer is taken up where nothing tells of it, and
+how often those are looked for that are not there."""
+FOLLOWED_PERIOD_S = 10.0
+"""How often all are looked at where the kernel tells of changes. It is silent about what paths
+carry, which the same look finds out."""
+ADJACENCY_PAUSE_S = 0.05
+"""Between two looks at least: an interface that comes up is told of many times."""
+ADJACENCY_SHARE_MAX = 0.05
+"""Of the time that may go into looks, whatever is told."""
 
 DROPS_PERIOD_S = 0.5
 """How soon drops are seen; between two looks the kernel holds several hundred."""
@@ -216,17 +225,37 @@ class Forwarder:
 
     async def _refresh(self) -> None:
         while True:
-            await trio.sleep(ADJACENCY_PERIOD_S)
+            pause_s, period_s = ADJACENCY_PAUSE_S, ADJACENCY_PERIOD_S
             try:
-                gone = await self.read(_look_again)
+                unresolved, gone, spent_s = await self.read(_look_again)
+                self._note_missing(gone)
+                pause_s = max(pause_s, spent_s / ADJACENCY_SHARE_MAX)
+                if self.backend.changes is not None and not unresolved:
+                    period_s = FOLLOWED_PERIOD_S
             except NotReady as error:
                 self._log.event("dataplane.adjacency_failed", reason=error)
-                continue
-            if gone != self.missing_interfaces:
-                self.missing_interfaces = gone
-                self._log.event(
-                    "dataplane.interfaces_gone", count=len(gone), interfaces=",".join(gone[:5])
-                )
+            await trio.sleep(pause_s)
+            with trio.move_on_after(period_s):
+                await self._changed_outside()
+
+    def _note_missing(self, gone: tuple[str, ...]) -> None:
+        if gone != self.missing_interfaces:
+            self.missing_interfaces = gone
+            self._log.event(
+                "dataplane.interfaces_gone", count=len(gone), interfaces=",".join(gone[:5])
+            )
+
+    async def _changed_outside(self) -> None:
+        """Until the backend is told of a change; for ever where nobody tells it."""
+        changes = self.backend.changes
+        try:
+            while changes is not None:
+                if changes.take():
+                    return
+                await trio.lowlevel.wait_readable(changes.fileno())
+        except OSError as error:
+            self._log.event("dataplane.changes_unread", reason=error)
+        await trio.sleep_forever()
 
     async def _take_drops(self) -> None:
         while True:
@@ -278,6 +307,9 @@ class Forwarder:
         return await trio.to_thread.run_sync(call, limiter=self._limiter)
 
 
-def _look_again(backend: Backend) -> tuple[str, ...]:
-    backend.refresh_adjacency()
-    return backend.missing_interfaces()
+def _look_again(backend: Backend) -> tuple[int, tuple[str, ...], float]:
+    """How many rows lack something of this machine, the interfaces that are not there, and what it
+    cost to find out, in seconds of CPU."""
+    begun_s = time.thread_time()
+    unresolved = backend.refresh_adjacency()
+    return unresolved, backend.missing_interfaces(), time.thread_time() - begun_s

@@ -307,7 +307,10 @@ def test_an_interface_made_anew_is_found_again(pair: Any, noticed: bool) -> None
         with IPRoute() as netlink:
             netlink.link("del", index=socket.if_nametoindex(one.ifname))
 
+    while gateway.backend.changes.take():
+        pass
     gateway.run(remove)
+    wait_for(gateway.backend.changes.take, "it is told of")
     if noticed:
         assert gateway.run(gateway.backend.refresh_adjacency) == 1
         assert gateway.backend.missing_interfaces() == (one.ifname,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
@@ -85,6 +86,61 @@ def test_what_failed_is_mended_without_anybody_s_help(
     until(lambda: first.node.forwarder.problem is None, "it succeeded")
     assert first.ask("POST", "/v1/dataplane/audit", {})[1]["clean"]
     until(lambda: first.node.forwarder.synced, "and nothing is left")
+
+
+class Told:
+    """A backend's changes: each byte that is sent is one."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = socket.socketpair()
+        self.theirs.setblocking(False)
+
+    def fileno(self) -> int:
+        return self.theirs.fileno()
+
+    def take(self) -> bool:
+        try:
+            return bool(self.theirs.recv(1))
+        except BlockingIOError:
+            return False
+
+
+def test_what_the_kernel_tells_is_looked_at_and_not_only_now_and_then(
+    first: Running, backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    gone: list[str] = []
+    refresh, told = backend.refresh_adjacency, Told()
+
+    def look() -> int:
+        looks.append(len(looks))
+        return int(refresh())
+
+    def tell() -> None:
+        before = len(looks)
+        told.ours.send(b"x")
+        until(lambda: len(looks) > before, "it looks because it was told")
+
+    monkeypatch.setattr(backend, "refresh_adjacency", look)
+    monkeypatch.setattr(backend, "missing_interfaces", lambda: tuple(gone))
+    with monkeypatch.context() as patch:
+        patch.setattr(forwarder, "ADJACENCY_PERIOD_S", 1e6)
+        patch.setattr(forwarder, "FOLLOWED_PERIOD_S", 1e6)
+        patch.setattr(type(backend), "changes", told)
+        until(lambda: bool(looks), "the look that was due")
+        tell()
+        gone.append("p1")
+        tell()
+        until(lambda: bool(problems(first)), "it says what it has found")
+        gone.clear()
+        tell()
+        until(lambda: not problems(first), "as long as that is so")
+        patch.setattr(forwarder, "ADJACENCY_PERIOD_S", 0.01)
+        patch.setattr(forwarder, "FOLLOWED_PERIOD_S", 0.01)
+        tell()
+    before = len(looks)
+    until(lambda: len(looks) > before + 1, "nobody waits for what is told any more")
+    told.ours.close()
 
 
 def test_attached_interfaces_that_are_gone_are_told(
