@@ -25,6 +25,7 @@ from mesh.core.ops import MESH_SHARD, Put
 from mesh.core.wire import Versions
 from mesh.node.api import serve
 from mesh.node.config import read_config
+from mesh.node.memory import give_back
 from mesh.node.node import Node
 from mesh.node.p2p.events import Channel
 from mesh.node.p2p.link import now_ns
@@ -279,5 +280,6 @@ async def main(args: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    give_back()  # as `weft run` does
     logging.getLogger("weft").addHandler(logging.NullHandler())
     trio.run(main, sys.argv[1:])
