@@ -85,10 +85,12 @@ class Machine:
         self._world = world
 
     def start(self) -> bool:
-        """Run from what is on the disk; False: it says that the node was retired."""
+        """Run from what is on the disk. False: it says that the node was retired, or that its key
+        was replaced by another, as a node that comes back from before that learns of its peers."""
         assert self.process is None
         roster = roster_of(self.disk.statements).copy()
-        if roster.active(self.identity.node) is None:
+        member = roster.active(self.identity.node)
+        if member is None or member.key != public_key(self.disk.seed):
             return False
         self.starts += 1
         self._world.nodes[self.identity.index] = self.identity.node

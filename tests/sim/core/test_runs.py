@@ -88,6 +88,7 @@ def test_users_write_as_often_as_is_asked_of_them() -> None:
 FOUND = {
     "everything": [
         200763,  # a restored admin rotated its key, which an admission did not outlive
+        400197,  # a node started and wrote though its disk said that its key was replaced
         300009,  # claims in a removed VPC, of which one had its own chain only, made views differ
         201019,  # a key was overtaken by what it signs: a frame that a cut held, by a later one
     ],
