@@ -36,6 +36,9 @@ OF_SUSPECTS = frozenset({"node.cloned", "key.contested"})
 key may be replaced twice."""
 CONTENT_ENTRIES_MAX = 256
 """Longer chains are compared at rest only: hashing them at each step would cost the run."""
+SHARED_MAX = 4
+"""Copies of one state that are remembered as compared: nodes share it, but for those that came to
+it in other steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +84,10 @@ class StepChecks:
         self._violations = violations
         self._incompatible = incompatible
         self._roots: dict[tuple[ChainId, Epoch, int], bytes] = {}
-        self._contents: dict[tuple[ChainId, Epoch, int], tuple[int, Chain, int]] = {}
-        """the hash of a state, and where it was first seen"""
+        self._contents: dict[
+            tuple[ChainId, Epoch, int], tuple[int, dict[int, tuple[Chain, int]]]
+        ] = {}
+        """the hash of a state, and by identity where it was seen: which node had it first there"""
         self._begun: tuple[Lattice, dict[tuple[ChainId, Epoch], int]] | None = None
         self._heads: dict[int, dict[tuple[ChainId, Epoch], int]] = {}
         self._last: dict[int, dict[tuple[ChainId, Epoch], Header]] = {}
@@ -200,11 +205,18 @@ class StepChecks:
             return
         place = (chain.id, header.epoch, header.hi)
         known = self._contents.get(place)
-        if known is not None and known[1] is chain and known[2] != node:
-            return  # the two share it
+        if known is not None:
+            held = known[1].get(id(chain))
+            if held is not None and held[1] != node:
+                return  # the two share it
         content = content_hash(chain)
-        self._contents[place] = known[0] if known else content, chain, node
-        if known is not None and known[0] != content:
+        if known is None:
+            known = content, {}
+            self._contents[place] = known
+        elif len(known[1]) == SHARED_MAX:
+            del known[1][next(iter(known[1]))]
+        known[1][id(chain)] = chain, node
+        if known[0] != content:
             self._violations.add(
                 "one head, one set of entries",
                 f"node {node}: {chain_text(chain.id)} epoch {epoch_text(header.epoch)} head"
