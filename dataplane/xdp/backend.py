@@ -47,7 +47,7 @@ from dataplane.fib.rows import (
     ifname_of,
     ip_text,
 )
-from dataplane.xdp import headers, kernel, links, loading, pack, pins, privilege, report
+from dataplane.xdp import headers, kernel, layout, links, loading, pack, pins, privilege, report
 from dataplane.xdp.changes import Changes
 from dataplane.xdp.maps import TABLES, Maps
 from dataplane.xdp.state import Resolved, Rows
@@ -107,6 +107,11 @@ class XdpBackend:
         if links.interface(wan_ifname) is None:
             raise Unavailable(f"there is no interface {wan_ifname}")
         directory = pins.PinDir(instance)
+        if (newer := directory.newer()) is not None:
+            raise DataplaneError(
+                f"a later version of Weft forwards here ({newer}, this one is v{layout.ABI}):"
+                " install that again, or end its forwarding by removing this directory"
+            )
         directory.make()
         lock = _lock(directory.path)
         try:

@@ -71,9 +71,25 @@ class PinDir:
                     raise
 
     def older(self) -> list[Path]:
-        """This instance's directories under other ABIs."""
-        others = [path / self._name for path in sorted(self.root.glob("v*"))]
-        return [path for path in others if path.is_dir() and path != self.path]
+        """This instance's directories under former ABIs."""
+        return [path for abi, path in self._others() if abi < layout.ABI]
+
+    def newer(self) -> Path | None:
+        """Its directory under a later ABI, if that forwards. One that has never come to that is
+        left for when its version comes again."""
+        for abi, path in self._others():
+            if abi > layout.ABI and any(links_in(path)):
+                return path
+        return None
+
+    def _others(self) -> list[tuple[int, Path]]:
+        """Its directories under other ABIs, with these."""
+        found = [
+            (int(path.name[1:]), path / self._name)
+            for path in self.root.glob("v*")
+            if path.name[1:].isdecimal()
+        ]
+        return [(abi, path) for abi, path in sorted(found) if abi != layout.ABI and path.is_dir()]
 
     def program(self, name: str) -> int:
         return kernel.get_pinned(str(self.path / f"prog-{name}"))

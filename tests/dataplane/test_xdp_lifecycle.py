@@ -367,6 +367,39 @@ def test_another_abi_is_replaced_without_a_gap(pair: Any, monkeypatch: pytest.Mo
     assert audit(gateway).clean
 
 
+def test_a_version_of_before_does_not_take_over(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway, one = pair.a, pair.pods["one"]
+    gateway.run(gateway.backend.close)
+    newer, before = gateway.pin_dir, identities(gateway)
+    monkeypatch.setattr(layout, "ABI", layout.ABI - 1)
+    try:
+        with pytest.raises(DataplaneError, match=f"a later version.*{newer}.*removing"):
+            gateway.open()
+        assert not gateway.pin_dir.exists() and one.ping("10.0.2.10") == 1
+    finally:
+        monkeypatch.undo()
+    assert identities(gateway) == before
+    gateway.open()
+    gateway.sync()
+    assert one.ping("10.0.2.10") == 1
+
+
+def test_what_a_later_version_only_began_is_no_obstacle(
+    pair: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It opened, and went before it had filled its maps: this version forwards still."""
+    gateway, one = pair.a, pair.pods["one"]
+    gateway.run(gateway.backend.close)
+    monkeypatch.setattr(layout, "ABI", layout.ABI + 1)
+    gateway.open()
+    begun = gateway.pin_dir
+    gateway.run(gateway.backend.close)
+    monkeypatch.undo()
+    gateway.open()
+    gateway.sync()
+    assert begun.is_dir() and one.ping("10.0.2.10") == 1 and audit(gateway).clean
+
+
 def test_detach_leaves_nothing(pair: Any) -> None:
     gateway = pair.a
     path = gateway.pin_dir
