@@ -26,7 +26,7 @@ class Holdings:
     def __init__(self, lattice: Lattice, own: OwnChains) -> None:
         self._lattice = lattice
         self._own = own
-        self.touched: dict[ChainId, dict[bytes, None]] = {}
+        self.touched: dict[ChainId, dict[bytes, object]] = {}
         """what `take_touched` has"""
 
     # ---- reading ----
@@ -73,7 +73,8 @@ class Holdings:
         """Records of the chain under these keys may have changed."""
         touched = self.touched.get(id)
         if touched is None:
-            self.touched[id] = dict.fromkeys(keys)
+            # A dict is copied in a third of the time; what it says of its keys is of no concern.
+            self.touched[id] = dict(keys) if isinstance(keys, dict) else dict.fromkeys(keys)
         else:
             touched.update(dict.fromkeys(keys))
 

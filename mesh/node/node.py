@@ -63,8 +63,8 @@ if TYPE_CHECKING:
 HOUSEKEEPING_S = 1.0
 HOUSE_ENDPOINTS = 1024
 """Changed endpoints that housekeeping looks at in one go: 2 ms, and 20 where all have moved."""
-TOUCHED_AT_ONCE = 4096
-"""Records of one chain of another node that the view takes up in one go: 3 ms."""
+TOUCHED_AT_ONCE = 2048
+"""Records of one chain of another node that the view takes up in one go: 2 ms."""
 SOFT_STATE_S = 1.0
 HOLD_S = 0.7
 """How long a command about a VPC that is not kept here waits for peers; it answers within 1 s."""

@@ -502,3 +502,29 @@ def test_a_peer_that_speaks_no_wire_version_of_ours_is_refused_and_told_of() -> 
     replica.peer_up(mesh.nodes[1], mesh.now_ns, wire.Versions(1, 3))
     assert replica.peers() == [mesh.nodes[1]]
     assert [wire.decode(e.frame) for e in replica.drain() if isinstance(e, Send)]
+
+
+def test_a_bulk_of_others_is_told_a_little_at_a_time_and_everything_else_at_once() -> None:
+    mesh = Wire(2)
+    author, reader = mesh.replicas
+    keys = [b"%02d" % i for i in range(10)]
+    for shard in (SHARD, "b" * 32, "mesh"):
+        author.local([Put(shard, key, b"x") for key in keys], 0)
+    mesh.link(0, 1)
+    mesh.run()
+    reader.local([Put(SHARD, key, b"x") for key in keys], 0)
+    told: dict[tuple[bytes, str], list[bytes]] = {}
+    turns = []
+    while reader.holdings.touched:
+        turns.append(reader.take_touched(4))
+        for node, shard, some in turns[-1]:
+            told.setdefault((node, shard), []).extend(some)
+    first = {(touched.node, touched.shard) for touched in turns[0]}
+    assert first >= {(mesh.nodes[0], "mesh"), (mesh.nodes[1], SHARD)}
+    assert len(turns) == 5, "three for each bulk, and the last of one is told with the first of two"
+    for turn in turns:
+        bulks = [t.keys for t in turn if t.node == mesh.nodes[0] and t.shard != "mesh"]
+        assert 0 < max(map(len, bulks)) <= 4
+    for i, shard in ((0, SHARD), (0, "b" * 32), (0, "mesh"), (1, SHARD)):
+        assert told[mesh.nodes[i], shard] == keys
+    assert reader.take_touched(4) == []
