@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import replace
 
-from crdt.chain import Chain
+from crdt.chain import Disproved
 from crdt.delta import Delta
 from mesh.core import ed25519, keys, model, wire
 from mesh.core.errors import PeerError
@@ -155,7 +155,11 @@ class Hostile:
         held = lattice.latest(pick(self._stage.chance, own))
         if held is None or held.header is None or held.header.hi != held.head:
             return None
-        chain = _twin(held)
+        chain = held.copy()
+        try:
+            chain.prove()
+        except Disproved:  # it has taken up what it sent others: a root that leads nowhere
+            return None
         for i in range(count):
             node = text.ljust(keys.ID_BYTES - 2, b"\0") + i.to_bytes(2, "big")
             chain.put(keys.pack(keys.GatewayKey(node)), model.encode(model.Binding(1, 1)))
@@ -179,9 +183,3 @@ def _deltas(frame: bytes) -> tuple[Delta, ...]:
     except PeerError:
         return ()
     return found.deltas if isinstance(found, wire.Deltas) else ()
-
-
-def _twin(chain: Chain) -> Chain:
-    twin = chain.copy()
-    twin.prove()
-    return twin
