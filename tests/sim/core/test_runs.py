@@ -185,9 +185,9 @@ def test_everything_holds_through(family: str) -> None:
 
 
 def test_the_proof_of_a_fork_reaches_everybody_and_a_stolen_key_is_forgotten() -> None:
-    (result,) = hold(load(SCENARIOS / "hostile-peer.toml", small=True), 1)
-    assert result.alarms["chain.forked"] >= 2
-    assert result.alarms["peer.misbehaved"] > 0
+    for result in hold(load(SCENARIOS / "hostile-peer.toml", small=True), 8):
+        assert result.alarms["chain.forked"] >= 2
+        assert result.alarms["peer.misbehaved"] > 0
 
 
 def test_days_of_a_quiet_mesh_take_no_time() -> None:
