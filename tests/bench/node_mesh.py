@@ -16,13 +16,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mesh.cli.client import Client
 from mesh.core.errors import NotReady, Refused
-from mesh.node.config import read_config
+from mesh.node.config import read_config, render_config
 from tests.bench.harness import progress
 from tests.mesh.api_nodes import Running, founded, joined, running
 
@@ -143,6 +143,11 @@ def members(home: Path, count: int) -> list[Path]:
         for i in range(1, count):
             configs.append(_joined(home, first, i))
     return configs
+
+
+def make_room(config: Path) -> None:
+    """For a million endpoints in its data plane, which by default is for a site's share."""
+    config.write_text(render_config(replace(read_config(config), endpoints_max=1 << 20)))
 
 
 def _joined(home: Path, inviter: Running, number: int) -> Path:

@@ -14,13 +14,12 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from mesh.node.config import read_config, render_config
 from tests.bench import node_mesh
 from tests.bench.harness import Metric, progress
 from tests.bench.node import (
@@ -34,8 +33,6 @@ from tests.bench.node_mesh import Process, homes, mesh
 from tests.soak.kills import kill_nodes
 
 SEED = 1
-ENDPOINTS_MAX = 1 << 20
-"""Room in the data plane: by default it is for a site's share of a mesh."""
 PAGE_BYTES = 4096
 SYNCS = 40
 WRITERS = 16
@@ -76,8 +73,7 @@ def _start(sizes: Sizes = FULL) -> list[Metric]:
                 node.ask("fill", vpc=vpc, first=FIRST, count=count)
             written_bytes = _written_bytes(node) - before_bytes
             config = node.config
-        roomy = replace(read_config(config), endpoints_max=ENDPOINTS_MAX)
-        config.write_text(render_config(roomy))
+        node_mesh.make_room(config)
         stored_bytes = (config.parent / "store.db").stat().st_size
         name = f"{size}, each"
         runs.add(f"{name}: bytes stored", "B", None, stored_bytes / sizes.endpoints)
