@@ -18,7 +18,7 @@ _NDA_DST = 1
 _NDA_LLADDR = 2
 _USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80  # as links.Underlay takes them
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
-_NEIGHBOUR = struct.Struct("=BxxxiHBB")  # struct ndmsg: family, interface, state, flags, type
+_NEIGHBOUR = struct.Struct("=B3xiHBB")  # struct ndmsg: family, interface, state, flags, type
 _ATTRIBUTE = struct.Struct("=HH")
 _MESSAGE_BYTES_MAX = 1 << 16
 _TAKEN_MAX = 256

@@ -144,6 +144,6 @@ def test_what_is_no_message_as_we_know_them_is_a_change(place: Place, data: byte
 
 def test_attributes_end_where_they_say_nonsense(place: Place) -> None:
     head = struct.pack("=IHHII", 16 + 12 + 4, 28, 0, 0, 0)
-    body = struct.pack("=BxxxiHBB", socket.AF_INET, 7, 2, 0, 0) + struct.pack("=HH", 0, 1)
+    body = struct.pack("=B3xiHBB", socket.AF_INET, 7, 2, 0, 0) + struct.pack("=HH", 0, 1)
     assert place.changes._tells(head + body)
     assert not place.changes._tells(head + body), "the same neighbour without an address"
