@@ -9,6 +9,7 @@ others.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -43,6 +44,8 @@ class Hostile:
             self._cut_short, self._turn_bits, self._replay, self._forge, self._misroot,
             self._exceed, self._fork, self._fork, self._usurp, self._pry,
         )  # fmt: skip
+        self._deck: list[Callable[[], None]] = []
+        """what it has not done in this round: it is cut off after most, so each has its turn"""
         self._next()
 
     def heard(self, frame: bytes) -> None:
@@ -56,7 +59,8 @@ class Hostile:
         if self._machine.process is None or self._machine.state != "hostile":
             return
         if self._heard and self._stage.network.peers(self._machine.identity.index):
-            pick(self._stage.chance, self._acts)()
+            self._deck = self._deck or list(self._acts)
+            self._deck.pop(below(self._stage.chance, len(self._deck)))()
         self._next()
 
     def _send(self, frame: bytes, peer: int | None = None) -> None:
@@ -138,12 +142,13 @@ class Hostile:
             self._send_delta(made)
 
     def _fork(self) -> None:
-        """Two flushes of one interval: half of the peers get the one, half the other."""
+        """Two flushes of one interval: half of the peers get the one, half the other; one peer that
+        is alone, both."""
         one, other = self._made(b"one"), self._made(b"other")
         if one is None or other is None:
             return
         peers = self._stage.network.peers(self._machine.identity.index)
-        for i, peer in enumerate(peers):
+        for i, peer in enumerate(peers if len(peers) > 1 else 2 * peers):
             self._send_delta(one if i % 2 else other, peer)
 
     def _made(self, text: bytes, count: int = 1) -> Delta | None:
@@ -153,6 +158,9 @@ class Hostile:
         identity = self._machine.identity
         lattice = process.replica.lattice
         own = [id for id in lattice.chains(MESH_SHARD) if id.node == identity.node]
+        dropped = not own
+        if dropped:
+            own = sorted(self._proven)
         if not own:
             return None
         held = self._last_proven(pick(self._stage.chance, own))
@@ -164,7 +172,8 @@ class Hostile:
             chain.put(keys.pack(keys.GatewayKey(node)), model.encode(model.Binding(1, 1)))
         sign = process.sign
         chain.seal(process.replica.roster.mesh_id, sign, held.header.covers)
-        return chain.since(held.epoch, held.head)
+        # Whoever found its root out has dropped the chain: then it is told whole.
+        return chain.since(held.epoch, 0 if dropped else held.head)
 
     def _last_proven(self, id: ChainId) -> Chain | None:
         """The own chain as the others have it: what it sent them with a false root comes back to
