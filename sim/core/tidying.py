@@ -18,6 +18,7 @@ from mesh.core import keys, model
 from mesh.core.clock import AHEAD_MAX_MS, hlc_of_ns, ns_of_hlc
 from mesh.core.effects import Effect, Persist
 from mesh.core.ops import MESH_SHARD, Delete, NodeId, Op, Put
+from mesh.core.pacing import TICK_NS
 from sim.core.checkers import Violations
 from sim.core.clock import MS_NS, SECOND_NS
 from sim.core.node import Process
@@ -25,6 +26,9 @@ from sim.core.node import Process
 WITHDRAW_AFTER_NS = 30 * SECOND_NS
 LOOK_NS = 2 * SECOND_NS
 """A node looks after its claims once a second, and does not see what passes in between."""
+SEEN_BEFORE_NS = TICK_NS + 10 * MS_NS
+"""A view has a frame at once; the batch that stores it, by which this hears of it, comes up to a
+tick later in a busy mesh, and once the store has the batch before."""
 DAY_NS = 24 * 3600 * SECOND_NS
 DELETION_KEPT_NS = 90 * DAY_NS
 
@@ -152,7 +156,7 @@ class TidyChecks:
         if own is None or not claims or claims[0].mobility <= own.mobility:
             return "nothing outranks the claim"
         since_ns = self._outranked.get((node, vpc, addr), 0)
-        if self._clocks_go and since_ns + WITHDRAW_AFTER_NS > process.now_ns:
+        if self._clocks_go and since_ns - SEEN_BEFORE_NS + WITHDRAW_AFTER_NS > process.now_ns:
             return "it has not been outranked for 30 s"
         return ""
 
