@@ -13,7 +13,7 @@ What views and rows must be holds at any time, and is also looked at midway.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import NamedTuple
 
 from crdt.chain import Chain, RootMismatch
@@ -50,8 +50,9 @@ class RestChecks:
         first = machines[0].process
         assert first is not None
         view = reread(first)
-        seen, basis = shown(first.view), basis_of(first.view)
-        if shown(view) != seen or basis_of(view) != basis:
+        mine = kept(first)
+        seen, basis = shown(first.view), basis_of(first.view, mine)
+        if shown(view) != seen or basis_of(view, mine) != basis:
             self._violations.add(
                 "the view does not depend on the order of arrival", first.identity.name
             )
@@ -76,9 +77,9 @@ class RestChecks:
             self._entries(first, process)
             if process.view.members != process.replica.roster.members():
                 self._violations.add("the view knows the roster", machine.identity.name)
-            same = kept(process) == kept(first)
+            same = kept(process) == mine
             if same and process is not first:
-                differ = basis_of(process.view) != basis
+                differ = basis_of(process.view, mine) != basis
                 if not differ and to_read > 0:
                     to_read -= len(seen.endpoints)
                     differ = shown(process.view) != seen
@@ -226,17 +227,18 @@ def shown(view: View) -> Shown:
     return Shown(_rest(view), list(view.endpoints()))
 
 
-def basis_of(view: View) -> tuple[object, ...]:
-    """What all that can be read in a view follows from beside the records of claims. Of VPCs that
-    are removed a node shows nothing, and may have chains that others have dropped."""
+def basis_of(view: View, vpcs: Set[str]) -> tuple[object, ...]:
+    """What all that can be read in a view follows from beside the records of claims, of claims
+    those in `vpcs`, which the node keeps. Of others a node may have chains that nodes like it have
+    not: its own, which count nowhere once its site is not admitted, and some of removed VPCs."""
     catalog, owners = view.catalog, view.table.owners
     evicted = {
         (vpc, addr, node): catalog.hidden_up_to(vpc, addr, node)
-        for vpc in view.vpcs
+        for vpc in vpcs
         for addr in catalog.evicted(vpc)
         for node in owners.owners(vpc, keys.ENDPOINT + addr)
     }
-    claimed = {vpc: _merged(owners.parts(vpc)) for vpc in owners.vpcs() if vpc in view.vpcs}
+    claimed = {vpc: _merged(owners.parts(vpc)) for vpc in owners.vpcs() if vpc in vpcs}
     return _rest(view), claimed, evicted
 
 
