@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import resource
 import shlex
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,6 +17,7 @@ from mesh.cli.client import Client
 from mesh.cli.options import prints, socket_option
 from mesh.cli.output import Output
 from mesh.core.errors import BadInput, NotReady
+from sim.collecting import few_collections
 from sim.core.clock import seconds
 from sim.core.recording import Recording
 from sim.core.scenario import Scenario
@@ -290,18 +288,6 @@ def _tell_cost(wall_s: float, cpu_s: float) -> None:
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     words = f"{wall_s:.1f} s ({cpu_s:.1f} s of CPU), at most {peak_mib} MiB of memory"
     click.echo(f"simulated in {words}", err=True)
-
-
-@contextmanager
-def few_collections() -> Iterator[None]:
-    """A run leaves next to no cycles behind, and a collection of everything walks what a thousand
-    nodes hold: 4 s each."""
-    before = gc.get_threshold()
-    gc.set_threshold(100_000, 50, 1000)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 def _run_reported(scenario: Scenario, file: Path, seed: int, report: Path, *, small: bool) -> _Ran:

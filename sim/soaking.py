@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from mesh.core.errors import BadInput, NotReady
+from sim.collecting import collect_run, few_collections
 from sim.core.scenario import Scenario
 from sim.core.simulation import Result, run
 from sim.seeding import chance_of
@@ -32,17 +33,15 @@ _ADDRESS: Final = re.compile(r"(?:(?:tcp|tls)://)?(?:\[[0-9a-fA-F:.]+\]|[^\s:/@]
 PACKAGES: Final = ("crdt", "mesh", "dataplane", "sim")
 
 
-def run_seed(scenario: Scenario, seed: int) -> Result:
-    return run(scenario, seed, chance_of(seed))
-
-
 def run_piece(scenario: Scenario, seeds: range) -> list[Result]:
     """Up to the first that fails: those behind it count for nothing."""
     results: list[Result] = []
-    for seed in seeds:
-        results.append(run_seed(scenario, seed))
-        if not results[-1].ok:
-            break
+    with few_collections():
+        for seed in seeds:
+            results.append(run(scenario, seed, chance_of(seed)))
+            collect_run()
+            if not results[-1].ok:
+                break
     return results
 
 

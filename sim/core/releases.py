@@ -57,6 +57,13 @@ def _delta_of(
     return Delta.unpack([[packed, signature], counter, nonce, lo, payload, keep])
 
 
+def forget_shared() -> None:
+    """What a run that is over has said: no other one will say it."""
+    decode_shared.cache_clear()
+    _delta_of.cache_clear()
+    _later.cache_clear()
+
+
 def note(version: int) -> bytes:
     """What a later release says beside what this one says."""
     return bytes(msgpack.packb([version, NOTE_KIND, "it goes well"]))

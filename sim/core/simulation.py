@@ -34,7 +34,7 @@ from sim.core.measures import LOOK_NS, HealTimes, PushTimes
 from sim.core.network import Network
 from sim.core.node import Machine, Process
 from sim.core.recording import Recording
-from sim.core.releases import codec_of
+from sim.core.releases import codec_of, forget_shared
 from sim.core.resting import RestChecks
 from sim.core.scenario import Scenario
 from sim.core.shared import SharedLattice
@@ -567,6 +567,7 @@ def run(
     scenario: Scenario, seed: int, chance_of: ChanceOf, recording: Recording | None = None
 ) -> Result:
     """Run a scenario once. `chance_of` gives the streams of chance of that seed."""
+    forget_shared()
     return Simulation(scenario, chance_of, recording).run(seed)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sim.cli import few_collections
+from sim.collecting import few_collections
 from sim.core.scenario import Scenario, parse
 from sim.core.simulation import Result, run
 from sim.reading import load
