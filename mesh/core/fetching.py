@@ -29,7 +29,7 @@ from mesh.core.errors import PeerError
 from mesh.core.ops import NodeId
 from mesh.core.roster import Roster
 from mesh.core.staging import Stage, Stages
-from mesh.core.wire import Held
+from mesh.core.vectors import Cursor, Held
 
 WANT_CHAINS_MAX = 2048
 """Chains asked for at once: what a whole partition has changed in one round trip, and small enough
@@ -193,7 +193,7 @@ class Fetching:
 
     def _ask(self, peer: NodeId, fetch: Fetch, now_ns: int) -> bool:
         """Whether there was anything to ask for that is not asked of another one."""
-        staged: dict[bytes, wire.Cursor] = {}
+        staged: dict[bytes, Cursor] = {}
         while fetch.queue and len(fetch.asked) < WANT_CHAINS_MAX:
             short = next(iter(fetch.queue))
             del fetch.queue[short]
@@ -206,7 +206,7 @@ class Fetching:
             stage = self._stages.take(short, owner, held, now_ns)
             if stage is not None:
                 fetch.stages[short] = stage
-                staged[short] = wire.Cursor(stage.epoch, stage.cursor)
+                staged[short] = Cursor(stage.epoch, stage.cursor)
         if fetch.asked:
             fetch.want, self._next_want = self._next_want, self._next_want + 1
             fetch.begun_ns, fetch.deadline_ns = now_ns, now_ns + WANT_TIMEOUT_NS

@@ -18,7 +18,7 @@ from crdt.entry import SEQ_BYTES, seq_bytes, seq_of
 from crdt.header import Epoch
 from mesh.core.errors import PeerError
 from mesh.core.ops import NodeId
-from mesh.core.wire import Held
+from mesh.core.vectors import Held
 
 STAGES_MAX = 64
 """Chains of which a part is kept while no peer is giving the rest."""

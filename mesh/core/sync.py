@@ -14,7 +14,7 @@ from crdt.delta import Delta, Puts
 from crdt.header import ChainId, Epoch
 from crdt.lattice import Lattice
 from mesh.core import wire
-from mesh.core.wire import Cursor, Held, Vector
+from mesh.core.vectors import ROOT_BYTES, VECTOR_MAX, Cursor, Held, Vector, tag_of
 
 WINDOW = 4
 """Chunks in flight: 1 MiB, above the bandwidth-delay product of 50 Mb/s over 150 ms."""
@@ -28,7 +28,7 @@ def held(chain: Chain) -> Held:
     """What is told of a branch: what is signed, not what is being written."""
     header = chain.header
     assert header is not None
-    return Held(header.epoch, header.hi, header.root[: wire.ROOT_BYTES])
+    return Held(header.epoch, header.hi, header.root[:ROOT_BYTES])
 
 
 def vector_of(lattice: Lattice, ids: Iterator[ChainId] | list[ChainId]) -> Vector:
@@ -78,7 +78,7 @@ def resolved(mine: list[Chain], theirs: tuple[Held, ...]) -> tuple[Held, ...]:
             here = own.get(meant)
             if here is None or here.head != branch.head:
                 branch = branch._replace(epoch=meant)
-            elif wire.tag_of(here) == branch.root:
+            elif tag_of(here) == branch.root:
                 branch = here
         found.append(branch)
     return tuple(found)
@@ -88,9 +88,9 @@ def heads(lattice: Lattice, shard: str) -> Iterator[wire.Heads]:
     """The whole vector of a shard, in ranges of chain ids that fit a frame each."""
     vector = list(vector_of(lattice, lattice.chains(shard)).items())
     first = wire.FIRST
-    for start in range(0, len(vector) or 1, wire.VECTOR_MAX):
-        piece = vector[start : start + wire.VECTOR_MAX]
-        whole = start + wire.VECTOR_MAX >= len(vector)
+    for start in range(0, len(vector) or 1, VECTOR_MAX):
+        piece = vector[start : start + VECTOR_MAX]
+        whole = start + VECTOR_MAX >= len(vector)
         last = wire.LAST if whole else piece[-1][0]
         yield wire.Heads(shard, first, last, dict(piece))
         first = last
@@ -129,8 +129,8 @@ def _is_much(mine: list[Chain], theirs: tuple[Held, ...]) -> bool:
 def some_heads(vector: Vector) -> Iterator[wire.Heads]:
     """The vector in frames that tell nothing of other chains."""
     pairs = list(vector.items())
-    for start in range(0, len(pairs), wire.VECTOR_MAX):
-        piece = dict(pairs[start : start + wire.VECTOR_MAX])
+    for start in range(0, len(pairs), VECTOR_MAX):
+        piece = dict(pairs[start : start + VECTOR_MAX])
         yield wire.Heads("", wire.FIRST, wire.FIRST, piece)
 
 

@@ -26,11 +26,9 @@ A frame that is malformed raises PeerError and costs its sender. Sizes are check
     WAKE                                                     "push again"
     ZIPPED     bytes                                         another frame, compressed (RFC 1950)
 
-A vector is a list of `[chain, counter, head, root]`, for the chains of which one epoch is held, and
-of `[chain, [[counter, nonce, head, root], …]]`; WANT has the second form only. `chain` is the first
-8 bytes of the chain id's hash, `root` the first 8 bytes of the root, in the first form with the
-nonce's laid over them (XOR). `named` is, chain by chain,
-its 8 bytes and 16 of its weight. Digests and weights are the low 16 bytes of the lattice's sums.
+Vectors are in `vectors`; the HEADS of version 2 have columns, and that is all in which it differs
+from version 1. `named` is, chain by chain, its 8 bytes and 16 of its weight. Digests and weights
+are the low 16 bytes of the lattice's sums.
 """
 
 from __future__ import annotations
@@ -46,6 +44,21 @@ from crdt.delta import Delta
 from crdt.header import NONCE_BYTES, Epoch
 from crdt.packed import unpack
 from mesh.core.errors import PeerError
+from mesh.core.vectors import (
+    SHORT_BYTES,
+    VECTOR_MAX,
+    Cursor,
+    Vector,
+    bytes_of,
+    list_of,
+    number_of,
+    pack_columns,
+    pack_heads,
+    pack_vector,
+    unpack_columns,
+    unpack_heads,
+    unpack_vector,
+)
 
 T = TypeVar("T")
 
@@ -66,15 +79,13 @@ class Versions(NamedTuple):
         return str(self.lowest) if single else f"{self.lowest} to {self.highest}"
 
 
-WIRE_VERSION = 1
-SPOKEN = Versions(WIRE_VERSION, WIRE_VERSION)
+WIRE_VERSION = 2
+SPOKEN = Versions(WIRE_VERSION - 1, WIRE_VERSION)
 """By this node. A release that adds a version speaks it beside the one before."""
 FRAME_BYTES_MAX = 4 << 20
 """The transport refuses longer frames before it reads them."""
 CHUNK_BYTES = 256 << 10
 """What a frame of deltas is filled to: small enough that a link stays responsive."""
-VECTOR_MAX = 8192
-"""Chains in one HEADS or WANT frame; longer vectors are split by ranges of chain ids."""
 HEADER_BYTES, PAIR_BYTES = 330, 4
 """About what a delta takes beside its records, and a record beside its key and its entry."""
 PUT_BYTES_MIN = 16
@@ -83,8 +94,6 @@ DELTAS_MAX = CHUNK_BYTES // HEADER_BYTES
 STATEMENTS_MAX = 1000
 """In one frame: each is a signature to verify, 0.1 ms, and nothing else is done meanwhile."""
 SHARDS_MAX = 20_000
-SHORT_BYTES = 8
-ROOT_BYTES = 8
 DIGEST_BYTES = 16
 """Enough between members, who could lie about a digest anyway: what is held is proved by roots."""
 ZIP_BYTES_MIN = 512
@@ -104,29 +113,6 @@ _BIN_HEADS = {0xC4: 2, 0xC5: 3, 0xC6: 5}
 """msgpack: the type byte of a bytes object -> how many bytes stand before what is in it."""
 _GLANCE_BYTES = 512
 """More than the tables at the start of a compressed stream take."""
-
-
-class Held(NamedTuple):
-    """One branch of a chain as heads are told: epoch, head and the start of its root.
-
-    Where the nonce is empty the chain's only epoch of that counter is meant, and `root` is `tag_of`
-    the branch, which has the nonce in it: two epochs that differ in that alone are clones'.
-    """
-
-    epoch: Epoch
-    head: int
-    root: bytes
-
-
-class Cursor(NamedTuple):
-    """How far a chain is staged: everything up to `seq` of `epoch` has come."""
-
-    epoch: Epoch
-    seq: int
-
-
-Vector: TypeAlias = dict[bytes, tuple[Held, ...]]
-"""chain id hash (8 bytes) -> branches held, latest epoch first"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,9 +252,9 @@ Frame: TypeAlias = (
 )
 
 
-def encode(frame: Frame) -> bytes:
-    """The bytes of a frame."""
-    return bytes(msgpack.packb([WIRE_VERSION, *_fields(frame)]))
+def encode(frame: Frame, version: int = WIRE_VERSION) -> bytes:
+    """The bytes of a frame, of a version that is spoken here."""
+    return bytes(msgpack.packb([version, *_fields(frame, version)]))
 
 
 def zipped(data: bytes, version: int = WIRE_VERSION) -> bytes:
@@ -295,7 +281,7 @@ def unzipped(data: bytes) -> bytes:
     return plain
 
 
-def _fields(frame: Frame) -> list[object]:
+def _fields(frame: Frame, version: int) -> list[object]:
     match frame:
         case Deltas():  # most of all
             return [DELTAS, [delta.pack() for delta in frame.deltas]]
@@ -311,11 +297,11 @@ def _fields(frame: Frame) -> list[object]:
         case Told():
             return [TOLD, frame.number]
         case Heads():
-            vector = _pack_heads(frame.vector)
-            return [HEADS, _pack_shard(frame.shard), frame.first, frame.last, vector]
+            packed = (pack_heads if version == 1 else pack_columns)(frame.vector)
+            return [HEADS, _pack_shard(frame.shard), frame.first, frame.last, packed]
         case Want():
             staged = [[short, *at.epoch, at.seq] for short, at in frame.staged.items()]
-            return [WANT, frame.id, _pack_vector(frame.vector), staged]
+            return [WANT, frame.id, pack_vector(frame.vector), staged]
         case Part():
             return [PART, frame.id, frame.delta.pack(), frame.more, frame.index]
         case More():
@@ -347,32 +333,6 @@ def _pack_named(named: dict[bytes, int]) -> bytes:
     return b"".join(short + weight.to_bytes(DIGEST_BYTES, "big") for short, weight in named.items())
 
 
-def _pack_heads(vector: Vector) -> list[object]:
-    """A chain's only branch without its nonce: most of a large vector is this."""
-    packed: list[object] = []
-    for short, branches in vector.items():
-        if len(branches) == 1:
-            held = branches[0]
-            packed.append([short, held.epoch.counter, held.head, tag_of(held)])
-        else:
-            packed += _pack_vector({short: branches})
-    return packed
-
-
-def tag_of(held: Held) -> bytes:
-    """What tells a branch from others of the same counter and head: those of clones may well have
-    the same root, as empty chains do."""
-    mixed = int.from_bytes(held.root, "big") ^ int.from_bytes(held.epoch.nonce, "big")
-    return mixed.to_bytes(ROOT_BYTES, "big")
-
-
-def _pack_vector(vector: Vector) -> list[object]:
-    return [
-        [short, [[*held.epoch, held.head, held.root] for held in branches]]
-        for short, branches in vector.items()
-    ]
-
-
 def decode(data: bytes, unpack_delta: Callable[[object], Delta] = Delta.unpack) -> Frame | None:
     """The frame in `data`; None for a kind or version this node does not know.
 
@@ -382,12 +342,14 @@ def decode(data: bytes, unpack_delta: Callable[[object], Delta] = Delta.unpack) 
         raise PeerError(f"frame of {len(data)} bytes")
     try:
         raw = _unpacked(data)
-        if raw[:2] == [WIRE_VERSION, ZIPPED]:
-            raw = _unpacked(unzipped(_bytes(raw[2])))
-        if raw[0] != WIRE_VERSION or (raw[1] != DELTAS and raw[1] not in _DECODERS):
+        if raw[1] == ZIPPED and _is_spoken(raw):
+            raw = _unpacked(unzipped(bytes_of(raw[2])))
+        if not _is_spoken(raw) or (raw[1] != DELTAS and raw[1] not in _DECODERS):
             return None
         if raw[1] == DELTAS:
-            return Deltas(tuple(map(unpack_delta, _list(raw[2], DELTAS_MAX))))
+            return Deltas(tuple(map(unpack_delta, list_of(raw[2], DELTAS_MAX))))
+        if raw[0] == 1 and raw[1] == HEADS:
+            return _heads_in_rows(raw[2:])
         return _DECODERS[raw[1]](raw[2:])
     except (ValueError, TypeError, IndexError, RecursionError) as error:
         raise PeerError(f"frame: {error}") from None
@@ -403,7 +365,7 @@ class Codec:
     """as `decode`; what is in a frame is never changed: nodes of one process may share it"""
 
 
-CODEC = Codec(SPOKEN, lambda frame, version: encode(frame), decode)
+CODEC = Codec(SPOKEN, encode, decode)
 
 
 def kind_of(data: bytes) -> int | None:
@@ -427,21 +389,25 @@ def _unpacked(data: bytes) -> list[Any]:
     return raw
 
 
+def _is_spoken(raw: list[Any]) -> bool:
+    return bool(SPOKEN.lowest <= raw[0] <= SPOKEN.highest)
+
+
 def _sync(raw: Sequence[object]) -> Sync:
-    shards = _list(raw[2], SHARDS_MAX)
-    pairs = [_list(pair, 2) for pair in shards]
+    shards = list_of(raw[2], SHARDS_MAX)
+    pairs = [list_of(pair, 2) for pair in shards]
     return Sync(
-        _bytes(raw[0], 16),
-        _bytes(raw[1], DIGEST_BYTES),
-        {_shard(shard): _bytes(digest, DIGEST_BYTES) for shard, digest in pairs},
+        bytes_of(raw[0], 16),
+        bytes_of(raw[1], DIGEST_BYTES),
+        {_shard(shard): bytes_of(digest, DIGEST_BYTES) for shard, digest in pairs},
         bool(raw[3]),
         bool(raw[4]),
-        _id(raw[5]),
+        number_of(raw[5]),
     )
 
 
 def _recent(raw: Sequence[object]) -> Recent:
-    named = _bytes(raw[2])
+    named = bytes_of(raw[2])
     step = SHORT_BYTES + DIGEST_BYTES
     if len(named) % step or len(named) > NAMED_MAX * step:
         raise ValueError("named chains")
@@ -449,29 +415,41 @@ def _recent(raw: Sequence[object]) -> Recent:
         named[at : at + SHORT_BYTES]: int.from_bytes(named[at + SHORT_BYTES : at + step], "big")
         for at in range(0, len(named), step)
     }
-    return Recent(_bytes(raw[0], DIGEST_BYTES), _bytes(raw[1], DIGEST_BYTES), weights, bool(raw[3]))
+    return Recent(
+        bytes_of(raw[0], DIGEST_BYTES), bytes_of(raw[1], DIGEST_BYTES), weights, bool(raw[3])
+    )
 
 
 def _heads(raw: Sequence[object]) -> Heads:
+    return _heads_of(raw, unpack_columns(raw[3]))
+
+
+def _heads_in_rows(raw: Sequence[object]) -> Heads:
+    return _heads_of(raw, unpack_heads(raw[3]))
+
+
+def _heads_of(raw: Sequence[object], vector: Vector) -> Heads:
     first, last = raw[1], raw[2]
     if not isinstance(first, bytes) or not isinstance(last, bytes):
         raise ValueError("range of chain ids")
     shard = "" if raw[0] == "" else _shard(raw[0])
-    return Heads(shard, first, last, _vector(raw[3], compact=True))
+    return Heads(shard, first, last, vector)
 
 
 def _want(raw: Sequence[object]) -> Want:
     staged: dict[bytes, Cursor] = {}
-    for item in _list(raw[2], VECTOR_MAX):
-        short, counter, nonce, seq = _list(item, 4)
-        epoch = Epoch(_id(counter), _bytes(nonce, NONCE_BYTES))
-        staged[_bytes(short, SHORT_BYTES)] = Cursor(epoch, _id(seq))
-    return Want(_id(raw[0]), _vector(raw[1]), staged)
+    for item in list_of(raw[2], VECTOR_MAX):
+        short, counter, nonce, seq = list_of(item, 4)
+        epoch = Epoch(number_of(counter), bytes_of(nonce, NONCE_BYTES))
+        staged[bytes_of(short, SHORT_BYTES)] = Cursor(epoch, number_of(seq))
+    return Want(number_of(raw[0]), unpack_vector(raw[1]), staged)
 
 
 def _part(raw: Sequence[object]) -> Part:
     # A piece holds some of the puts: it is checked when the whole is together.
-    return Part(_id(raw[0]), Delta.unpack(raw[1], piece=True), bool(raw[2]), _id(raw[3]))
+    return Part(
+        number_of(raw[0]), Delta.unpack(raw[1], piece=True), bool(raw[2]), number_of(raw[3])
+    )
 
 
 def _have(raw: Sequence[object]) -> Have:
@@ -483,39 +461,27 @@ def _ask(raw: Sequence[object]) -> Ask:
 
 
 def _statements(raw: Sequence[object]) -> Statements:
-    blobs = _list(raw[0], STATEMENTS_MAX)
-    return Statements(tuple(_bytes(blob) for blob in blobs))
+    blobs = list_of(raw[0], STATEMENTS_MAX)
+    return Statements(tuple(bytes_of(blob) for blob in blobs))
 
 
 _DECODERS: dict[object, Callable[[Sequence[object]], Frame]] = {
     SYNC: _sync,
-    PROBE: lambda raw: Probe(_bytes(raw[0], DIGEST_BYTES)),
+    PROBE: lambda raw: Probe(bytes_of(raw[0], DIGEST_BYTES)),
     RECENT: _recent,
-    SAME: lambda raw: Same(_id(raw[0])),
-    TOLD: lambda raw: Told(_id(raw[0])),
+    SAME: lambda raw: Same(number_of(raw[0])),
+    TOLD: lambda raw: Told(number_of(raw[0])),
     HEADS: _heads,
     WANT: _want,
     PART: _part,
-    MORE: lambda raw: More(_id(raw[0])),
-    DONE: lambda raw: Done(_id(raw[0])),
+    MORE: lambda raw: More(number_of(raw[0])),
+    DONE: lambda raw: Done(number_of(raw[0])),
     HAVE: _have,
     ASK: _ask,
     STATEMENTS: _statements,
     REST: lambda raw: Rest(bool(raw[0])),
     WAKE: lambda raw: Wake(),
 }
-
-
-def _list(value: object, count_max: int) -> list[object]:
-    if not isinstance(value, list) or len(value) > count_max:
-        raise ValueError("not a list within bounds")
-    return value
-
-
-def _bytes(value: object, size_bytes: int | None = None) -> bytes:
-    if not isinstance(value, bytes) or (size_bytes is not None and len(value) != size_bytes):
-        raise ValueError("not bytes of the right size")
-    return value
 
 
 def _shard(value: object) -> str:
@@ -526,36 +492,8 @@ def _shard(value: object) -> str:
     return value
 
 
-def _id(value: object) -> int:
-    if type(value) is not int or not 0 <= value < 1 << 63:
-        raise ValueError("id")
-    return value
-
-
 def _hashes(value: object) -> tuple[bytes, ...]:
-    return tuple(_bytes(item, 32) for item in _list(value, FRAME_BYTES_MAX))
-
-
-def _vector(value: object, *, compact: bool = False) -> Vector:
-    vector: Vector = {}
-    for item in _list(value, VECTOR_MAX):
-        if not isinstance(item, list) or len(item) not in ((2, 4) if compact else (2,)):
-            raise ValueError("vector")
-        short = _bytes(item[0], SHORT_BYTES)
-        if len(item) == 4:
-            counter, head, root = item[1:]
-            held = Held(Epoch(_id(counter), b""), _id(head), _bytes(root, ROOT_BYTES))
-            vector[short] = (held,)
-        else:
-            vector[short] = tuple(map(_held, _list(item[1], 64)))
-    return vector
-
-
-def _held(value: object) -> Held:
-    counter, nonce, head, root = _list(value, 4)
-    return Held(
-        Epoch(_id(counter), _bytes(nonce, NONCE_BYTES)), _id(head), _bytes(root, ROOT_BYTES)
-    )
+    return tuple(bytes_of(item, 32) for item in list_of(value, FRAME_BYTES_MAX))
 
 
 def statement_groups(blobs: Iterable[bytes]) -> Iterable[list[bytes]]:

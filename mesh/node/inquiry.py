@@ -17,6 +17,7 @@ from mesh.core import wire
 from mesh.core.errors import NotReady, PeerError
 from mesh.core.ops import NodeId
 from mesh.core.replica import Replica
+from mesh.core.vectors import Vector
 
 ANSWER_S: Final = 5.0
 """Several round trips of a bad link; a vector of heads is 64 B a chain."""
@@ -25,7 +26,7 @@ ANSWER_S: Final = 5.0
 class _Inquiry:
     def __init__(self, number: int) -> None:
         self.number = number
-        self.heads: dict[str, wire.Vector] = {}
+        self.heads: dict[str, Vector] = {}
         self.done = trio.Event()
 
 
@@ -55,7 +56,7 @@ class Inquiries:
                 if isinstance(decoded, wire.Same) or decoded.number == inquiry.number:
                     inquiry.done.set()
 
-    async def ask(self, peer: NodeId) -> dict[str, wire.Vector]:
+    async def ask(self, peer: NodeId) -> dict[str, Vector]:
         """What the peer holds of each shard that is not the same there and here.
 
         Raises NotReady: not linked, or no answer in time.

@@ -13,6 +13,7 @@ from mesh.core.roster import Roster
 from mesh.core.statements import found_mesh
 from sim.core.clock import SECOND_NS
 from sim.core.events import Clone
+from sim.core.releases import PRESENT
 from sim.core.scenario import Scenario
 from sim.core.signing import Ed25519, KeyedHashes, Signatures
 from sim.core.world import Identity
@@ -24,7 +25,7 @@ def identities_of(scenario: Scenario) -> list[Identity]:
     sites = [site.name for site in scenario.sites for _ in range(site.gateways)]
     named = [*zip(scenario.node_names, sites, strict=True), *scenario.joining]
     found = [
-        _identity(index, name, site, releases.get(site, 1))
+        _identity(index, name, site, releases.get(site, PRESENT))
         for index, (name, site) in enumerate(named)
     ]
     clones = sum(isinstance(event, Clone) for event in scenario.events) + scenario.faults.clones

@@ -270,7 +270,7 @@ def _clone(r: _Reading) -> Event:
 
 
 def _upgrade(r: _Reading) -> Event:
-    release = r.table.whole("to", 2, low=1, high=RELEASES_MAX)
+    release = r.table.whole("to", 0, low=1, high=RELEASES_MAX)
     return Upgrade(r.at_ns, r.node(), release, r.for_ns(1.0))
 
 

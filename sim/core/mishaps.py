@@ -18,6 +18,7 @@ from sim.core.episodes import Episode
 from sim.core.events import DURATION_S_MAX, ClockStep, Clone, Crash, Trouble, Upgrade
 from sim.core.hostile import Hostile
 from sim.core.node import Machine
+from sim.core.releases import PRESENT
 from sim.core.stage import Stage
 
 CLONE_RESTART_NS = 5 * SECOND_NS
@@ -160,12 +161,13 @@ class NodeFaults:
             self._stage.episodes.ended(down)
 
     def _upgrade(self, index: int, release: int, for_ns: int) -> None:
-        """`release` 0: the next one, or back from that."""
+        """`release` 0: the next one, or back from the one after this."""
         stage, machine = self._stage, self._stage.machines[index]
         if machine.state != "member":
             return
         stage.count += 1
-        was, machine.release = machine.release, release or (1 if machine.release > 1 else 2)
+        was = machine.release
+        machine.release = release or (PRESENT if was > PRESENT else was + 1)
         note = f"from release {was} to {machine.release}"
         stage.episodes.happened("upgrade", machine.identity.name, note)
         if machine.process is not None:

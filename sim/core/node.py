@@ -38,7 +38,7 @@ from mesh.core.view import View
 from mesh.core.writer import Writer
 from sim.core.clock import MS_NS, SECOND_NS
 from sim.core.disk import Disk, TornError
-from sim.core.releases import codec_of, note
+from sim.core.releases import PRESENT, codec_of, note
 from sim.core.signing import public_key
 from sim.core.world import WALL_START_NS, Identity, Shown, World
 
@@ -382,7 +382,7 @@ class Process:
         self._linked_keys[node] = shown.key
         self.replica.peer_up(node, self._world.clock.now_ns, shown.speaks)
         version = self.codec.speaks.common(shown.speaks)
-        if self.release > 1 and version is not None:
+        if self.release > PRESENT and version is not None:
             self._world.network.send(self.identity.index, peer, note(version), False)
         self.down.discard(node)
         self.forwarding.set_live(node, True)

@@ -1,10 +1,11 @@
-"""Releases of Weft that take part in a run: this one, and those that will come after it.
+"""Releases of Weft that take part in a run: the one before this, this one, and the one after it.
 
-Release N speaks wire version N and, but for the first, the one before. What it says on a link of
-version 1 is what this release says, with a field at the end of every frame and now and then a kind
-of frame that this release does not know; its own version has the changes of which older nodes would
-make nothing: deltas under another kind, other frames with their fields turned round. So nobody gets
-along with it who has not agreed on a version.
+Release N speaks wire version N and, but for the first, the one before; those up to this one speak
+as they do. What the next one says on a link of this release's version is what this release says,
+with a field at the end of every frame and now and then a kind of frame that this release does not
+know; its own version has the changes of which older nodes would make nothing: deltas under another
+kind, other frames with their fields turned round. So nobody gets along with it who has not agreed
+on a version.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ from mesh.core import wire
 from mesh.core.errors import PeerError
 from mesh.core.wire import Codec, Frame, Versions
 
-RELEASES_MAX = 3
+PRESENT = wire.WIRE_VERSION
+"""This release."""
+RELEASES_MAX = PRESENT + 1
 FRAMES_SHARED = 1 << 14
 """What a thousand nodes send each other in a third of a second: half of it is on its way."""
 DELTAS_SHARED = 1 << 12
 NOTE_KIND = 90
-"""A kind of frame that a later release adds to version 1."""
+"""A kind of frame that the next release adds to this one's version."""
 BUNDLE_KIND = 91
-"""Deltas, from version 2 on."""
+"""Deltas, in the next version."""
 ADDED_FIELD = {"load": 1}
 
 
@@ -69,16 +72,12 @@ def note(version: int) -> bytes:
     return bytes(msgpack.packb([version, NOTE_KIND, "it goes well"]))
 
 
+@lru_cache(maxsize=RELEASES_MAX)
 def codec_of(release: int) -> Codec:
     """How a node of the release speaks."""
-    if release == 1:
-        return Codec(wire.SPOKEN, _encode_present, decode_shared)
-    return _later(release)
-
-
-@lru_cache(maxsize=RELEASES_MAX)
-def _later(release: int) -> Codec:
-    speaks = Versions(release - 1, release)
+    speaks = Versions(max(1, release - 1), release)
+    if release == PRESENT:
+        return Codec(speaks, wire.encode, decode_shared)
 
     def decode(data: bytes) -> Frame | None:
         return _decode(data, speaks)
@@ -86,13 +85,12 @@ def _later(release: int) -> Codec:
     return Codec(speaks, _encode, lru_cache(maxsize=FRAMES_SHARED)(decode))
 
 
-def _encode_present(frame: Frame, version: int) -> bytes:
-    return wire.encode(frame)
-
-
 def _encode(frame: Frame, version: int) -> bytes:
+    """As the next release, or one before this."""
+    if version < PRESENT:
+        return wire.encode(frame, version)
     _, kind, *fields = msgpack.unpackb(wire.encode(frame), strict_map_key=False)
-    if version == 1:
+    if version == PRESENT:
         return bytes(msgpack.packb([version, kind, *fields, ADDED_FIELD]))
     if kind == wire.DELTAS:
         return bytes(msgpack.packb([version, BUNDLE_KIND, *fields]))
@@ -109,9 +107,11 @@ def _decode(data: bytes, speaks: Versions) -> Frame | None:
         raise PeerError(f"frame: {error}") from None
     if type(version) is not int or not speaks.lowest <= version <= speaks.highest:
         raise PeerError(f"frame of version {version}, and this node speaks {speaks}")
-    if version == 1:
+    if version <= PRESENT:
         return wire.decode(data)
     if kind == NOTE_KIND:
         return None
-    plain = [1, wire.DELTAS, *fields] if kind == BUNDLE_KIND else [1, kind, *fields[::-1]]
+    plain = (
+        [PRESENT, wire.DELTAS, *fields] if kind == BUNDLE_KIND else [PRESENT, kind, *fields[::-1]]
+    )
     return wire.decode(bytes(msgpack.packb(plain)))

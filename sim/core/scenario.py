@@ -37,7 +37,7 @@ from sim.core.clock import MS_NS, SECOND_NS, ns_of
 from sim.core.events import DURATION_S_MAX, Event, Join, Trouble, read_event
 from sim.core.network import Weather
 from sim.core.presence import check_presence
-from sim.core.releases import RELEASES_MAX
+from sim.core.releases import PRESENT, RELEASES_MAX
 from sim.core.tables import SHOWN_MAX, Table, shown
 
 SITES_MAX = 1000
@@ -106,7 +106,7 @@ class Site:
     name: str
     gateways: int = 1
     clock_skew_ns: int = 0
-    release: int = 1
+    release: int = PRESENT
     """Of Weft, that its nodes run at first; later ones write what the others do not know."""
 
 
@@ -377,7 +377,7 @@ def _site(table: Table, places: dict[str, tuple[float, float]]) -> Site:
         table.name("name"),
         table.whole("gateways", 1, low=1, high=GATEWAYS_MAX),
         table.seconds("clock_skew_s", 0.0, low=-DURATION_S_MAX, high=DURATION_S_MAX),
-        table.whole("release", 1, low=1, high=RELEASES_MAX),
+        table.whole("release", PRESENT, low=1, high=RELEASES_MAX),
     )
     if "at" in table:
         place = table.list("at")

@@ -16,6 +16,7 @@ from sim.core.chance import Chance, below, pick, pick_weighted
 from sim.core.clock import SECOND_NS, Clock
 from sim.core.layout import EXTRA_FIRST, VNI_FIRST, Layout
 from sim.core.node import Machine, Process
+from sim.core.releases import PRESENT
 from sim.core.scenario import STRETCHED, OpKind, Workload
 
 EXTRAS_MAX = 4
@@ -217,7 +218,7 @@ class Users:
         kind = pick_weighted(self._chance, self._workload.mix)
         if machine.process is not None:
             self._kinds[kind](machine.process)
-            if machine.process.release > 1:
+            if machine.process.release > PRESENT:
                 self._novel(machine.process)
 
     def _write_at(self, machine: Machine) -> None:

@@ -31,7 +31,7 @@ class Identity:
     key: bytes
     node: NodeId
     underlay: str
-    release: int = 1
+    release: int
     """that it runs at first"""
 
     @property

@@ -32,6 +32,7 @@ from sim.core.events import (
     Upgrade,
 )
 from sim.core.node import Process
+from sim.core.releases import PRESENT
 from sim.core.scenario import Scenario
 from sim.core.simulation import Result, Simulation
 from sim.seeding import chance_of
@@ -167,7 +168,7 @@ def check_playable(scenario: Scenario) -> None:
                 " with its time for each, or set it to 0"
             )
     for site in scenario.sites:
-        if site.clock_skew_ns or site.release != 1:
+        if site.clock_skew_ns or site.release != PRESENT:
             what = "clock_skew_s" if site.clock_skew_ns else "release"
             raise BadInput(f"[[site]] {site.name} {what}: is not played live: leave it out")
     weather = scenario.weather

@@ -24,6 +24,7 @@ from mesh.core.statements import (
     make_statement,
 )
 from mesh.core.token import Token, join_answer, join_request
+from mesh.core.vectors import Cursor, Held
 from mesh.node.config import render_config
 from mesh.node.discovery import text_of
 from mesh.node.p2p.circuit import CircuitAddress, peer_of
@@ -56,7 +57,7 @@ def seeds() -> dict[str, list[bytes]]:
     later.put(b"k", b"v")
     later.seal(MESH, sign, (Cover(chain.epoch, 2, 1),))
     deltas = (later.snapshot(), flush, chain.since(chain.epoch, first.hi), chain.snapshot())
-    held = (wire.Held(chain.epoch, 3, b"r" * 8),)
+    held = (Held(chain.epoch, 3, b"r" * 8),)
     short = chain_id.short()
     vector = {short: held, b"12345678": (), b"abcdefgh": held * 2}
     frames: list[wire.Frame] = [
@@ -64,7 +65,7 @@ def seeds() -> dict[str, list[bytes]]:
         wire.Same(1), wire.Told(1), wire.Probe(MESH), wire.More(1), wire.Done(1),
         wire.Recent(MESH, MESH, {short: 5}, True), wire.Deltas(deltas),
         wire.Heads("mesh", wire.FIRST, wire.LAST, vector), wire.Have((b"h" * 32,)),
-        wire.Want(1, vector, {short: wire.Cursor(chain.epoch, 2)}), wire.Ask((b"h" * 32,)),
+        wire.Want(1, vector, {short: Cursor(chain.epoch, 2)}), wire.Ask((b"h" * 32,)),
         wire.Part(1, flush, True, 0), wire.Statements((b"s",)), wire.Rest(True), wire.Wake(),
     ]  # fmt: skip
     founding = found_mesh("edge", b"r" * 32, SEED, "a1", "a")

@@ -16,7 +16,7 @@ from mesh.core.history import history
 from mesh.core.keytext import describe_record, key_text
 from mesh.core.ops import MESH_SHARD
 from mesh.core.sync import behind, held, resolved
-from mesh.core.wire import Held
+from mesh.core.vectors import Held
 from mesh.node.context import NodeContext
 from mesh.node.service.objects import time_text
 from mesh.node.verifying import Verifier

@@ -488,12 +488,12 @@ def test_headers_that_no_key_signs_cost_the_link_once_they_are_many() -> None:
 def test_a_peer_that_speaks_no_wire_version_of_ours_is_refused_and_told_of() -> None:
     mesh = Wire(2)
     replica = mesh.replicas[0]
-    replica.peer_up(mesh.nodes[1], mesh.now_ns, wire.Versions(2, 3))
+    replica.peer_up(mesh.nodes[1], mesh.now_ns, wire.Versions(3, 4))
     alarm, drop = replica.drain()
     assert isinstance(alarm, Alarm)
     assert alarm.event == "peer.incompatible"
     assert alarm.fields["peer"] == mesh.nodes[1]
-    assert "2 to 3" in str(alarm.fields["reason"])
+    assert "3 to 4, this node 1 to 2" in str(alarm.fields["reason"])
     assert drop == DropPeer(mesh.nodes[1], "no wire version in common")
     assert replica.peers() == []
     replica.receive(mesh.nodes[1], wire.encode(wire.Same()), mesh.now_ns)

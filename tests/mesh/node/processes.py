@@ -74,6 +74,8 @@ class Process:
         self.port = port
         self.config = home / "weft.toml"
         self.log = home / "log"
+        self.source = Path(__file__).parents[3]
+        """the tree that it runs from: another release's, perhaps"""
         self._child: subprocess.Popen[bytes] | None = None
 
     @property
@@ -95,13 +97,9 @@ class Process:
         if netns:
             command = ["ip", "netns", "exec", netns, *command]
         with self.log.open("ab") as log:
-            self._child = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._root())
+            self._child = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.source)
         if wait:
             self.until(lambda: bool(self.status()["ready"]), "ready")
-
-    @staticmethod
-    def _root() -> Path:
-        return Path(__file__).parents[3]
 
     def kill(self) -> None:
         """SIGKILL, whatever it does."""

@@ -21,6 +21,7 @@ from mesh.core.clock import hlc_of_ns
 from mesh.core.ops import MESH_SHARD
 from mesh.core.replica import UNSIGNED_MAX
 from mesh.core.statements import RETIRE, make_statement
+from mesh.core.vectors import VECTOR_MAX, Cursor, Held, Vector
 from mesh.node.p2p.framing import FRAME_BYTES_MAX
 from tests.mesh.node.hostile_members import Hostile, Said, Victims, linked
 from tests.mesh.node.processes import id_of, seed_of
@@ -45,11 +46,11 @@ def zipped(plain: bytes) -> bytes:
     return raw(wire.ZIPPED, zlib.compress(plain, 9))
 
 
-def held(number: int) -> wire.Held:
-    return wire.Held(Epoch(FAR - number, b"nonce..."), FAR, b"r" * 8)
+def held(number: int) -> Held:
+    return Held(Epoch(FAR - number, b"nonce..."), FAR, b"r" * 8)
 
 
-def heads(number: int, branches: int = 1) -> wire.Vector:
+def heads(number: int, branches: int = 1) -> Vector:
     """That many chains nobody has heard of."""
     vector = tuple(held(n) for n in range(branches))
     return {digest(n)[:8]: vector for n in range(number)}
@@ -162,7 +163,7 @@ def recents(_: Hostile) -> Iterable[Said]:
 
 
 def heads_of_a_universe(_: Hostile) -> Iterable[Said]:
-    big = heads(wire.VECTOR_MAX)
+    big = heads(VECTOR_MAX)
     return [
         wire.Heads(MESH_SHARD, b"\xff", b"", big),
         wire.Heads("", wire.FIRST, wire.LAST, big),
@@ -172,8 +173,8 @@ def heads_of_a_universe(_: Hostile) -> Iterable[Said]:
 
 
 def wants_of_a_universe(_: Hostile) -> Iterable[Said]:
-    staged = {digest(n)[:8]: wire.Cursor(Epoch(FAR, b"nonce..."), FAR) for n in range(8000)}
-    return [wire.Want(n, heads(wire.VECTOR_MAX), staged) for n in range(5)]
+    staged = {digest(n)[:8]: Cursor(Epoch(FAR, b"nonce..."), FAR) for n in range(8000)}
+    return [wire.Want(n, heads(VECTOR_MAX), staged) for n in range(5)]
 
 
 def the_same_want_for_ever(member: Hostile) -> Iterable[Said]:

@@ -1,8 +1,9 @@
 """Nodes of releases that follow each other, in one mesh on real links.
 
-The later ones speak wire version N beside this release's, as the simulator has them
-(`sim.core.releases`): what they say on a link of an older version has fields and kinds that this
-release does not know. What version 1 itself is stays pinned by bytes it made (`test_forms`).
+The one before this and the one to come are as the simulator has them (`sim.core.releases`): what
+the latter says on a link of this release's version has fields and kinds that this one does not
+know. What version 1 itself is stays pinned by bytes it made (`test_forms`), and by that release
+itself (`test_former_release`).
 """
 
 from __future__ import annotations

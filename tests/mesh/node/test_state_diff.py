@@ -15,6 +15,7 @@ from mesh.core.replica import Replica
 from mesh.core.roster import Roster
 from mesh.core.statements import found_mesh
 from mesh.core.sync import held
+from mesh.core.vectors import Vector
 from mesh.node.inquiry import ANSWER_S, Inquiries
 from mesh.node.service.state import compare
 
@@ -78,9 +79,9 @@ class Peer:
 @pytest.mark.trio
 async def test_heads_are_gathered_until_the_peer_is_done() -> None:
     peer = Peer()
-    found: list[dict[str, wire.Vector]] = []
-    vector: wire.Vector = {b"c" * 8: (held(chain(FIRST, 1)),)}
-    other: wire.Vector = {b"d" * 8: (held(chain(FIRST, 2)),)}
+    found: list[dict[str, Vector]] = []
+    vector: Vector = {b"c" * 8: (held(chain(FIRST, 1)),)}
+    other: Vector = {b"d" * 8: (held(chain(FIRST, 2)),)}
 
     async def ask() -> None:
         found.append(await peer.inquiries.ask(peer.id))

@@ -130,7 +130,7 @@ def compressed_not_read(patch: Patch) -> None:
     decode = wire.decode
     sim_codec = wire.Codec(
         wire.SPOKEN,
-        lambda frame, version: wire.encode(frame),
+        wire.encode,
         lambda data: None if msgpack.unpackb(data)[1] == wire.ZIPPED else decode(data),
     )
     patch.setattr("sim.core.node.codec_of", lambda release: sim_codec)
@@ -381,8 +381,9 @@ def newer_kinds_refused(patch: Patch) -> None:
             raise PeerError("unknown frame")
         return frame
 
-    present = wire.Codec(wire.SPOKEN, lambda frame, version: wire.encode(frame), strict)
+    present = wire.Codec(wire.SPOKEN, wire.encode, strict)
     codec_of = releases.codec_of
     patch.setattr(
-        "sim.core.node.codec_of", lambda release: present if release == 1 else codec_of(release)
+        "sim.core.node.codec_of",
+        lambda release: present if release == releases.PRESENT else codec_of(release),
     )

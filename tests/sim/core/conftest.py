@@ -173,9 +173,10 @@ def clocks() -> Scenario:
 
 @pytest.fixture
 def upgraded() -> Scenario:
-    """Nodes of three releases, some of which are upgraded on the way."""
+    """Nodes of three releases, the last of which is to come; some are upgraded on the way."""
     workload = {"vpcs": 1, "rate_per_s": 4, "endpoints": 1}
-    site = [{"name": "a"}, {"name": "b", "release": 2}, {"name": "c"}, {"name": "d"}]
+    site = [{"name": name, "release": 1} for name in "acd"]
+    site.append({"name": "b", "release": 2})
     event = [{"at_s": 12, "upgrade": "b", "to": 3}, {"at_s": 14, "upgrade": "c"}]
     table: dict[str, Any] = {**churn_table(), "site": site, "workload": workload, "event": event}
     del table["sites"]
