@@ -86,7 +86,7 @@ def seeds() -> dict[str, list[bytes]]:
     )
     made = {
         "frame": [
-            *map(wire.encode, frames),
+            *(wire.encode(frame, version) for version in (1, 2) for frame in frames),
             wire.zipped(wire.encode(wire.Have((b"h" * 32,) * 99))),
         ],
         "header": [bytes(msgpack.packb(d.header.pack())) for d in deltas],

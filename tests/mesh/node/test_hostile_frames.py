@@ -237,7 +237,7 @@ def kinds_of_a_later_version(member: Hostile) -> Iterable[Said]:
         seed_of(member.name), member.id, member.victims.mesh_id, "newer", {"field": 1}
     )
     return [
-        bytes(msgpack.packb([2, 1, b"what a later version says"])),
+        bytes(msgpack.packb([wire.WIRE_VERSION + 1, 1, b"what a later version says"])),
         raw(99, {"a": 1}, [2]),
         raw(wire.SAME, 1, "more", {"fields": 1}),
         raw(wire.PROBE, bytes(16), "one more"),

@@ -113,7 +113,7 @@ def test_the_scenarios_that_are_said_to_be_playable_are(small: bool) -> None:
         ({"interest": "either"}, "interest: say which"),
         ({"duration_s": 5000}, "duration_s: 5000: a lab plays up to 1800"),
         ({"workload": {"rate_per_s": 500}}, "rate_per_s: 500: a lab plays up to 50"),
-        ({"site": [{"name": "x", "release": 2}], "vpc": [], "event": []}, "[[site]] x release"),
+        ({"site": [{"name": "x", "release": 1}], "vpc": [], "event": []}, "[[site]] x release"),
         ({"start": "converged"}, "start: real nodes start empty"),
         ({"event": [{"at_s": 5, "upgrade": "madrid", "to": 2}]}, "[[event]] upgrade madrid-1"),
         ({"site": [{"name": f"s{i}"} for i in range(9)], "vpc": []}, "10 sites and 11 gateways"),
