@@ -64,7 +64,7 @@ def forget_shared() -> None:
     """What a run that is over has said: no other one will say it."""
     decode_shared.cache_clear()
     _delta_of.cache_clear()
-    _later.cache_clear()
+    codec_of.cache_clear()
 
 
 def note(version: int) -> bytes:
