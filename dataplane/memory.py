@@ -50,8 +50,6 @@ from dataplane.fib.rows import (
     address_text,
     cidr_text,
     in_prefix,
-    ip_number,
-    ip_text,
     mac_text,
 )
 from dataplane.reasons import DropReason
@@ -224,7 +222,7 @@ class MemoryBackend:
                     "id": id,
                     "node": row.node.hex(),
                     "site": row.site,
-                    "underlay": ip_text(row.underlay),
+                    "underlay": address_text(row.underlay),
                     **counters["gateways"][str(id)],
                 }
                 for id, row in sorted(self._gateways.items())
@@ -337,7 +335,7 @@ class MemoryBackend:
 
     def receive(self, outer_src: str, vni: int, src: str, dst: str) -> Verdict:
         """What becomes of a tunnel packet from a peer's underlay address (`xdp_wan`)."""
-        peer = self._peers.get(ip_number(outer_src))
+        peer = self._peers.get(address_of(outer_src))
         if peer is None:
             stranger = _Packet("", "", 0, outer=outer_src)
             words = f"{outer_src} is no gateway of the mesh"
@@ -409,7 +407,7 @@ class MemoryBackend:
             words = f"{packet.dst} would go back to where it came from"
             return self._drop(packet, DropReason.LOOP, words)
         self._count_gateway(id, "tx_packets")
-        underlay = ip_text(gateway.underlay)
+        underlay = address_text(gateway.underlay)
         words = f"{packet.dst} is reached through {members.name} by {underlay}, VNI {packet.vni}"
         return Verdict("send", words, packet.vni, gateway=gateway.node, underlay=underlay)
 

@@ -39,6 +39,7 @@ class DropReason(IntEnum):
     NOT_ENTITLED = 25  # the sending site may not send for this VNI
     FOREIGN_SOURCE = 26  # the inner source is not claimed at the sending site
     MULTICAST = 27  # from a pod to many: not carried
+    TUNNEL_CHECKSUM = 28  # the outer UDP's is wrong, or missing over IPv6
 
     @property
     def text(self) -> str:

@@ -50,7 +50,6 @@ from dataplane.fib.rows import (
     addr_of,
     address_of,
     group_of,
-    ip_number,
     mac_bytes,
 )
 
@@ -133,7 +132,7 @@ class Compiler:
         if old == fact:
             return
         if fact is not None:
-            ip_number(fact.underlay)
+            addr_of(fact.underlay)
         moved = False
         if fact is not None:
             moved |= self._gateway_ids.acquire(id)

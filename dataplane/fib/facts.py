@@ -15,7 +15,7 @@ class GatewayFact:
 
     id: bytes  # 16 bytes, the node id
     site: str
-    underlay: str  # IPv4 that its peers send to
+    underlay: str  # IP that its peers send to
     up: bool
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from ipaddress import IPv4Address, ip_address, ip_network
+from ipaddress import ip_address, ip_network
 from struct import Struct
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -50,7 +50,7 @@ class GatewayRow(NamedTuple):
 
     node: bytes
     site: str
-    underlay: int  # IPv4, host order
+    underlay: int  # 128 bits
     group: int  # that leads to it alone
     site_group: int  # the number of its site's group, also where that has no row
     own_site: bool  # it is of this machine's site
@@ -92,7 +92,7 @@ PackedKey: TypeAlias = bytes
 """An endpoint's key as it is in the map: domain (u32, host order), address (16 bytes)."""
 
 Addr: TypeAlias = bytes
-"""An inner address: 4 bytes, or 16 of which the first 12 are not `MAPPED`."""
+"""An address: 4 bytes, or 16 of which the first 12 are not `MAPPED`."""
 
 PackedRow: TypeAlias = bytes
 """An endpoint's row as the map's value begins: group (u32), 4 bytes for the interface index, MAC,
@@ -102,6 +102,7 @@ MAPPED = bytes(10) + b"\xff\xff"
 """How IPv4 addresses begin among those of 16 bytes (RFC 4291, section 2.5.5.2)."""
 ADDRESS_BITS = 128
 _MAPPED_BITS = 96
+_MAPPED_NUMBER = 0xFFFF
 IPV4_BYTES = 4
 DOMAIN_BYTES = 4
 HEAD_BYTES = 8
@@ -254,18 +255,8 @@ def _patched(rows: Mapping[K, V], delta: TableDelta[K, V]) -> dict[K, V]:
 
 
 @lru_cache(maxsize=4096)
-def ip_number(text: str) -> int:
-    """An underlay IPv4 address as a number in host order; ValueError if it is not one."""
-    return int(IPv4Address(text))
-
-
-def ip_text(number: int) -> str:
-    return str(IPv4Address(number))
-
-
-@lru_cache(maxsize=4096)
 def addr_of(text: str) -> Addr:
-    """The bytes of an inner address; ValueError if it is none, or IPv4 written as IPv6."""
+    """The bytes of an address; ValueError if it is none, or IPv4 written as IPv6."""
     addr = ip_address(text).packed
     if addr.startswith(MAPPED):
         raise ValueError(f"an IPv4 address written as IPv6: {text}")
@@ -316,6 +307,11 @@ def prefix_of(cidr: str) -> tuple[int, int]:
 def in_prefix(number: int, key: SubnetKey) -> bool:
     """Whether an address lies in a subnet's prefix."""
     return (number ^ key.network) >> (ADDRESS_BITS - key.prefix_bits) == 0
+
+
+def is_ipv4(number: int) -> bool:
+    """Whether an address' number stands for one of IPv4."""
+    return number >> (ADDRESS_BITS - _MAPPED_BITS) == _MAPPED_NUMBER
 
 
 def mac_bytes(text: str) -> bytes:

@@ -31,7 +31,6 @@ from dataplane.fib.rows import (
     SubnetKey,
     SubnetRow,
     address_of,
-    ip_number,
     mac_bytes,
     prefix_of,
 )
@@ -69,7 +68,7 @@ def gateway_row(fact: GatewayFact, self_site: str, number: Callable[[bytes], int
     return GatewayRow(
         fact.id,
         fact.site,
-        ip_number(fact.underlay),
+        address_of(fact.underlay),
         group=number(gateway_group(fact.id)),
         site_group=number(site_group(fact.site)),
         own_site=fact.site == self_site,

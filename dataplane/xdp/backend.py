@@ -44,8 +44,9 @@ from dataplane.fib.rows import (
     GatewayRow,
     GroupRow,
     Tables,
+    address_bytes,
+    address_text,
     ifname_of,
-    ip_text,
 )
 from dataplane.xdp import headers, kernel, layout, links, loading, pack, pins, privilege, report
 from dataplane.xdp.changes import Changes
@@ -95,7 +96,7 @@ class XdpBackend:
     ) -> XdpBackend:
         """Adopt or create the instance's maps and load its programs.
 
-        `underlay` is the IPv4 address that tunnels end at; `wan_ifname` the interface they come in
+        `underlay` is the IP address that tunnels end at; `wan_ifname` the interface they come in
         by, by default the one that has the address. Unavailable says what this machine lacks;
         DataplaneError, that it could, but something is in the way.
         """
@@ -144,7 +145,7 @@ class XdpBackend:
         self._groups: dict[int, GroupRow] = {}
         self._state = Resolved(underlay)
         self._totals = Totals(maps)
-        self._probe = links.PathProbe()
+        self._probe = links.PathProbe(address_text(underlay))
         self.changes = Changes()
         self._probed_at_s: dict[str, float] = {}
         """By underlay address, the longest ago first."""
@@ -288,7 +289,7 @@ class XdpBackend:
         owners = state.peer_owners()
         if owners != state.peers:
             self._put("peers", state.peer_rows(self._generation))
-            left = [pack.ip(address) for address in state.peers if address not in owners]
+            left = [address_bytes(address) for address in state.peers if address not in owners]
             self._delete("peers", left)
             state.peers = owners
         self._delete("gateways", [pack.u32(id) for id in gone])
@@ -341,7 +342,7 @@ class XdpBackend:
     def _probe_paths(self) -> None:
         """Ask for what the paths carry whose turn it is."""
         state, now_s = self._state, time.monotonic()
-        mtus = {ip_text(number): way.link_mtu for number, way in state.ways.items()}
+        mtus = {address_text(number): way.link_mtu for number, way in state.ways.items()}
         never = dict.fromkeys(mtus.keys() - self._probed_at_s, -PATH_PROBE_PERIOD_S)
         known = {a: at_s for a, at_s in self._probed_at_s.items() if a in mtus}
         due = [a for a, at_s in (never | known).items() if now_s - at_s >= PATH_PROBE_PERIOD_S]
@@ -491,7 +492,7 @@ def _lock(directory: Path) -> int:
 
 def _look_up_ways(state: Resolved, gateways: Iterable[GatewayRow]) -> None:
     """Resolve gateways, with a short wait for those that have never been resolved."""
-    wanted = {ip_text(row.underlay): row.underlay for row in gateways}
+    wanted = {address_text(row.underlay): row.underlay for row in gateways if state.in_reach(row)}
     if not wanted:
         return
     deadline = time.monotonic() + ADJACENCY_WAIT_S

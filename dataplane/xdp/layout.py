@@ -14,7 +14,7 @@ from dataplane.fib.rows import ANY_SITE, GROUP_GATEWAYS_MAX, MOVED_GRACE_NS, MOV
 from dataplane.reasons import REASONS_MAX, DropReason
 from dataplane.xdp.kernel import MAP_NO_PREALLOC, MapType
 
-ABI = 4
+ABI = 5
 """Part of the pin path. Programs of different ABIs never share a map."""
 
 GATEWAY_MAC = bytes.fromhex("027765667401")  # locally administered: "weft", 1
@@ -23,8 +23,12 @@ GATEWAY_MAC = bytes.fromhex("027765667401")  # locally administered: "weft", 1
 PORT_BLOCKED = 1
 GATEWAY_RESOLVED = 1
 PEER_OWN_SITE = 1
-OUTER_BYTES = 36
+GATEWAY_SIX = 2
+OUTER4_BYTES = 36
 """What a tunnel adds to an inner frame inside the outer IP packet: IPv4 20, UDP 8, Geneve 8."""
+OUTER6_BYTES = 56
+"""The same over IPv6, whose header has 40."""
+SUMMED_AT_ONCE = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ class MapSpec:
     flags: int = 0
 
 
-# "16s": an inner address, "4s": one of the underlay, in network order; "I" and "H": host order.
+# "16s": an address in network order; "I" and "H": host order.
 ENDPOINT_KEY = Layout("endpoint_key", (("vni", "I"), ("ip", "16s")))
 ENDPOINT_VALUE = Layout(
     "endpoint_value",
@@ -81,8 +85,8 @@ MOVED_VALUE = Layout("moved_value", (("at_ns", "Q"), ("group", "I"), ("pad", "I"
 GATEWAY_VALUE = Layout(
     "gateway_value",
     (
-        ("outer_src", "4s"),
-        ("outer_dst", "4s"),
+        ("outer_src", "16s"),
+        ("outer_dst", "16s"),
         ("src_mac", "6s"),
         ("dst_mac", "6s"),
         ("ifindex", "I"),
@@ -103,6 +107,7 @@ PORT_VALUE = Layout(
         ("generation", "I"),
     ),
 )
+PEER_KEY = Layout("peer_key", (("outer", "16s"),))
 PEER_VALUE = Layout(
     "peer_value",
     (
@@ -113,7 +118,8 @@ PEER_VALUE = Layout(
         ("generation", "I"),
     ),
 )
-CONFIG_VALUE = Layout("config_value", (("underlay", "4s"), ("generation", "I")))
+CONFIG_VALUE = Layout("config_value", (("underlay", "16s"), ("generation", "I")))
+SCRATCH = Layout("scratch", (("bytes", f"{SUMMED_AT_ONCE}s"),))
 TRAFFIC = Layout(
     "traffic",
     (
@@ -141,13 +147,12 @@ DROP_EVENT = Layout(
         ("packets", "Q"),
         ("reason", "I"),
         ("vni", "I"),
-        ("outer", "4s"),
+        ("outer", "16s"),
         ("ifindex", "I"),
         ("ethertype", "2s"),
         ("pad", "H"),
         ("src", "16s"),
         ("dst", "16s"),
-        ("pad_end", "I"),
     ),
 )
 LAYOUTS = (
@@ -161,17 +166,26 @@ LAYOUTS = (
     MOVED_VALUE,
     GATEWAY_VALUE,
     PORT_VALUE,
+    PEER_KEY,
     PEER_VALUE,
     CONFIG_VALUE,
+    SCRATCH,
     TRAFFIC,
     DROP_COUNT,
     DROP_EVENT,
 )
 
 U32 = struct.Struct("=I")
+
+
+def outer_bytes(six: bool) -> int:
+    """What a tunnel over IPv4 or IPv6 adds to an inner frame."""
+    return OUTER6_BYTES if six else OUTER4_BYTES
+
+
 VPCS_MAX = 4096  # with subnets or ports on one machine, counted apart; others are only not counted
 DROP_EVENTS_BYTES = 1 << 16
-"""The ring of drop events: 819 between two looks. A power of two, and whole pages of any size."""
+"""The ring of drop events: 744 between two looks. A power of two, and whole pages of any size."""
 DROP_EVENTS_WINDOW_NS = 100_000_000
 DROP_EVENTS_IN_WINDOW = 8
 
@@ -181,7 +195,13 @@ def maps(capacity: Capacity = DEFAULT_CAPACITY) -> dict[str, MapSpec]:
     specs = (
         MapSpec("config", MapType.ARRAY, 4, CONFIG_VALUE.packer.size, 1),
         MapSpec("gateways", MapType.HASH, 4, GATEWAY_VALUE.packer.size, capacity.gateways),
-        MapSpec("peers", MapType.HASH, 4, PEER_VALUE.packer.size, capacity.gateways),
+        MapSpec(
+            "peers",
+            MapType.HASH,
+            PEER_KEY.packer.size,
+            PEER_VALUE.packer.size,
+            capacity.gateways,
+        ),
         MapSpec("groups", MapType.HASH, 4, GROUP_VALUE.packer.size, capacity.groups),
         MapSpec(
             "entitled",
@@ -220,6 +240,7 @@ def maps(capacity: Capacity = DEFAULT_CAPACITY) -> dict[str, MapSpec]:
         MapSpec("vpc_drops", MapType.PERCPU_HASH, 4, 8, VPCS_MAX),
         MapSpec("port_traffic", MapType.PERCPU_HASH, 4, TRAFFIC.packer.size, capacity.ports),
         MapSpec("gateway_traffic", MapType.PERCPU_HASH, 4, TRAFFIC.packer.size, capacity.gateways),
+        MapSpec("scratch", MapType.PERCPU_ARRAY, 4, SCRATCH.packer.size, 1),
     )
     return {spec.name: spec for spec in specs}
 
@@ -246,7 +267,10 @@ def assertions() -> str:
         "PEER_OWN_SITE": PEER_OWN_SITE,
         "ANY_SITE": ANY_SITE,
         "MOVED_GRACE_NS": MOVED_GRACE_NS,
-        "OUTER_BYTES": OUTER_BYTES,
+        "GATEWAY_SIX": GATEWAY_SIX,
+        "OUTER4_BYTES": OUTER4_BYTES,
+        "OUTER6_BYTES": OUTER6_BYTES,
+        "SUMMED_AT_ONCE": SUMMED_AT_ONCE,
         "DROP_EVENTS_WINDOW_NS": DROP_EVENTS_WINDOW_NS,
         "DROP_EVENTS_IN_WINDOW": DROP_EVENTS_IN_WINDOW,
     }

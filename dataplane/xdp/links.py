@@ -21,7 +21,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from dataplane.backend import DataplaneError
-from dataplane.fib.rows import ip_number
+from dataplane.fib.rows import address_of
 from dataplane.xdp import kernel
 from dataplane.xdp.pack import Adjacency, Interface
 
@@ -33,8 +33,10 @@ _ETHTOOL_STXCSUM = 0x17
 _ETHTOOL_SGRO = 0x2C
 _DISCARD_PORT = 9  # RFC 863
 _IP_MTU_DISCOVER = 10  # linux/in.h
-_IP_PMTUDISC_DO = 2
+_IPV6_MTU_DISCOVER = 23  # linux/in6.h
+_PMTUDISC_DO = 2  # of both
 _UDP_HEADERS_BYTES = 28  # IPv4 and UDP
+_UDP6_HEADERS_BYTES = 48
 _NEIGHBOUR_USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
 """NUD_REACHABLE, STALE, DELAY, PROBE, NOARP, PERMANENT: the address is known."""
 _NATIVE_REFUSED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSPC, errno.ERANGE, errno.ENOMEM)
@@ -203,11 +205,17 @@ def native(ifindex: int) -> bool:
         return bool(xdp is not None and xdp.get_attr("IFLA_XDP_ATTACHED") == 1)
 
 
+def family(address: str) -> socket.AddressFamily:
+    """Of an address in text."""
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
 def interface_with_address(address: str) -> str | None:
-    """The interface that has an IPv4 address, other than loopback."""
+    """The interface that has an address, other than loopback."""
     with IPRoute() as netlink:
-        for row in netlink.get_addr(family=socket.AF_INET):
-            if row.get_attr("IFA_LOCAL") == address and row["index"] != 1:
+        for row in netlink.get_addr(family=family(address)):
+            own = row.get_attr("IFA_LOCAL") or row.get_attr("IFA_ADDRESS")
+            if own == address and row["index"] != 1:
                 return socket.if_indextoname(int(row["index"]))
     return None
 
@@ -222,21 +230,28 @@ class _Hop(NamedTuple):
 
 class PathProbe:
     """Lets the stack find out what paths carry: datagrams as large as the interface's MTU that may
-    not be fragmented (RFC 1191). A router with a smaller link says so to the stack, which keeps it
-    with the route for ten minutes; `Underlay.resolve` reads it there. The socket has to stay open:
-    what routers say about no socket is not believed.
+    not be fragmented (RFC 1191, RFC 8201). A router with a smaller link says so to the stack, which
+    keeps it with the route for ten minutes; `Underlay.resolve` reads it there. The socket has to
+    stay open: what routers say about no socket is not believed.
     """
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self._socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_DO)
+    def __init__(self, underlay: str) -> None:
+        """For paths from this address of ours, or another of its family."""
+        of = family(underlay)
+        self._socket = socket.socket(of, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        if of == socket.AF_INET6:
+            self._headers_bytes = _UDP6_HEADERS_BYTES
+            self._socket.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DO)
+        else:
+            self._headers_bytes = _UDP_HEADERS_BYTES
+            self._socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DO)
 
     def close(self) -> None:
         self._socket.close()
 
     def send(self, destination: str, mtu: int) -> None:
         """One packet of `mtu` bytes; none if the path is known to carry less."""
-        payload = bytes(max(0, mtu - _UDP_HEADERS_BYTES))
+        payload = bytes(max(0, mtu - self._headers_bytes))
         with contextlib.suppress(OSError):
             self._socket.sendto(payload, socket.MSG_DONTWAIT, (destination, _DISCARD_PORT))
 
@@ -255,14 +270,16 @@ class Underlay:
     def resolve(self, destinations: Iterable[str]) -> dict[str, Adjacency]:
         """The ways that are known now; those of unreachable or unanswering gateways are not in."""
         neighbours: dict[tuple[int, str], bytes] = {}
-        for row in self._netlink.get_neighbours(family=socket.AF_INET):
-            mac = row.get_attr("NDA_LLADDR")
-            if mac and row["state"] & _NEIGHBOUR_USABLE:
-                neighbours[int(row["ifindex"]), str(row.get_attr("NDA_DST"))] = bytes.fromhex(
-                    mac.replace(":", "")
-                )
+        wanted = list(destinations)
+        for of in sorted(set(map(family, wanted))):
+            for row in self._netlink.get_neighbours(family=of):
+                mac = row.get_attr("NDA_LLADDR")
+                if mac and row["state"] & _NEIGHBOUR_USABLE:
+                    neighbours[int(row["ifindex"]), str(row.get_attr("NDA_DST"))] = bytes.fromhex(
+                        mac.replace(":", "")
+                    )
         ways: dict[str, Adjacency] = {}
-        for destination in destinations:
+        for destination in wanted:
             hop = self._next_hop(destination)
             if hop is not None and hop[:2] in neighbours:
                 src_mac, link_mtu = self._link(hop.ifindex)
@@ -275,14 +292,14 @@ class Underlay:
         """Send an empty datagram, so that the stack looks the neighbour up."""
         with (
             contextlib.suppress(OSError),
-            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe,
+            socket.socket(family(destination), socket.SOCK_DGRAM) as probe,
         ):
             probe.sendto(b"", socket.MSG_DONTWAIT, (destination, _DISCARD_PORT))
 
     def _next_hop(self, destination: str) -> _Hop | None:
         """The route's; None without one, or if the address is our own."""
         try:
-            routes: Any = self._netlink.route("get", dst=destination)
+            routes: Any = self._netlink.route("get", family=family(destination), dst=destination)
         except NetlinkError:
             return None
         for route in routes:
@@ -304,8 +321,8 @@ class Underlay:
 
 
 def canonical(address: str) -> int:
-    """An underlay address as a number; DataplaneError if it is not IPv4."""
+    """An underlay address as a number; DataplaneError if it is none."""
     try:
-        return ip_number(address)
+        return address_of(address)
     except ValueError as error:
-        raise DataplaneError(f"the underlay address {address} is not IPv4") from error
+        raise DataplaneError(f"{address} is no underlay address") from error

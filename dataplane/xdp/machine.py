@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterable
 from typing import TypeAlias
 
-from dataplane.xdp import kernel, links, pins, privilege
+from dataplane.xdp import kernel, layout, links, pins, privilege
 from dataplane.xdp.backend import lacking
 
 Lack: TypeAlias = tuple[str, str]
 
-OUTER_BYTES = 36 + 14
-"""OUTER_BYTES of bpf/consts.h, and the inner Ethernet header: what is put around a packet."""
+_ETHERNET_BYTES = 14
 
 
 def lacking_privileges() -> Lack | None:
@@ -50,9 +50,12 @@ def native(ifname: str) -> bool:
     return interface is not None and links.native(interface.ifindex)
 
 
-def mtus(destinations: Iterable[str]) -> dict[str, int | None]:
-    """The MTU of the interface towards each gateway; None where no way is known."""
+def rooms(underlay: str, destinations: Iterable[str]) -> dict[str, int | None]:
+    """The largest packet that fits into a tunnel from our address to each gateway; None where no
+    way is known."""
     wanted = list(destinations)
-    with links.Underlay() as underlay:
-        ways = underlay.resolve(wanted)
-    return {address: ways[address].mtu if address in ways else None for address in wanted}
+    of = links.family(underlay)
+    with links.Underlay() as found:
+        ways = found.resolve([address for address in wanted if links.family(address) == of])
+    around = layout.outer_bytes(of == socket.AF_INET6) + _ETHERNET_BYTES
+    return {address: ways[address].mtu - around if address in ways else None for address in wanted}

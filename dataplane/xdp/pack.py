@@ -18,6 +18,7 @@ from dataplane.fib.rows import (
     SubnetKey,
     SubnetRow,
     address_bytes,
+    is_ipv4,
 )
 from dataplane.xdp import layout
 
@@ -42,11 +43,6 @@ class Interface:
 
     ifindex: int
     mtu: int
-
-
-def ip(number: int) -> bytes:
-    """An underlay address."""
-    return number.to_bytes(4, "big")
 
 
 def u32(number: int) -> bytes:
@@ -103,14 +99,17 @@ def moved_value(group: int, at_ns: int) -> bytes:
 def gateway_value(row: GatewayRow, source: int, way: Adjacency | None, generation: int) -> bytes:
     """`source`: our own underlay address. Without a way the row is there, and says so."""
     way = way or Adjacency(0, NO_MAC, NO_MAC, 0, 0)
+    flags = layout.GATEWAY_RESOLVED if way.ifindex else 0
+    if not is_ipv4(row.underlay):
+        flags |= layout.GATEWAY_SIX
     return _gateway_value.pack(
-        ip(source),
-        ip(row.underlay),
+        address_bytes(source),
+        address_bytes(row.underlay),
         way.src_mac,
         way.dst_mac,
         way.ifindex,
         min(way.mtu, 0xFFFF),
-        layout.GATEWAY_RESOLVED if way.ifindex else 0,
+        flags,
         generation,
     )
 
@@ -133,7 +132,7 @@ def peer_value(gateway: int, row: GatewayRow, generation: int) -> bytes:
 
 
 def config_value(underlay: int, generation: int) -> bytes:
-    return _config_value.pack(ip(underlay), generation)
+    return _config_value.pack(address_bytes(underlay), generation)
 
 
 def config_generation(value: bytes) -> int:

@@ -19,7 +19,6 @@ from dataplane.fib.rows import (
     address_of,
     address_text,
     cidr_text,
-    ip_text,
     mac_text,
 )
 from dataplane.reasons import DropReason
@@ -63,9 +62,9 @@ def _audit_gateways(found: Audit, tables: Tables, maps: Maps, state: Resolved) -
     )
     found.compare(
         "peers",
-        {ip_text(int.from_bytes(key, "big")): value for key, value in state.peer_rows(0)},
+        {address_text(int.from_bytes(key, "big")): value for key, value in state.peer_rows(0)},
         {
-            ip_text(int.from_bytes(key, "big")): value
+            address_text(int.from_bytes(key, "big")): value
             for key, value in maps.compared("peers").items()
         },
     )
@@ -143,7 +142,7 @@ def drop_events(maps: Maps) -> list[DropEvent]:
     begun_ns = time.time_ns() - time.monotonic_ns()
     events = []
     for raw in maps.take_drop_events(DROPS_TAKEN_MAX):
-        at_ns, packets, reason, vni, outer, ifindex, kind, _, src, dst, _ = _drop_event.unpack(raw)
+        at_ns, packets, reason, vni, outer, ifindex, kind, _, src, dst = _drop_event.unpack(raw)
         texts = [_address(kind, raw) for raw in (src, dst)] if any(src + dst) else ["", ""]
         events.append(
             DropEvent(
@@ -153,7 +152,7 @@ def drop_events(maps: Maps) -> list[DropEvent]:
                 vni=vni,
                 src=texts[0],
                 dst=texts[1],
-                outer=str(IPv4Address(outer)) if any(outer) else "",
+                outer=address_text(int.from_bytes(outer, "big")) if any(outer) else "",
                 ifname=_ifname(ifindex),
             )
         )
@@ -219,7 +218,7 @@ def _gateway(id: int, raw: bytes, maps: Maps, state: Resolved) -> Json:
         "id": id,
         "node": known.node.hex() if known else "",
         "site": known.site if known else "",
-        "underlay": ip_text(row.underlay),
+        "underlay": address_text(row.underlay),
         "resolved": row.resolved,
         "ifname": _ifname(row.ifindex),
         "mac": mac_text(row.dst_mac),

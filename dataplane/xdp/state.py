@@ -11,7 +11,9 @@ from dataplane.fib.rows import (
     PackedRow,
     PortRow,
     Tables,
+    address_bytes,
     ifname_of,
+    is_ipv4,
 )
 from dataplane.xdp import links, pack
 from dataplane.xdp.pack import Adjacency, Interface
@@ -62,10 +64,17 @@ class Resolved:
             else:
                 self.interfaces.pop(ifname, None)
 
+    def in_reach(self, row: GatewayRow) -> bool:
+        """Whether the gateway's address is of the family that this machine's is: another has no
+        way."""
+        return is_ipv4(row.underlay) == is_ipv4(self.underlay)
+
     def unresolved(self) -> int:
         """Rows that carry nothing for want of an interface or a link address."""
         ports = sum(ifname not in self.interfaces for ifname in self.ports)
-        gateways = sum(row.underlay not in self.ways for row in self.gateways.values())
+        gateways = sum(
+            row.underlay not in self.ways and self.in_reach(row) for row in self.gateways.values()
+        )
         return ports + gateways
 
     def peer_owners(self) -> dict[int, int]:
@@ -88,7 +97,7 @@ class Resolved:
 
     def peer_rows(self, generation: int) -> Rows:
         return [
-            (pack.ip(address), pack.peer_value(id, self.gateways[id], generation))
+            (address_bytes(address), pack.peer_value(id, self.gateways[id], generation))
             for address, id in self.peer_owners().items()
         ]
 

@@ -10,8 +10,7 @@
   attached, too, and what it sends does not fall to the machine's own network.
 - Liveness only says which of a site's gateways, or of a claim's writers, are preferred. Endpoints
   of a site that is not reached keep their rows. A gateway of which nothing is known counts as up.
-- Gateways have IPv4 addresses; endpoints and subnets both. What no row can say has none: IPv4
-  written as IPv6, which no node of ours takes.
+- What no row can say has none: IPv4 written as IPv6, which no node of ours takes.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
 from dataplane.fib.compile import Compiler
@@ -30,7 +30,8 @@ from dataplane.fib.facts import (
     VpcFact,
 )
 from dataplane.fib.rows import MAPPED, FibDelta, Tables, addr_of, mac_bytes, prefix_of
-from mesh.core import keys
+from mesh.core import keys, validate
+from mesh.core.errors import BadInput
 from mesh.core.ops import NodeId
 from mesh.core.view import Endpoint, View, ViewDelta
 
@@ -145,6 +146,18 @@ class Forwarding:
         """The number of the VPC in row keys: its VNI, or a private one if it may not use it."""
         return self._compiler.domain(vpc)
 
+    def apart(self) -> list[NodeId]:
+        """Gateways whose underlay address is IPv4 where this one's is IPv6, or the other way round:
+        no tunnel leads there. In order of their ids."""
+        own = self._view.gateways.get(self._node)
+        if own is None or not own.underlay:
+            return []
+        return sorted(
+            node
+            for node, gateway in self._view.gateways.items()
+            if gateway.underlay and (":" in gateway.underlay) != (":" in own.underlay)
+        )
+
     # --- facts -------------------------------------------------------------------------------
 
     def _tell_gateway(self, node: NodeId) -> None:
@@ -227,7 +240,7 @@ class Forwarding:
     def _carries(self, node: NodeId) -> bool:
         """Whether the node is a gateway that rows can lead to."""
         gateway = self._view.gateways.get(node)
-        return gateway is not None and _is_ipv4(gateway.underlay)
+        return gateway is not None and _has_address(gateway.underlay)
 
     def _note_writers(self, vpc: str, key: bytes, writers: tuple[NodeId, ...]) -> None:
         noted = self._writers.get(vpc)
@@ -252,5 +265,11 @@ def _has_row(cidr: str) -> bool:
     return True
 
 
-def _is_ipv4(ip: str) -> bool:
-    return ip != "" and ":" not in ip
+@lru_cache(maxsize=4096)
+def _has_address(underlay: str) -> bool:
+    """Whether tunnels can lead to this: a gateway says what it likes of itself."""
+    try:
+        validate.underlay_ip("underlay", underlay)
+    except BadInput:
+        return False
+    return True

@@ -72,7 +72,7 @@ def said_of(spec: EndpointSpec, vpc: str, ip: str) -> Said:
     return (
         model.derived_mac(vpc, ip) if mac is None else validate.mac("mac", mac),
         validate.optional_name("name", spec.name),
-        None if spec.host is None else validate.ipv4("host", spec.host),
+        None if spec.host is None else validate.underlay_ip("host", spec.host),
         validate.labels("labels", spec.labels) if spec.labels else (),
     )
 

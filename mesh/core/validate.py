@@ -119,10 +119,15 @@ def ip(what: str, value: str) -> str:
     return value
 
 
-def ipv4(what: str, value: str) -> str:
-    """An underlay address: IPv4 in canonical text; IPv6 is refused for what it is."""
-    if ":" in ip(what, value):
-        raise bad(what, value, "IPv6 is not supported here; give an IPv4 address")
+def underlay_ip(what: str, value: str) -> str:
+    """A unicast address that another machine can send to, and without a zone."""
+    address = ipaddress.ip_address(ip(what, value))
+    if address.is_multicast or address.is_unspecified:
+        raise bad(what, value, "give the address of an interface of this machine")
+    if isinstance(address, ipaddress.IPv6Address) and (
+        address.is_link_local or address.ipv4_mapped
+    ):
+        raise bad(what, value, "give a global or unique local address")
     return value
 
 

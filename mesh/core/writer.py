@@ -59,7 +59,7 @@ class Writer:
         registration = Registration(0, underlay, tuple(addrs), version)
         if registration != self._registration:  # a node says it over and over
             if underlay:
-                validate.ipv4("underlay", underlay)
+                validate.underlay_ip("underlay", underlay)
             for addr in addrs:
                 validate.printable("listen", addr)
             if len(addrs) > model.ADDRS_MAX:

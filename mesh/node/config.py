@@ -278,7 +278,8 @@ def check_underlay(config: Config) -> None:
     """Raises ConfigError unless an interface of this machine has the underlay address."""
     if config.underlay is None:
         return
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    family = socket.AF_INET6 if ":" in config.underlay else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
             probe.bind((config.underlay, 0))
         except OSError:

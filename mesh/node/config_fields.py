@@ -160,18 +160,11 @@ def default_listen(underlay: str | None) -> tuple[str, ...]:
     """Where to listen when nothing is given: the underlay address, else every address there is."""
     if underlay is None:
         return (f"/ip4/0.0.0.0/tcp/{DEFAULT_PORT}", f"/ip6/::/tcp/{DEFAULT_PORT}")
-    return (f"/ip4/{underlay}/tcp/{DEFAULT_PORT}",)
+    family = "ip6" if ":" in underlay else "ip4"
+    return (f"/{family}/{underlay}/tcp/{DEFAULT_PORT}",)
 
 
 # ---- what values can be ----
-
-
-def underlay_ip(what: str, value: str) -> str:
-    """A canonical unicast IPv4 address that a machine can have. Raises BadInput."""
-    address = ipaddress.ip_address(validate.ipv4(what, value))
-    if address.is_multicast or address.is_unspecified:
-        raise bad(what, value, "give the address of an interface of this machine")
-    return value
 
 
 def dial_addr(what: str, value: str) -> str:
@@ -313,9 +306,9 @@ FIELDS: Final = (
         "The node's site, as it was admitted.", "never", why=_IDENTITY,
     ),
     Field(
-        "node", "underlay", "underlay", Text(underlay_ip),
-        "IPv4 address of this machine that other gateways send tunnels to; without it no traffic"
-        " goes between sites.",
+        "node", "underlay", "underlay", Text(validate.underlay_ip),
+        "IPv4 or IPv6 address of this machine that other gateways send tunnels to; without it no"
+        " traffic goes between sites, nor with gateways whose address is of the other family.",
         "restart", lambda _: None, "none", why="the programs in the kernel are bound to it",
     ),
     Field(

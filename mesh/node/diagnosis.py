@@ -284,17 +284,18 @@ def nearly_full(usages: Mapping[str, Usage]) -> tuple[str, str]:
     return f"nearly full: {what}", fix
 
 
-def judge_mtu(ways: Mapping[str, int | None], outer_bytes: int) -> Check:
-    """`ways`: gateway's name -> MTU towards it, None without a way; what is put around a packet."""
-    lost = sorted(name for name, mtu in ways.items() if mtu is None)
+def judge_mtu(rooms: Mapping[str, int | None]) -> Check:
+    """`rooms`: gateway's name -> largest packet that fits into a tunnel to it, None without a
+    way."""
+    lost = sorted(name for name, left in rooms.items() if left is None)
     if lost:
         fix = "add a route to their underlay addresses, or start those machines"
         return Check("mtu", False, f"no way to {some(lost)}", fix)
-    room = {name: mtu - outer_bytes for name, mtu in ways.items() if mtu is not None}
+    room = {name: left for name, left in rooms.items() if left is not None}
     small = {name: left for name, left in room.items() if left < MTU_MIN_BYTES}
     if small:
         what = some([f"{left} B to {name}" for name, left in sorted(small.items())])
-        fix = f"raise the underlay's MTU to {MTU_MIN_BYTES + outer_bytes} or more"
+        fix = f"raise the underlay's MTU by {MTU_MIN_BYTES - min(small.values())} or more"
         return Check("mtu", False, f"packets of at most {what}", fix)
     if not room:
         return Check("mtu", True, "no other gateway to send to")

@@ -29,7 +29,6 @@ from mesh.node.config_fields import (
     default_listen,
     listen_addr,
     socket_path,
-    underlay_ip,
 )
 from mesh.node.keys import check_private_directory, new_seed, write_seed
 from mesh.node.store import Store
@@ -56,7 +55,7 @@ class NewNode:
         validate.name("--site", self.site)
         validate.name("--node", self.name)
         if self.underlay is not None:
-            underlay_ip("--underlay", self.underlay)
+            validate.underlay_ip("--underlay", self.underlay)
         if self.listen is not None:
             listen_addr("--listen", self.listen)
         if self.socket is not None:

@@ -122,6 +122,11 @@ def configure(
     links.in_netns(where, apply)
 
 
+def _ipv6_on(ifname: str) -> None:
+    """In the namespace of the calling thread, where it is off from the beginning."""
+    Path(_IPV6_OFF.format(ifname)).write_text("0")
+
+
 class Gateway:
     """A gateway's namespace, compiler and backend; calls go to its namespace."""
 
@@ -294,14 +299,16 @@ class SitePair:
         bits = 64 if ":" in pod.ip else 24
         first = str(ip_interface(f"{pod.ip}/{bits}").network[1])
         if ":" in pod.ip:
-            pod.run(lambda: Path(_IPV6_OFF.format("eth0")).write_text("0"))
+            pod.run(lambda: _ipv6_on("eth0"))
         configure(pod.netns, "eth0", mac=pod.mac, address=f"{pod.ip}/{bits}", route=first)
         pod.run(lambda: links.disable_tx_checksum("eth0"))
         pod.run(lambda: links.attach_pass("eth0"))
 
     @staticmethod
-    def add_address(gateway: Gateway, address: str) -> None:
-        configure(gateway.netns, "wan0", address=f"{address}/32")
+    def add_address(gateway: Gateway, address: str, bits: int = 32) -> None:
+        if ":" in address:
+            gateway.run(lambda: _ipv6_on("wan0"))
+        configure(gateway.netns, "wan0", address=f"{address}/{bits}")
 
     def open(self) -> None:
         for gateway in self.gateways:
@@ -315,6 +322,16 @@ class SitePair:
     def push(self) -> None:
         for gateway in self.gateways:
             gateway.push()
+
+
+class SixPair(SitePair):
+    """Two gateways on a wire that has nothing but IPv6."""
+
+    def wire(self) -> None:
+        self.namespaces.veth((self.a.netns, "wan0"), (self.b.netns, "wan0"))
+        for number, gateway in enumerate(self.gateways, 1):
+            gateway.underlay = f"2001:db8::{number}"
+            self.add_address(gateway, gateway.underlay, 64)
 
 
 class RoutedPair(SitePair):
@@ -333,6 +350,25 @@ class RoutedPair(SitePair):
             configure(gateway.netns, "wan0", address=f"{gateway.underlay}/24", route=router_ip)
             links.in_netns(self.router, functools.partial(links.attach_pass, inner))
         links.in_netns(self.router, lambda: Path("/proc/sys/net/ipv4/ip_forward").write_text("1"))
+
+
+class RoutedSixPair(RoutedPair):
+    """The same over IPv6."""
+
+    def wire(self) -> None:
+        self.router = self.namespaces.make("router")
+        for number, (gateway, mtu) in enumerate(((self.a, 1500), (self.b, self.MTU)), 1):
+            inner, net = f"to-{gateway.name}", f"2001:db8:0:{number}::"
+            gateway.underlay, router_ip = f"{net}1", f"{net}fe"
+            self.namespaces.veth((gateway.netns, "wan0"), (self.router, inner), mtu)
+            links.in_netns(self.router, functools.partial(_ipv6_on, inner))
+            gateway.run(functools.partial(_ipv6_on, "wan0"))
+            configure(self.router, inner, address=f"{router_ip}/64")
+            address = f"{gateway.underlay}/64"
+            configure(gateway.netns, "wan0", address=address, route=router_ip)
+            links.in_netns(self.router, functools.partial(links.attach_pass, inner))
+        forwarding = Path("/proc/sys/net/ipv6/conf/all/forwarding")
+        links.in_netns(self.router, lambda: forwarding.write_text("1"))
 
 
 @contextlib.contextmanager
@@ -512,6 +548,18 @@ class Packets:
         assert length == len(packet) - 40
         pseudo = packet[8:40] + struct.pack("!II", length, protocol)
         return internet_checksum(pseudo + packet[40:])
+
+    @classmethod
+    def outer(cls, src: str, dst: str, sport: int, dport: int, body: bytes, **header: Any) -> bytes:
+        """A frame with UDP in IPv4 or IPv6, as routers of the underlay hand it over."""
+        udp = cls.udp(sport, dport, body)
+        if ":" not in src:
+            ip, kind = cls.ipv4(src, dst, udp, **header), 0x0800
+        else:
+            whole = cls.ipv6(src, dst, udp)
+            sum = (cls.checksum6(whole) or 0xFFFF).to_bytes(2, "big")
+            ip, kind = cls.ipv6(src, dst, udp[:6] + sum + udp[8:], **header), 0x86DD
+        return cls.ethernet("02:00:00:00:00:aa", "02:00:00:00:00:bb", ip, kind)
 
     @staticmethod
     def udp(sport: int, dport: int, payload: bytes) -> bytes:

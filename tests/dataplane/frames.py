@@ -25,16 +25,16 @@ from pyroute2 import IPRoute
 from dataplane.fib.facts import EndpointFact, GatewayFact
 from dataplane.fib.rows import mac_text
 from dataplane.reasons import DropReason
-from dataplane.xdp import kernel
+from dataplane.xdp import kernel, links
 from tests.dataplane import workbench as wb
-from tests.dataplane.conftest import Packets, SitePair, made_pair
+from tests.dataplane.conftest import Packets, SitePair, SixPair, made_pair
 from tests.dataplane.reference import (
     DROP,
-    HASHED_PORT,
     PASS,
     REDIRECT,
     Expected,
     Reference,
+    bare,
     reference_of,
 )
 
@@ -45,7 +45,7 @@ COUNT, SEED = 1_000_000, 1
 SIX, SIX_FAR, SIX_CROWD = "fd00:0:0:1::10", "fd00:0:0:2::10", "fd00:0:0:3::10"
 CROWD = "10.0.3.10"  # at a site with two gateways
 FOREIGN = "10.0.2.66"  # claimed by nobody, at the peer's
-COLLEAGUE, CROWD_GATEWAYS = "192.0.2.3", ("192.0.2.4", "192.0.2.5")
+COLLEAGUE, CROWD_GATEWAYS, STRANGER = 3, (4, 5), 99  # last numbers of underlay addresses
 
 FOUR = [
     "10.0.1.10", "10.0.1.11", "10.0.1.12", wb.ABROAD, wb.MOVED, wb.NOWHERE, wb.IDLE, CROWD, FOREIGN,
@@ -57,7 +57,7 @@ OF_SIX = [
     SIX, SIX_FAR, SIX_CROWD, "fd00:0:0:1::1", "fd00:0:0:2::1", "fd00:0:0:1::99", "2001:db8::1",
     "ff02::1", "ff02::1:ff00:10", "fe80::5", "::", "::1", "::ffff:10.0.1.10", "::ffff:10.0.2.10",
 ]  # fmt: skip
-OUTER = [wb.PEER, COLLEAGUE, *CROWD_GATEWAYS, "192.0.2.99", "192.0.2.1"]
+OUTER = [2, COLLEAGUE, *CROWD_GATEWAYS, STRANGER, 1]
 VNIS = [wb.VNI] * 8 + [wb.CLOSED_VNI, 7]
 SIZES = [0, 1, 3, 4, 5, 8, 20, 27, 28, 29, 64, 300, 1350, 1400, 1421, 1422, 1423, 1436, 1450, 1500]
 
@@ -78,9 +78,15 @@ class World:
 
 
 @contextlib.contextmanager
-def world() -> Iterator[World]:
-    with made_pair() as pair:
+def world(kind: type[SitePair] = SitePair) -> Iterator[World]:
+    with made_pair(kind) as pair:
         yield furnished(pair)
+
+
+def near(gateway: Any, number: int) -> str:
+    """An address of the gateway's underlay."""
+    end = max(gateway.underlay.rfind("."), gateway.underlay.rfind(":")) + 1
+    return f"{gateway.underlay[:end]}{number}"
 
 
 def furnished(pair: SitePair) -> World:
@@ -89,10 +95,9 @@ def furnished(pair: SitePair) -> World:
     homes = {"10.0.3.0/24": "d", "fd00:0:0:1::/64": "a", "fd00:0:0:2::/64": "b"}
     pair.vpc(wb.VPC, wb.VNI, {cidr: (site,) for cidr, site in homes.items()})
     six = pair.pod(pair.a, "six", wb.VPC, SIX, mute=True)
-    others = {"a": [COLLEAGUE], "d": list(CROWD_GATEWAYS)}
-    for number, (site, address) in enumerate(
-        ((site, address) for site, those in others.items() for address in those), 10
-    ):
+    others = {COLLEAGUE: "a"} | dict.fromkeys(CROWD_GATEWAYS, "d")
+    for number, (last, site) in enumerate(others.items(), 10):
+        address = near(pair.a, last)
         pair.a.run(partial(_settle, address, number))
         gateway = GatewayFact(bytes([number]) * 16, site, address, True)
         pair.a.compiler.set_gateway(gateway.id, gateway)
@@ -112,6 +117,7 @@ def _settle(address: str, number: int) -> None:
         netlink.neigh(
             "add",
             dst=address,
+            family=links.family(address),
             lladdr=f"02:00:00:00:0a:{number:02x}",
             ifindex=socket.if_nametoindex("wan0"),
             state="permanent",
@@ -141,10 +147,9 @@ class Maker:
         """A program, the interface that a frame comes in by, and the frame."""
         pod = self.one_of(self.world.pods)
         if self.chance.random() < 0.45:
-            dst, src = "02:00:00:00:00:aa", "02:00:00:00:00:bb"
-            frame = Packets.ethernet(
-                dst, src, self.tunnelled(), 0x86DD if self.rarely() else 0x0800
-            )
+            frame = self.tunnelled()
+            if self.rarely():  # another protocol than it is
+                frame = frame[:12] + self.one_of((b"\x08\0", b"\x86\xdd")) + frame[14:]
             return "xdp_wan", "wan0", self.spoilt(frame)
         src = mac_text(self.chance.randbytes(6)) if self.rarely() else pod.mac
         kind, payload = self.sent(pod)
@@ -186,12 +191,12 @@ class Maker:
         return 0x0800, self.ip4(src, self.one_of(FOUR if self.often() else NEIGHBOURS))
 
     def tunnelled(self) -> bytes:
-        """An outer IP packet."""
+        """A frame of the underlay."""
         six = self.chance.random() < 0.35
         pool = OF_SIX if six else FOUR
-        near = [SIX] if six else ["10.0.1.10", "10.0.1.11", CROWD, wb.ABROAD]
+        local = [SIX] if six else ["10.0.1.10", "10.0.1.11", CROWD, wb.ABROAD]
         far = SIX_FAR if six else wb.ABROAD
-        dst = self.one_of(pool if self.chance.random() < 0.3 else near)
+        dst = self.one_of(pool if self.chance.random() < 0.3 else local)
         src = self.one_of(pool) if self.chance.random() < 0.3 else far
         packet = (self.ip6 if six else self.ip4)(src, dst)
         inner = Packets.ethernet(wb.ROUTER, wb.ABROAD_MAC, packet, 0x86DD if six else 0x0800)
@@ -204,13 +209,30 @@ class Maker:
             options=bytes(4 * self.chance.randrange(64)) if self.rarely() else b"",
         )
         port = 6080 if self.rarely() else 6081
-        return Packets.ipv4(
-            self.one_of(OUTER) if self.chance.random() < 0.3 else wb.PEER,
-            "192.0.2.77" if self.rarely() else wb.ME,
-            Packets.udp(0xC001, port, body),
-            fragment=0x2000 if self.rarely() else 0x4000,
-            total=self.chance.randrange(200) if self.rarely() else None,
-        )
+        gateway = self.world.bench.gateway
+        src = near(gateway, self.one_of(OUTER) if self.chance.random() < 0.3 else 2)
+        dst = near(gateway, 77 if self.rarely() else 1)
+        header: dict[str, Any] = {}
+        if ":" in src:
+            header["protocol"] = 44 if self.rarely() else 17
+            header["length"] = self.chance.randrange(200) if self.rarely() else None
+        else:
+            header["fragment"] = 0x2000 if self.rarely() else 0x4000
+            header["total"] = self.chance.randrange(200) if self.rarely() else None
+        return self.summed(Packets.outer(src, dst, 0xC001, port, body, **header))
+
+    def summed(self, frame: bytes) -> bytes:
+        """The frame, or now and then one with another checksum: right over IPv4, none over IPv6,
+        and wrong."""
+        if not self.rarely():
+            return frame
+        six = frame[12:14] == b"\x86\xdd"
+        at, ends = (54, frame[22:54]) if six else (34, frame[26:34])
+        rest = frame[at : at + 6] + bytes(2) + frame[at + 8 :]
+        pseudo = ends + frame[at + 4 : at + 6] + b"\0\x11"
+        right = Packets.checksum(pseudo + rest) or 0xFFFF
+        sum: int = self.one_of((0, right, right, right ^ 1))
+        return frame[: at + 6] + sum.to_bytes(2, "big") + frame[at + 8 :]
 
     def message(self, six: bool) -> tuple[int, bytes]:
         """A protocol, and what it carries."""
@@ -276,7 +298,7 @@ class Comparison:
     verdicts: Counter[int] = field(default_factory=Counter)
     reasons: Counter[DropReason | None] = field(default_factory=Counter)
     ports: dict[object, bytes] = field(default_factory=dict)
-    """The outer source port of each flow."""
+    """What is hashed of each flow."""
 
     def run(self, count: int) -> None:
         """So many frames more."""
@@ -340,14 +362,19 @@ class Comparison:
             return True
         if expected.flow is None:
             return packet in expected.frames
-        port = packet[HASHED_PORT]
-        flow = expected.flow
-        bare = packet[: HASHED_PORT.start] + b"\0\0" + packet[HASHED_PORT.stop :]
+        rest, hashed = bare(packet)
+        right = packet[12:14] != b"\x86\xdd" or Packets.checksum6(_without_padding(packet)) == 0
         return (
-            bare in expected.frames
-            and int.from_bytes(port, "big") >= 0xC000
-            and self.ports.setdefault(flow, port) == port
+            rest in expected.frames
+            and int.from_bytes(hashed[-2:], "big") >= 0xC000
+            and self.ports.setdefault(expected.flow, hashed) == hashed
+            and right
         )
+
+
+def _without_padding(frame: bytes) -> bytes:
+    """The IPv6 packet in a frame."""
+    return frame[14 : 54 + int.from_bytes(frame[18:20], "big")]
 
 
 def _shown(frame: tuple[str, str, bytes]) -> str:
@@ -358,22 +385,21 @@ def _shown(frame: tuple[str, str, bytes]) -> str:
 def main(args: Sequence[str]) -> int:
     count, seed = (int(arg) for arg in (*args, *(str(COUNT), str(SEED))[len(args) :]))
     start_s = time.monotonic()
-    with world() as here:
-        comparison = Comparison(here, Maker(here, random.Random(seed)))
-        try:
-            comparison.run(count)
-        except Differs as error:
-            sys.stderr.write(f"{error}\nseed {seed}: ./just frames {count} {seed}\n")
-            return 1
+    verdicts: Counter[int] = Counter()
+    reasons: Counter[DropReason | None] = Counter()
+    for kind in (SitePair, SixPair):
+        with world(kind) as here:
+            comparison = Comparison(here, Maker(here, random.Random(seed)), verdicts, reasons)
+            try:
+                comparison.run(count // 2)
+            except Differs as error:
+                sys.stderr.write(f"{error}\nseed {seed}: ./just frames {count} {seed}\n")
+                return 1
     spent_s = time.monotonic() - start_s
     names = {DROP: "dropped", PASS: "passed", REDIRECT: "sent on"}
     lines = [
-        *((number, names[verdict]) for verdict, number in comparison.verdicts.most_common()),
-        *(
-            (number, reason.text)
-            for reason, number in comparison.reasons.most_common()
-            if reason is not None
-        ),
+        *((number, names[verdict]) for verdict, number in verdicts.most_common()),
+        *((number, reason.text) for reason, number in reasons.most_common() if reason is not None),
     ]
     sys.stdout.writelines(f"{number:>9,}  {text}\n" for number, text in lines)
     sys.stdout.write(f"{count:,} frames as the reference has them, in {spent_s:.0f} s\n")

@@ -25,6 +25,7 @@ from dataplane.fib.rows import (
     Tables,
     address_bytes,
     in_prefix,
+    is_ipv4,
 )
 from dataplane.reasons import DropReason
 from dataplane.xdp import layout
@@ -33,16 +34,35 @@ from tests.dataplane.conftest import internet_checksum
 
 DROP, PASS, REDIRECT = 1, 2, 4
 ROUTER = layout.GATEWAY_MAC
-ETHERNET, OUTER = 14, 50
+ETHERNET, OUTER4, OUTER6, TUNNEL = 14, 50, 70, 16
 IPV4, ARP, IPV6 = b"\x08\x00", b"\x08\x06", b"\x86\xdd"
 TCP, UDP, ICMP, ICMP6 = 6, 17, 1, 58
-HASHED_PORT = slice(34, 36)
-"""Of an encapsulated frame: the outer source port."""
+
+
+def bare(frame: bytes) -> tuple[bytes, bytes]:
+    """An encapsulated frame without what depends on the flow's hash, and that: outer source port
+    and, in IPv6, the flow label and the checksum."""
+    if frame[12:14] == IPV4:
+        return frame[:34] + bytes(2) + frame[36:], frame[34:36]
+    label = bytes([frame[15] & 0xF0]) + bytes(2)
+    rest = frame[:15] + label + frame[18:54] + bytes(2) + frame[56:60] + bytes(2) + frame[62:]
+    return rest, frame[15:18] + frame[54:56]
+
+
+@dataclass(frozen=True, slots=True)
+class Outer:
+    """What the outer headers of a frame say."""
+
+    src: int
+    dst: int
+    at: int  # of UDP
+    size: int  # of the outer packet, with its Ethernet header
+    six: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """`frames`: what may leave, without the outer source port where `flow` says whose it is."""
+    """`frames`: what may leave, `bare` where `flow` says whose it is."""
 
     verdict: int
     reason: DropReason | None = None
@@ -234,8 +254,9 @@ class Reference:
             assert gateway is not None and way is not None, "the world has all of them resolved"
             if id == sender:
                 continue
-            if packet.size + layout.OUTER_BYTES > way.mtu:
-                raise Dropped(DropReason.TOO_BIG, max(0, way.mtu - OUTER), loop)
+            around = self._around(gateway) + ETHERNET
+            if packet.size + around - ETHERNET > way.mtu:
+                raise Dropped(DropReason.TOO_BIG, max(0, way.mtu - around), loop)
             ways.append((gateway, way))
         if not ways:
             raise Dropped(DropReason.LOOP)
@@ -243,27 +264,36 @@ class Reference:
         frames = tuple(self._outer(vni, way, row, packet.size) + inner for row, way in ways)
         return Expected(REDIRECT, None, frames, packet.flow, loop)
 
+    @staticmethod
+    def _around(gateway: GatewayRow) -> int:
+        return 36 if is_ipv4(gateway.underlay) else 56
+
     def _outer(self, vni: int, way: Adjacency, gateway: GatewayRow, size: int) -> bytes:
-        total = size + layout.OUTER_BYTES
-        ends = self.underlay.to_bytes(4, "big") + gateway.underlay.to_bytes(4, "big")
-        head = struct.pack("!BBHHHBBH", 0x45, 0, total, 0, 0x4000, 64, UDP, 0) + ends
-        head = head[:10] + internet_checksum(head).to_bytes(2, "big") + ends
-        udp = struct.pack("!HHHH", 0, 6081, total - 20, 0)
+        own, far = address_bytes(self.underlay), address_bytes(gateway.underlay)
+        length = size + TUNNEL
+        if is_ipv4(gateway.underlay):
+            ends = own[12:] + far[12:]
+            head = struct.pack("!BBHHHBBH", 0x45, 0, length + 20, 0, 0x4000, 64, UDP, 0) + ends
+            head = IPV4 + head[:10] + internet_checksum(head).to_bytes(2, "big") + ends
+        else:
+            head = IPV6 + struct.pack("!IHBB", 6 << 28, length, UDP, 64) + own + far
+        udp = struct.pack("!HHHH", 0, 6081, length, 0)
         geneve = struct.pack("!BBHI", 0, 0, 0x6558, vni << 8)
-        return way.dst_mac + way.src_mac + IPV4 + head + udp + geneve
+        return way.dst_mac + way.src_mac + head + udp + geneve
 
     # ---- from the underlay ----------------------------------------------------------------------
 
     def from_underlay(self, frame: bytes) -> Expected:
-        if not self._is_ours(frame):
+        outer = _read_outer(frame)
+        if outer is None or outer.dst != self.underlay or _u16(frame, outer.at + 2) != 6081:
             return Expected(PASS, None, (frame,))
-        source = int.from_bytes(frame[26:30], "big")
-        id = self.peers.get(source)
+        id = self.peers.get(outer.src)
         if id is None:
             return Expected(DROP, DropReason.UNKNOWN_PEER)
-        packet, vni = Packet(b""), _u16(frame, 46) << 8 | frame[48]
+        packet, vni = Packet(b""), int.from_bytes(frame[outer.at + 12 : outer.at + 15], "big")
         try:
-            carried = self._unwrap(frame, packet)
+            _check_udp(frame, outer)
+            carried = self._unwrap(frame, outer, packet)
             self._read(packet)
             if packet.size > carried:
                 raise Dropped(DropReason.MALFORMED)
@@ -275,34 +305,23 @@ class Reference:
             near = self.subnet(vni, packet.dst)
             made = self._error(packet, dropped, near, packet.frame[:6])
             row = self.tables.gateways[id]
-            outer = self._outer(vni, self.ways[row.underlay], row, len(made))
-            frames = (outer + made,)
+            frames = (self._outer(vni, self.ways[row.underlay], row, len(made)) + made,)
             return Expected(REDIRECT, dropped.reason, frames, packet.flow, dropped.otherwise)
 
-    def _is_ours(self, frame: bytes) -> bool:
-        return (
-            len(frame) >= OUTER
-            and frame[12:15] == IPV4 + b"\x45"
-            and frame[23] == UDP
-            and not _u16(frame, 20) & 0x3FFF
-            and _u16(frame, 36) == 6081
-            and int.from_bytes(frame[30:34], "big") == self.underlay
-        )
-
     @staticmethod
-    def _unwrap(frame: bytes, packet: Packet) -> int:
+    def _unwrap(frame: bytes, outer: Outer, packet: Packet) -> int:
         """Puts the inner frame into the packet; bytes that the outer one has for it."""
-        first, flags = frame[42], frame[43]
+        first, flags = frame[outer.at + 8 : outer.at + 10]
         if first >> 6:
             raise Dropped(DropReason.TUNNEL_VERSION)
         if flags & 0x80:
             raise Dropped(DropReason.TUNNEL_CONTROL)
         if flags & 0x40:
             raise Dropped(DropReason.TUNNEL_CRITICAL)
-        if frame[44:46] != b"\x65\x58":
+        if frame[outer.at + 10 : outer.at + 12] != b"\x65\x58":
             raise Dropped(DropReason.TUNNEL_PROTOCOL)
-        headers = OUTER + 4 * (first & 0x3F)
-        carried = _u16(frame, 16) + ETHERNET - headers
+        headers = outer.at + TUNNEL + 4 * (first & 0x3F)
+        carried = outer.size - headers
         if carried < 0 or len(frame) < headers + ETHERNET:
             raise Dropped(DropReason.MALFORMED)
         packet.frame = frame[headers:]
@@ -451,6 +470,35 @@ class Reference:
         body = struct.pack("!BBHI", 136, 0, 0, flags) + target + b"\2\1" + ROUTER
         head = ip[:4] + struct.pack("!HBB", len(body), ICMP6, 255) + target + to
         return port.mac + ROUTER + IPV6 + head + _summed6(head, body)
+
+
+def _read_outer(frame: bytes) -> Outer | None:
+    """Of UDP that is whole and has nothing between its header and that of IP."""
+    if len(frame) >= OUTER4 and frame[12:15] == IPV4 + b"\x45":
+        if frame[23] != UDP or _u16(frame, 20) & 0x3FFF:
+            return None
+        src, dst = (int.from_bytes(MAPPED + frame[at : at + 4], "big") for at in (26, 30))
+        return Outer(src, dst, 34, _u16(frame, 16) + ETHERNET, False)
+    if len(frame) >= OUTER6 and frame[12:14] == IPV6 and frame[14] >> 4 == 6 and frame[20] == UDP:
+        src, dst = (int.from_bytes(frame[at : at + 16], "big") for at in (22, 38))
+        return Outer(src, dst, 54, _u16(frame, 18) + 54, True)
+    return None
+
+
+def _check_udp(frame: bytes, outer: Outer) -> None:
+    length = _u16(frame, outer.at + 4)
+    if not _u16(frame, outer.at + 6):
+        if outer.six:
+            raise Dropped(DropReason.TUNNEL_CHECKSUM)
+        return
+    if length + outer.at != outer.size:
+        raise Dropped(DropReason.TUNNEL_CHECKSUM)
+    if outer.size > len(frame):
+        raise Dropped(DropReason.MALFORMED)
+    ends = frame[22:54] if outer.six else frame[26:34]
+    pseudo = ends + struct.pack("!II", length, UDP)
+    if internet_checksum(pseudo + frame[outer.at : outer.size]):
+        raise Dropped(DropReason.TUNNEL_CHECKSUM)
 
 
 def _icmp6_type(packet: Packet) -> int | None:

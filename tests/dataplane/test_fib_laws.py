@@ -29,9 +29,9 @@ from dataplane.fib.rows import (
     FibDelta,
     Tables,
     addr_of,
+    address_text,
     apply_delta,
     group_of,
-    ip_text,
     mac_bytes,
 )
 
@@ -209,8 +209,8 @@ def test_a_snapshot_stays_as_it_was() -> None:
     compiler = populated(10)
     snapshot = compiler.snapshot()
     before = copy(compiler.tables())
-    compiler.set_endpoint(VPCS[0], ip_text(0x0A00000A), None)
-    ip = ip_text(0x0A00000B)
+    compiler.set_endpoint(VPCS[0], address_text(0xFFFF0A00000A), None)
+    ip = address_text(0xFFFF0A00000B)
     compiler.set_endpoint(VPCS[0], ip, EndpointFact(VPCS[0], ip, "far", None, MACS[1]))
     assert snapshot == before != compiler.tables()
     assert len(snapshot.endpoints) == 10 == len(compiler.tables().endpoints) + 1
@@ -329,7 +329,7 @@ def populated(endpoint_count: int) -> Compiler:
     compiler.set_gateway(NODES[1], GatewayFact(NODES[1], "far", "192.0.2.1", True))
     compiler.set_gateway(NODES[2], GatewayFact(NODES[2], "far", "192.0.2.2", True))
     for number in range(endpoint_count):
-        ip = ip_text(0x0A000000 + 10 + number)
+        ip = address_text(0xFFFF0A000000 + 10 + number)
         compiler.set_endpoint(VPCS[0], ip, EndpointFact(VPCS[0], ip, "far", None, MACS[0]))
     compiler.take_delta()
     return compiler
@@ -347,7 +347,7 @@ def test_a_gateway_that_moves_house_rewrites_its_row_only() -> None:
     compiler = populated(100)
     compiler.set_gateway(NODES[1], GatewayFact(NODES[1], "far", "192.0.2.9", True))
     delta = compiler.take_delta()
-    assert [row.underlay for row in delta.gateways.put.values()] == [0xC0000209]
+    assert [row.underlay for row in delta.gateways.put.values()] == [0xFFFFC0000209]
     assert not (delta.endpoints or delta.groups or delta.subnets or delta.ports)
 
 
@@ -489,7 +489,7 @@ def test_of_two_vpcs_with_one_vni_only_the_forwarded_has_rows_under_it() -> None
 
 
 BAD_FACTS = [
-    GatewayFact(NODES[1], "far", "fe80::1", True),
+    GatewayFact(NODES[1], "far", "::ffff:192.0.2.1", True),
     VpcFact(VPCS[0], 0),
     VpcFact(VPCS[0], VNI_MAX + 1),
     SubnetFact("s1", VPCS[0], "10.0.0.1/24", ("far",), "10.0.0.1"),

@@ -6,12 +6,14 @@ import os
 import shutil
 import struct
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.dataplane import frames
+from tests.dataplane.conftest import SitePair, SixPair
 from tests.dataplane.frames import SIX, SIX_FAR, World
 from tests.dataplane.workbench import ABROAD, REDIRECT, ROUTER, VNI
 
@@ -22,9 +24,11 @@ WRONG = (
 )
 
 
-@pytest.fixture(scope="module")
-def world(module_pair: Any) -> World:
-    return frames.furnished(module_pair)
+@pytest.fixture(scope="module", params=[SitePair, SixPair])
+def world(xdp_machine: None, request: Any) -> Iterator[World]:
+    """Over IPv4, and over IPv6."""
+    with frames.world(request.param) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

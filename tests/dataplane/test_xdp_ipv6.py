@@ -51,7 +51,7 @@ def bench(module_pair: Any, packets: Any) -> Bench:
     ):
         pair.tell("endpoint", EndpointFact(VPC, ip, site, gateway, MOVED_MAC))
     pair.open()
-    return Bench(pair.a, pod, neighbour, blocked, packets)
+    return Bench(pair.a, pair.b, pod, neighbour, blocked, packets)
 
 
 def sent(b: Bench, ip: bytes) -> bytes:

@@ -19,7 +19,7 @@ from pyroute2 import IPRoute
 
 from dataplane.backend import Capacity, DataplaneError, TableFull, Unavailable, open_backend
 from dataplane.fib.facts import EndpointFact, GatewayFact
-from dataplane.fib.rows import EndpointKey, address_of
+from dataplane.fib.rows import EndpointKey, address_bytes, address_of
 from dataplane.xdp import backend, headers, kernel, layout, links, pins, privilege, programs
 from dataplane.xdp.backend import XdpBackend
 from tests.dataplane.conftest import wait_for
@@ -335,7 +335,9 @@ def test_a_gateway_that_moves_is_followed(pair: Any) -> None:
     show = pair.a.run(pair.a.backend.show)
     (row,) = show["gateways"]
     assert (row["underlay"], row["resolved"], row["ifname"]) == (new, True, "wan0")
-    assert [key for key, _ in pair.a.backend._maps.rows("peers")] == [socket.inet_aton(new)]
+    assert [key for key, _ in pair.a.backend._maps.rows("peers")] == [
+        address_bytes(address_of(new))
+    ]
 
 
 def test_a_foreign_map_in_our_place_is_refused(site_pair: Any) -> None:
@@ -495,8 +497,10 @@ def test_what_is_lacking_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_underlay_address_that_nobody_has_is_said(xdp_machine: None) -> None:
     with pytest.raises(Unavailable, match=r"has the underlay address 192\.0\.2\.77"):
         XdpBackend.open(instance=f"test{os.getpid()}-none", underlay="192.0.2.77")
-    with pytest.raises(DataplaneError, match="not IPv4"):
-        XdpBackend.open(instance=f"test{os.getpid()}-none", underlay="fe80::1")
+    with pytest.raises(Unavailable, match=r"has the underlay address 2001:db8::77"):
+        XdpBackend.open(instance=f"test{os.getpid()}-none", underlay="2001:db8::77")
+    with pytest.raises(DataplaneError, match="is no underlay address"):
+        XdpBackend.open(instance=f"test{os.getpid()}-none", underlay="::ffff:192.0.2.77")
 
 
 # ---- the C side ---------------------------------------------------------------------------------

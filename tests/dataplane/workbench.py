@@ -30,6 +30,7 @@ class Bench:
     """One gateway with two local pods and one peer, and its programs on single packets."""
 
     gateway: Any
+    peer: Any
     pod: Any
     neighbour: Any
     blocked: Any
@@ -87,10 +88,11 @@ class Bench:
         payload = self.packets.udp(1000, 2000, bytes(size))
         return bytes(self.packets.ipv4(header.pop("src", self.pod.ip), dst, payload, **header))
 
-    def tunnelled(self, inner: bytes, src: str = PEER, dst: str = ME, **header: Any) -> bytes:
+    def tunnelled(self, inner: bytes, src: str = "", dst: str = "", **header: Any) -> bytes:
+        """A frame as it comes from the peer, or from `src`."""
         body = self.packets.geneve(header.pop("vni", VNI), inner, **header)
-        outer = self.packets.ipv4(src, dst, self.packets.udp(0xC001, 6081, body))
-        return bytes(self.packets.ethernet("02:00:00:00:00:aa", "02:00:00:00:00:bb", outer))
+        ends = src or self.peer.underlay, dst or self.gateway.underlay
+        return bytes(self.packets.outer(*ends, 0xC001, 6081, body))
 
     def inner(self, dst: str, **header: Any) -> bytes:
         """A frame as the peer puts it into the tunnel."""
@@ -115,7 +117,7 @@ def make_bench(pair: Any, packets: Any) -> Bench:
     ):
         pair.tell("endpoint", EndpointFact(VPC, ip, site, gateway, mac))
     pair.open()
-    return Bench(pair.a, pod, neighbour, blocked, packets)
+    return Bench(pair.a, pair.b, pod, neighbour, blocked, packets)
 
 
 def ip_fields(packet: bytes, at: int = 14) -> dict[str, Any]:

@@ -10,7 +10,10 @@
 #define GENEVE_CRITICAL 0x40     /* second octet, C */
 #define GENEVE_ETHERNET 0x6558   /* protocol type: transparent Ethernet bridging */
 
-#define OUTER_BYTES 36 /* outer IPv4, UDP and Geneve without options */
+#define OUTER4_BYTES 36 /* outer IPv4, UDP and Geneve without options */
+#define OUTER6_BYTES 56 /* with outer IPv6 */
+#define SUMMED_AT_ONCE 512 /* bytes: what bpf_csum_diff takes on every kernel */
+#define SUMMED_BYTES_MAX 9728 /* of a packet whose checksum is made or looked at: a jumbo frame */
 #define OUTER_TTL 64
 #define FLOW_PORT_BASE 0xc000 /* outer source ports are 49152..65535 (RFC 8926, section 3.3) */
 
@@ -43,6 +46,7 @@
 #define REASONS_MAX 32
 #define PORT_BLOCKED 1
 #define GATEWAY_RESOLVED 1
+#define GATEWAY_SIX 2
 #define PEER_OWN_SITE 1
 #define ANY_SITE 0
 #define MOVED_GRACE_NS 10000000000ull
@@ -79,6 +83,7 @@ enum drop_reason {
     DROP_NOT_ENTITLED = 25,
     DROP_FOREIGN_SOURCE = 26,
     DROP_MULTICAST = 27,
+    DROP_TUNNEL_CHECKSUM = 28,
 };
 
 #endif

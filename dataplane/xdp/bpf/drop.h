@@ -36,7 +36,10 @@ INLINE void read_addresses(struct xdp_md *ctx, struct drop_event *event)
 
 INLINE u32 flow_of(struct drop_event *event)
 {
-    u32 hash = event->ifindex ^ event->outer, *words = (u32 *)event->src;
+    u32 hash = event->ifindex, *words = (u32 *)event->src;
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        hash = hash * 0x9e3779b1u ^ event->outer[i];
 #pragma unroll
     for (int i = 0; i < 8; i++) /* src and dst */
         hash = hash * 0x9e3779b1u ^ words[i];
@@ -57,9 +60,9 @@ INLINE void tell_drop(struct xdp_md *ctx, struct seen *seen, u32 reason, struct 
         .packets = count->packets - count->told,
         .reason = reason,
         .vni = seen->vni,
-        .outer = seen->outer,
         .ifindex = ctx->ingress_ifindex,
     };
+    set_address(event.outer, seen->outer.outer);
     if (seen->inside)
         read_addresses(ctx, &event);
     u32 flow = flow_of(&event);

@@ -103,12 +103,12 @@ INLINE struct gateway_value *next_hop(u32 group, u32 hash, u32 *id, u32 *reason)
 /* A frame of `bytes` that the way to a gateway does not carry. */
 INLINE int too_big_for(struct gateway_value *gateway, u32 bytes)
 {
-    return bytes + OUTER_BYTES > gateway->mtu;
+    return bytes + outer_bytes(gateway) > gateway->mtu;
 }
 
 INLINE int refuse_too_big(struct seen *seen, struct gateway_value *gateway)
 {
-    u32 around = OUTER_BYTES + sizeof(struct ethhdr);
+    u32 around = outer_bytes(gateway) + sizeof(struct ethhdr);
     seen->mtu = gateway->mtu > around ? gateway->mtu - around : 0;
     return drop(DROP_TOO_BIG);
 }

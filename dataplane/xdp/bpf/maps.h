@@ -6,7 +6,7 @@
 
 BPF_TABLE("array", u32, struct config_value, config, 1);
 BPF_TABLE("hash", u32, struct gateway_value, gateways, 1);
-BPF_TABLE("hash", u32, struct peer_value, peers, 1);
+BPF_TABLE("hash", struct peer_key, struct peer_value, peers, 1);
 BPF_TABLE("hash", u32, struct group_value, groups, 1);
 BPF_TABLE("hash", struct entitled_key, struct entitled_value, entitled, 1);
 BPF_TABLE("lru_hash", struct endpoint_key, struct moved_value, moved, 1);
@@ -17,6 +17,7 @@ BPF_TABLE("percpu_array", u32, struct drop_count, drops, REASONS_MAX);
 BPF_TABLE("percpu_hash", u32, u64, vpc_drops, 1);
 BPF_TABLE("percpu_hash", u32, struct traffic, port_traffic, 1);
 BPF_TABLE("percpu_hash", u32, struct traffic, gateway_traffic, 1);
+BPF_TABLE("percpu_array", u32, struct scratch, scratch, 1);
 BPF_RINGBUF_OUTPUT(drop_events, 1);
 
 #endif

@@ -1,8 +1,9 @@
-/* Work on packets that knows no map: checksums, TTL, flow hash, tunnel headers. */
+/* Work on packets that knows no map: checksums, TTL, flow hash. */
 #ifndef WEFT_PACKET_H
 #define WEFT_PACKET_H
 
 #define INLINE static inline __attribute__((always_inline))
+#define barrier_var(var) asm volatile("" : "+r"(var)) /* the compiler knows nothing of its value */
 
 INLINE u16 checksum_fold(u64 sum)
 {
@@ -166,42 +167,6 @@ INLINE u16 icmp6_checksum(struct ipv6_header *ip, void *message, u32 bytes)
     sum += (u32)bpf_csum_diff(0, 0, message, bytes, 0);
     sum = (sum & 0xffffffff) + (sum >> 32);
     return checksum_fold((sum & 0xffff) + (sum >> 16));
-}
-
-/* Put Ethernet, IPv4, UDP and Geneve in front of a frame of `inner` bytes. 0, or -1: no room. */
-INLINE int encapsulate(struct xdp_md *ctx, struct gateway_value *gateway, u32 vni, u32 hash,
-                       u32 inner)
-{
-    if (bpf_xdp_adjust_head(ctx, -(int)sizeof(struct outer_headers)))
-        return -1;
-    void *end = (void *)(long)ctx->data_end;
-    struct outer_headers *outer = (void *)(long)ctx->data;
-    if ((void *)(outer + 1) > end)
-        return -1;
-    __builtin_memcpy(outer->eth.h_dest, gateway->dst_mac, 6);
-    __builtin_memcpy(outer->eth.h_source, gateway->src_mac, 6);
-    outer->eth.h_proto = bpf_htons(ETH_P_IP);
-    outer->ip.version = 4;
-    outer->ip.ihl = 5;
-    outer->ip.tos = 0;
-    outer->ip.tot_len = bpf_htons(inner + OUTER_BYTES);
-    outer->ip.id = 0; /* RFC 6864: means nothing in a packet that may not be fragmented */
-    outer->ip.frag_off = bpf_htons(IP_DF);
-    outer->ip.ttl = OUTER_TTL;
-    outer->ip.protocol = IPPROTO_UDP;
-    outer->ip.check = 0;
-    outer->ip.saddr = gateway->outer_src;
-    outer->ip.daddr = gateway->outer_dst;
-    outer->ip.check = ip_checksum(&outer->ip);
-    outer->udp.source = bpf_htons(FLOW_PORT_BASE | (hash & 0x3fff));
-    outer->udp.dest = bpf_htons(GENEVE_PORT);
-    outer->udp.len = bpf_htons(inner + OUTER_BYTES - sizeof(struct iphdr));
-    outer->udp.check = 0; /* RFC 8926, section 3.3: may be zero over IPv4 */
-    outer->geneve.version_options = 0;
-    outer->geneve.flags = 0;
-    outer->geneve.protocol = bpf_htons(GENEVE_ETHERNET);
-    outer->geneve.vni_reserved = bpf_htonl(vni << 8);
-    return 0;
 }
 
 #endif

@@ -88,7 +88,7 @@ INLINE int forward_from_port(struct xdp_md *ctx, struct seen *seen, struct port_
     if (!gateway)
         return drop(reason);
     if (too_big_for(gateway, bytes)) {
-        seen->outer = gateway->outer_dst;
+        set_address(seen->outer.outer, gateway->outer_dst);
         return refuse_too_big(seen, gateway);
     }
     __builtin_memcpy(eth->h_dest, endpoint ? endpoint->mac : port->gateway_mac, 6);

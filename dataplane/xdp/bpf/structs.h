@@ -1,7 +1,7 @@
 /* Map keys and values, and headers as they lie in a packet.
  *
- * Map structs are naturally aligned and have no implicit padding. Inner addresses have 16 bytes,
- * IPv4 as ::ffff:a.b.c.d (RFC 4291, section 2.5.5.2). Addresses are in network order,
+ * Map structs are naturally aligned and have no implicit padding. Addresses have 16 bytes, inner
+ * and outer, IPv4 as ::ffff:a.b.c.d (RFC 4291, section 2.5.5.2). Addresses are in network order,
  * as in the packet, so they compare without conversion; everything else is in host order, unless
  * a field says otherwise. dataplane/xdp/layout.py packs the same bytes. */
 #ifndef WEFT_STRUCTS_H
@@ -55,15 +55,15 @@ struct moved_value { /* keyed as endpoints; the oldest give way */
 }; /* 16 bytes */
 
 struct gateway_value {
-    u32 outer_src; /* network order */
-    u32 outer_dst; /* network order */
+    u32 outer_src[4];
+    u32 outer_dst[4];
     u8 src_mac[6];
     u8 dst_mac[6];
     u32 ifindex;
     u16 mtu;   /* of the outer IP packet */
-    u16 flags; /* GATEWAY_RESOLVED: the MACs and ifindex are known */
+    u16 flags; /* GATEWAY_RESOLVED: the MACs and ifindex are known; GATEWAY_SIX: outer IPv6 */
     u32 generation;
-}; /* 32 bytes */
+}; /* 56 bytes */
 
 struct port_value {
     u32 vni;
@@ -75,18 +75,26 @@ struct port_value {
     u32 generation;
 }; /* 40 bytes */
 
+struct peer_key {
+    u32 outer[4]; /* source address */
+}; /* 16 bytes */
+
 struct peer_value {
     u32 gateway;
     u32 group;      /* that leads to this gateway alone */
     u32 site_group; /* the number of its site's group */
     u32 flags;      /* PEER_OWN_SITE: it is of our own site */
     u32 generation;
-}; /* 20 bytes, keyed by outer source address in network order */
+}; /* 20 bytes */
 
 struct config_value {
-    u32 underlay; /* network order; tunnels end here, 0: at any address */
+    u32 underlay[4]; /* tunnels end here */
     u32 generation;
-}; /* 8 bytes */
+}; /* 20 bytes */
+
+struct scratch { /* a piece of a packet that is summed */
+    u8 bytes[SUMMED_AT_ONCE];
+}; /* 512 bytes, one for each processor */
 
 struct traffic {
     u64 tx_packets; /* from the port, or to the gateway */
@@ -109,14 +117,13 @@ struct drop_event { /* one dropped packet, for many */
     u64 packets;   /* dropped for this reason on this processor since its last event, with this */
     u32 reason;
     u32 vni;       /* host order, 0: not known */
-    u32 outer;     /* network order; the peer's underlay address, 0: none */
+    u32 outer[4];  /* the peer's underlay address, 0: none */
     u32 ifindex;   /* that it came in by */
     u16 ethertype; /* of the inner frame, network order; 0: it was not looked into */
     u16 pad;
     u8 src[16]; /* inner addresses as in the packet, by ethertype; ARP: sender and target */
     u8 dst[16];
-    u32 pad_end;
-}; /* 72 bytes */
+}; /* 80 bytes */
 
 /* What a program has found out of a packet. */
 struct seen {
@@ -128,7 +135,7 @@ struct seen {
     u16 pad;
     u32 vni;
     u32 gateway; /* id of the gateway that it came from, 0: none */
-    u32 outer;   /* network order; the peer that it came from or would go to, 0: none */
+    struct peer_key outer; /* the peer that it came from or would go to, 0: none */
     u32 inside;  /* whether the frame is the inner one */
     u32 mtu;     /* of a packet that is too big: of the inner IP packets that fit */
 };
@@ -141,7 +148,7 @@ struct ipv6_header { /* RFC 8200, section 3 */
     u8 hops;
     u32 src[4];
     u32 dst[4];
-} __attribute__((packed)); /* 40 bytes */
+}; /* 40 bytes */
 
 struct arp_ipv4 { /* RFC 826, for Ethernet and IPv4 */
     u16 hardware_type;
@@ -179,14 +186,12 @@ struct geneve_header { /* RFC 8926, section 3.4 */
     u8 flags;
     u16 protocol;
     u32 vni_reserved; /* network order: VNI in the upper 24 bits */
-} __attribute__((packed)); /* 8 bytes */
+}; /* 8 bytes */
 
-struct outer_headers {
-    struct ethhdr eth;
-    struct iphdr ip;
+struct tunnel_headers {
     struct udphdr udp;
     struct geneve_header geneve;
-} __attribute__((packed)); /* 50 bytes */
+}; /* 16 bytes */
 
 struct icmp_frame {
     struct ethhdr eth;

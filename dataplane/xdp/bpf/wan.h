@@ -5,17 +5,11 @@
 #ifndef WEFT_WAN_H
 #define WEFT_WAN_H
 
-/* Geneve for us, readable: not fragmented, no IP options. */
-INLINE int is_ours(struct outer_headers *outer)
+INLINE int is_ours(struct outer *outer)
 {
-    if (outer->eth.h_proto != bpf_htons(ETH_P_IP) || outer->ip.version != 4 ||
-        outer->ip.ihl != 5 || outer->ip.protocol != IPPROTO_UDP ||
-        outer->ip.frag_off & bpf_htons(IP_FRAGMENT_MASK) ||
-        outer->udp.dest != bpf_htons(GENEVE_PORT))
-        return 0;
     u32 first = 0;
     struct config_value *own = LOOKUP(config, &first);
-    return !own || !own->underlay || own->underlay == outer->ip.daddr;
+    return own && same_address(own->underlay, outer->to.outer);
 }
 
 /* Send on what arrived here for an endpoint that has moved, or is another gateway's. */
@@ -65,17 +59,18 @@ INLINE int from_tunnel(struct xdp_md *ctx, struct seen *seen, struct peer_value 
 
 INLINE int from_underlay(struct xdp_md *ctx, struct seen *seen)
 {
-    void *end = (void *)(long)ctx->data_end;
-    struct outer_headers *outer = (void *)(long)ctx->data;
-    if ((void *)(outer + 1) > end || !is_ours(outer))
+    struct outer outer = {};
+    struct tunnel_headers *tunnel;
+    if (!read_outer(ctx, seen, &outer, &tunnel) || tunnel->udp.dest != bpf_htons(GENEVE_PORT) || !is_ours(&outer))
         return XDP_PASS;
-    u32 source = outer->ip.saddr;
-    seen->outer = source;
-    struct peer_value *peer = LOOKUP(peers, &source);
+    struct peer_value *peer = LOOKUP(peers, &seen->outer);
     if (!peer)
         return drop(DROP_UNKNOWN_PEER);
     seen->gateway = peer->gateway;
-    struct geneve_header *geneve = &outer->geneve;
+    int refused = check_udp(ctx, seen, &outer, tunnel);
+    if (refused)
+        return refused;
+    struct geneve_header *geneve = &tunnel->geneve;
     if (geneve->version_options & GENEVE_VERSION_MASK)
         return drop(DROP_TUNNEL_VERSION);
     if (geneve->flags & GENEVE_CONTROL)
@@ -85,14 +80,14 @@ INLINE int from_underlay(struct xdp_md *ctx, struct seen *seen)
     if (geneve->protocol != bpf_htons(GENEVE_ETHERNET))
         return drop(DROP_TUNNEL_PROTOCOL);
     seen->vni = bpf_ntohl(geneve->vni_reserved) >> 8;
-    u32 headers = sizeof(*outer) + (geneve->version_options & GENEVE_OPTIONS_MASK) * 4;
-    u32 outer_frame = bpf_ntohs(outer->ip.tot_len) + sizeof(struct ethhdr);
-    if (headers > outer_frame) /* the options end beyond the outer packet */
+    u32 options = (geneve->version_options & GENEVE_OPTIONS_MASK) * 4;
+    u32 headers = outer.at + sizeof(*tunnel) + options;
+    if (headers > outer.frame) /* the options end beyond the outer packet */
         return drop(DROP_MALFORMED);
     if (bpf_xdp_adjust_head(ctx, (int)headers))
         return drop(DROP_MALFORMED);
     seen->inside = 1;
-    return from_tunnel(ctx, seen, peer, outer_frame - headers);
+    return from_tunnel(ctx, seen, peer, outer.frame - headers);
 }
 
 #endif

@@ -10,6 +10,7 @@
 #include "structs.h"
 #include "maps.h"
 #include "packet.h"
+#include "outer.h"
 #include "forward.h"
 #include "answer.h"
 #include "drop.h"

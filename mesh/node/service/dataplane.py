@@ -6,7 +6,7 @@ import re
 from typing import Any, Final, TypeAlias
 
 from dataplane.drops import DropEvent
-from dataplane.fib.rows import EndpointKey, address_of, group_of, in_prefix, ip_text
+from dataplane.fib.rows import EndpointKey, address_of, address_text, group_of, in_prefix
 from mesh.core.errors import BadInput
 from mesh.core.explain import explain
 from mesh.node.context import NodeContext
@@ -144,7 +144,7 @@ class DataplaneService:
                     {
                         "node": self._node.view.names.node_text(gateway.node),
                         "site": gateway.site,
-                        "underlay": ip_text(gateway.underlay),
+                        "underlay": address_text(gateway.underlay),
                         "up": gateway.node in connected,
                     }
                 )

@@ -174,6 +174,15 @@ class MembershipService:
         if full:
             what, fix = nearly_full(full)
             found.append({"what": f"data plane: tables are {what}", "fix": fix})
+        apart = node.forwarding.apart()
+        if apart:
+            found.append(
+                {
+                    "what": "no traffic is carried to gateways with an underlay address of the"
+                    f" other IP family: {some([node.view.names.node_text(n) for n in apart])}",
+                    "fix": "give all gateways [node] underlay addresses of one family",
+                }
+            )
         gone = node.forwarder.missing_interfaces
         if gone:
             found.append(

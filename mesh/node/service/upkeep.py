@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias
 
 import trio
 
-from dataplane.fib.rows import ip_text
+from dataplane.fib.rows import address_text
 from mesh.core.errors import BadInput, NotReady
 from mesh.node import backup, diagnosis
 from mesh.node.context import NodeContext
@@ -111,12 +111,13 @@ class UpkeepService:
         from dataplane.xdp import machine
 
         names = {
-            ip_text(row.underlay): node.view.names.node_text(row.node)
+            address_text(row.underlay): node.view.names.node_text(row.node)
             for row in node.forwarding.tables().gateways.values()
         }
-        found = await trio.to_thread.run_sync(machine.mtus, list(names))
-        ways = {names[address]: mtu for address, mtu in found.items()}
-        return diagnosis.judge_mtu(ways, machine.OUTER_BYTES)
+        found = await trio.to_thread.run_sync(
+            machine.rooms, node.config.underlay or "", list(names)
+        )
+        return diagnosis.judge_mtu({names[address]: left for address, left in found.items()})
 
     async def _maps(self) -> Check:
         forwarder = self._node.forwarder

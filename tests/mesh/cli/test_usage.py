@@ -160,7 +160,7 @@ NODE = ["--site", "s", "--node", "n"]
     [
         ("--underlay", "10.0.0"),
         ("--underlay", "0.0.0.0"),
-        ("--underlay", "2001:db8::1"),
+        ("--underlay", "fe80::1"),
         ("--listen", "tcp://0.0.0.0:1"),
         ("--listen", "/ip4/0.0.0.0/tcp/0"),
         ("--socket", "x" * 200),

@@ -373,7 +373,7 @@ def founded() -> tuple[FedView, Forwarding]:
     return view, forwarding
 
 
-def test_ipv6_has_rows_inside_and_no_gateways() -> None:
+def test_ipv6_has_rows_inside_and_outside() -> None:
     view, forwarding = founded()
     tables = forwarding.tables()
     before = dict(tables.endpoints), dict(tables.subnets)
@@ -397,10 +397,11 @@ def test_ipv6_has_rows_inside_and_no_gateways() -> None:
             ),
         ]
     )
-    assert view.winner(vpc, "fd00::5") is not None and len(view.gateways) == 1
+    assert view.winner(vpc, "fd00::5") is not None
     forwarding.update()
     domain = forwarding.domain(vpc)
-    assert domain is not None and tables.gateways == {}
+    assert domain is not None
+    assert [row.underlay for row in tables.gateways.values()] == [address_of("2001:db8::1")]
     endpoints = dict(tables.endpoints)
     row = EndpointRow.unpack(endpoints.pop(EndpointKey(domain, address_of("fd00::5")).pack()))
     assert (row.mac.hex(":"), endpoints) == (MAC, before[0])
@@ -412,6 +413,32 @@ def test_ipv6_has_rows_inside_and_no_gateways() -> None:
     view.apply([Change(creator, vpc, keys.pack(keys.EndpointKey(v6)), None)])
     forwarding.update()
     assert tables.endpoints == before[0]
+
+
+def registered(node: bytes, underlay: str) -> Change:
+    record = model.encode(model.Registration(1, underlay, (), "1"))
+    return Change(node, "mesh", keys.pack(keys.GatewayKey(node)), record)
+
+
+def test_gateways_of_the_other_family_are_told_apart() -> None:
+    view, forwarding = founded()
+    own, *others = laws.NODES
+    view.apply([registered(others[0], "2001:db8::1"), registered(others[1], "192.0.2.9")])
+    assert forwarding.apart() == [], "this node carries nothing"
+    view.apply([registered(own, "192.0.2.1")])
+    assert forwarding.apart() == [others[0]]
+    view.apply([registered(own, "2001:db8::2")])
+    assert forwarding.apart() == [others[1]]
+    view.apply([registered(own, "")])
+    assert forwarding.apart() == []
+
+
+@pytest.mark.parametrize("underlay", ["fe80::1", "ff02::1", "::", "0.0.0.0", "224.0.0.1"])
+def test_a_gateway_that_says_what_is_no_machine_s_address_has_no_row(underlay: str) -> None:
+    view, forwarding = founded()
+    view.apply([registered(laws.NODES[2], underlay)])
+    forwarding.update()
+    assert forwarding.tables().gateways == {}
 
 
 def test_ipv4_in_the_form_of_ipv6_has_no_row() -> None:

@@ -606,7 +606,7 @@ def test_a_gateway_registers_what_is_new_only() -> None:
     assert (gateway.underlay, gateway.addrs, gateway.version) == (args[0], tuple(args[1]), "0.1")
     world.everywhere("a1", "register_gateway", "", [], "0.2")
     assert world.view().gateways[node_id("a1")].underlay == ""
-    refused(world, BadInput, "underlay", "a1", "register_gateway", "fd00::1", [], "1")
+    refused(world, BadInput, "underlay", "a1", "register_gateway", "fe80::1", [], "1")
     refused(world, BadInput, "listen", "a1", "register_gateway", "", ["\n"], "1")
     refused(world, BadInput, "at most 16", "a1", "register_gateway", "", ["/a"] * 17, "1")
     refused(world, BadInput, "version", "a1", "register_gateway", "", [], "\n")

@@ -73,6 +73,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     [
         (None, ("/ip4/0.0.0.0/tcp/7400", "/ip6/::/tcp/7400")),
         ("192.0.2.1", ("/ip4/192.0.2.1/tcp/7400",)),
+        ("2001:db8::1", ("/ip6/2001:db8::1/tcp/7400",)),
     ],
 )
 def test_without_listen_the_underlay_address_is_used(
@@ -95,7 +96,7 @@ def test_without_listen_the_underlay_address_is_used(
         ('site = "a"', 'site = "a"\nunderlay = "10.0.0.999"', "[node] underlay"),
         ('site = "a"', 'site = "a"\nunderlay = "224.0.0.1"', "[node] underlay"),
         ('site = "a"', 'site = "a"\nunderlay = "0.0.0.0"', "[node] underlay"),
-        ('site = "a"', 'site = "a"\nunderlay = "2001:db8::1"', "[node] underlay"),
+        ('site = "a"', 'site = "a"\nunderlay = "fe80::1"', "[node] underlay"),
         ('site = "a"', 'site = "a"\nlisten = "/ip4/0.0.0.0/tcp/7400"', "[node] listen"),
         ('site = "a"', 'site = "a"\nlisten = []', "[node] listen"),
         ('site = "a"', 'site = "a"\nlisten = [7400]', "[node] listen"),
@@ -269,7 +270,7 @@ CONFIGS = st.builds(
     mesh_id=st.binary(min_size=16, max_size=16),
     node_name=NAMES,
     site=NAMES,
-    underlay=st.none() | st.just("192.0.2.9"),
+    underlay=st.sampled_from([None, "192.0.2.9", "2001:db8::9"]),
     listen=st.sampled_from([("/ip4/0.0.0.0/tcp/1",), ("/ip4/10.0.0.1/tcp/9", "/ip6/::1/tcp/9")]),
     dataplane_mode=st.sampled_from(["auto", "xdp", "memory"]),
     wan_if=st.none() | st.just("eth0"),
@@ -314,6 +315,9 @@ def test_the_underlay_address_must_be_this_machines(tmp_path: Path) -> None:
     config = read_config(written(tmp_path, MINIMAL))
     check_underlay(config)
     check_underlay(replace(config, underlay="127.0.0.1"))
+    check_underlay(replace(config, underlay="::1"))
+    with pytest.raises(ConfigError, match="2001:db8::77: no interface"):
+        check_underlay(replace(config, underlay="2001:db8::77"))
     with pytest.raises(ConfigError, match=r"weft.toml: \[node\] underlay: 203.0.113.77"):
         check_underlay(replace(config, underlay="203.0.113.77"))
     path = written(tmp_path, MINIMAL + 'underlay = "203.0.113.77"\n')

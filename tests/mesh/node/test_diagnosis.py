@@ -91,10 +91,10 @@ def test_maps() -> None:
 
 
 def test_mtu() -> None:
-    assert diagnosis.judge_mtu({}, 50).ok
-    assert diagnosis.judge_mtu({"b1": 1330}, 50).ok
-    wrong(diagnosis.judge_mtu({"b1": 1500, "c1": 1329}, 50), "mtu", "1279 B to c1")
-    wrong(diagnosis.judge_mtu({"b1": None}, 50), "mtu", "no way to b1")
+    assert diagnosis.judge_mtu({}).ok
+    assert diagnosis.judge_mtu({"b1": 1280}).ok
+    wrong(diagnosis.judge_mtu({"b1": 1450, "c1": 1279}), "mtu", "1279 B to c1")
+    wrong(diagnosis.judge_mtu({"b1": None}), "mtu", "no way to b1")
 
 
 def test_kernel_as_it_forwards() -> None:

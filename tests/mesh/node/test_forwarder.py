@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dataplane.backend import DataplaneError
 from mesh.node import forwarder
-from tests.mesh.api_nodes import Running, until
+from tests.mesh.api_nodes import Running, joined, running, until
 
 
 @pytest.fixture
@@ -152,3 +153,13 @@ def test_attached_interfaces_that_are_gone_are_told(
     assert told["what"].startswith("2 attached interfaces are gone") and "p1, p2" in told["what"]
     monkeypatch.undo()
     until(lambda: not problems(first), "they are back")
+
+
+def test_gateways_that_no_tunnel_leads_to_are_told_with_what_to_do(
+    first: Running, home: Path
+) -> None:
+    """Of the other IP family: on both sides."""
+    with running(joined(home, first, "c1", "c", "::1")) as six:
+        for node, other in ((first, "c1"), (six, "a1")):
+            wanted = f"of the other IP family: {other}"
+            until(lambda: any(wanted in p["what"] for p in problems(node)), "it is told")  # noqa: B023
