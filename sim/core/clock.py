@@ -54,6 +54,11 @@ class Clock:
         """at what time minus `leapt_ns`"""
         self._scheduled = 0
 
+    @property
+    def active_ns(self) -> int:
+        """The time without what was leapt over: that by which ticks come."""
+        return self.now_ns - self.leapt_ns
+
     def at(self, when_ns: int, action: Action) -> None:
         """Let `action` happen at `when_ns`, or now if that is past."""
         self._scheduled += 1

@@ -25,6 +25,7 @@ from typing import Literal, Protocol, TypeAlias
 
 from sim.core.chance import Chance, pick
 from sim.core.clock import MS_NS, SECOND_NS, Clock
+from sim.core.upkeep import FRAME_BYTES, Upkeep
 
 Pair: TypeAlias = tuple[int, int]
 """(from, to), as indexes of nodes"""
@@ -113,13 +114,16 @@ class Carried:
     frames: int = 0
     frames_lost: int = 0
     bytes_by_node: dict[int, int] = field(default_factory=dict)
-    """bytes sent by each node"""
+    """bytes sent by each node, in frames with what is around them, and for its links"""
 
 
 class Observer(Protocol):
-    """Is told of every frame that is handed to the network."""
+    """Is told of every frame that is handed to the network, and of what links cost besides."""
 
     def frame_sent(self, sender: int, receiver: int, frame: bytes) -> None: ...
+
+    def link_kept(self, node: int, size_bytes: int, since_ns: int) -> None:
+        """The node has sent that since then to make links and to keep them."""
 
 
 class Network:
@@ -159,6 +163,7 @@ class Network:
         self._waiting: dict[Pair, int] = {}
         """pairs whose dial a cut holds up, and since when"""
         self._silent_since: dict[Pair, int] = {}
+        self._upkeep = Upkeep(clock, self._links, self._link_kept)
         self._stalled: dict[int, list[tuple[int, int, bytes]]] = {}
         """node that does not read -> (sender, session, frame) in the buffers"""
 
@@ -169,6 +174,7 @@ class Network:
         self._ports[node] = port
         self._links.setdefault(node, set())
         for pair in [pair for pair in self._waiting if node in pair]:
+            self._upkeep.found(pair)
             del self._waiting[pair]
         if len(self._links) <= FULL_MESH_NODES:
             for peer in self._links:
@@ -213,6 +219,7 @@ class Network:
     def _close(self, node: int, peer: int) -> int:
         self._links[node].discard(peer)
         self._links_now = None
+        self._upkeep.ended(node, peer)
         return self._ends.pop((node, peer))
 
     def _direction(self, sender: int, receiver: int) -> _Direction:
@@ -309,7 +316,7 @@ class Network:
             departs_ns = leaves_ns
         self.carried.frames += 1
         sent = self.carried.bytes_by_node
-        sent[sender] = sent.get(sender, 0) + len(frame)
+        sent[sender] = sent.get(sender, 0) + len(frame) + FRAME_BYTES
         self._observer.frame_sent(sender, receiver, frame)
         latency_ns = direction.latency_ns
         if self._slow:
@@ -328,6 +335,15 @@ class Network:
             lane.arrives_ns = arrives_ns
         arrive = partial(self._arrive, sender, receiver, lane, session, frame)
         clock.at(lane.arrives_ns, arrive)
+
+    def count(self) -> None:
+        """Bring `carried` up to now."""
+        self._upkeep.count()
+
+    def _link_kept(self, node: int, size_bytes: int, since_ns: int) -> None:
+        sent = self.carried.bytes_by_node
+        sent[node] = sent.get(node, 0) + size_bytes
+        self._observer.link_kept(node, size_bytes, since_ns)
 
     def idled(self, ns: int, period_ns: int, frame_bytes: int) -> dict[int, int]:
         """Nothing was carried for `ns` but what each end of every link sends once a period: that,
@@ -438,15 +454,19 @@ class Network:
     def _cut(self, a: int, b: int) -> bool:
         return bool(self._cuts) and ((a, b) in self._cuts or (b, a) in self._cuts)
 
-    def _dial(self, node: int, peer: int, delay_ns: int) -> None:
-        """Try to make a session after `delay_ns`, and again until there is one."""
+    def _dial(self, node: int, peer: int, delay_ns: int, *, both: bool = False) -> None:
+        """Try to make a session after `delay_ns`, and again until there is one. `both`: the peer
+        dials as well, and one of the two connections is found to be too many when it stands."""
+        pair = _pair(node, peer)
         self._dials += 1
-        self._dialling[_pair(node, peer)] = dial = self._dials
-        self._waiting.pop(_pair(node, peer), None)
+        self._dialling[pair] = dial = self._dials
+        if self._waiting.pop(pair, None) is not None:
+            self._upkeep.found(pair)
         direction = self._direction(node, peer)
         round_trips_ns = ESTABLISH_ROUND_TRIPS * 2 * self._travel_ns(node, peer, direction)
         delay_ns += round_trips_ns + self._jitter_ns()
-        self._clock.at(self._clock.now_ns + delay_ns, partial(self._establish, node, peer, dial))
+        establish = partial(self._establish, node, peer, dial, both)
+        self._clock.at(self._clock.now_ns + delay_ns, establish)
 
     def _dial_after_heal(self, node: int, peer: int) -> None:
         """Both have been dialling all the time; when the next dial comes depends on for how long,
@@ -458,9 +478,9 @@ class Network:
             between_ns = max(between_ns, lost * SECOND_NS // SLOW_DIALS_PER_S)
         # Each of the two dials once in that time: the sooner one counts.
         delay_ns = int(between_ns * min(self._chance.random(), self._chance.random()))
-        self._dial(node, peer, delay_ns)
+        self._dial(node, peer, delay_ns, both=True)
 
-    def _establish(self, node: int, peer: int, dial: int) -> None:
+    def _establish(self, node: int, peer: int, dial: int, both: bool) -> None:
         pair = _pair(node, peer)
         if self._dialling.get(pair) != dial:
             return  # a later attempt is under way
@@ -470,6 +490,7 @@ class Network:
         if self._cut(node, peer):
             del self._dialling[pair]
             self._waiting[pair] = self._clock.now_ns
+            self._upkeep.lost(pair)
             if len(self._links) > FULL_MESH_NODES:
                 self._want_links(node)
             return
@@ -479,13 +500,15 @@ class Network:
             self._dials += 1
             self._dialling[pair] = self._dials
             again_ns = self._clock.now_ns + REFUSED_NS
-            self._clock.tick_at(again_ns, partial(self._establish, node, peer, self._dials))
+            self._clock.tick_at(again_ns, partial(self._establish, node, peer, self._dials, False))
             return
         del self._dialling[pair]
         self._sessions += 1
         for a, b in ((peer, node), (node, peer)):
             had = (a, b) in self._ends
             self._ends[a, b] = self._sessions
+            self._upkeep.made(a, b, 2 if both else 1)
+            self._begin_lanes(a, b)
             self._links_now = None
             self._links[a].add(b)
             if had:
@@ -494,6 +517,14 @@ class Network:
             if self._ends.get(end) == self._sessions and end[0] in self._ports:
                 self._ports[end[0]].link_up(end[1])
 
+    def _begin_lanes(self, sender: int, receiver: int) -> None:
+        """A session is a connection of its own: it waits for nothing of the one before, and what a
+        cut held of that is lost."""
+        for lane in self._direction(sender, receiver).lanes:
+            self.carried.frames_lost += len(lane.held)
+            lane.held.clear()
+            lane.arrives_ns = 0
+
     def _end(self, node: int, peer: int, session: int) -> None:
         """One end gives the session up, and dials again."""
         if self._ends.get((node, peer)) != session or node not in self._ports:
@@ -501,7 +532,7 @@ class Network:
         self._close(node, peer)
         self._ports[node].link_down(peer)
         if peer in self._ports:
-            self._dial(node, peer, self._weather.redial_ns)
+            self._dial(node, peer, self._weather.redial_ns, both=True)
         elif len(self._links) > FULL_MESH_NODES:
             self._want_links(node)
 

@@ -154,7 +154,7 @@ class Process:
             sign=self._signed,
             nonce=chance.randbytes,
             jitter=chance.random,
-            now_ns=world.clock.now_ns,
+            now_ns=world.clock.active_ns,
             verify=self.verify,
             codec=self.codec,
             hears_first=hears_first,
@@ -239,7 +239,7 @@ class Process:
         ops = make_ops(self.wall_ns)
         if self.keeping_house:
             self._world.probe.tidying(self.identity.index, ops)
-        if not ops or not self.replica.local(ops, self._world.clock.now_ns):
+        if not ops or not self.replica.local(ops, self._world.clock.active_ns):
             return False
         self._world.probe.wrote(self.identity.index, ops)
         self._hurries = True
@@ -277,7 +277,7 @@ class Process:
 
     def say(self, statement: bytes) -> None:
         """Add a roster statement made here."""
-        self.replica.add_statements([statement], self._world.clock.now_ns)
+        self.replica.add_statements([statement], self._world.clock.active_ns)
         self.absorb()
 
     def rotate(self, *, dies: bool, force: bool) -> bool:
@@ -297,7 +297,7 @@ class Process:
         disk.seed = seed
         if not dies:
             self.sign = self._world.signatures.signer(seed)
-            self.replica.rotated(blobs, public_key(seed), self._world.clock.now_ns)
+            self.replica.rotated(blobs, public_key(seed), self._world.clock.active_ns)
             self._show_key()
             self.absorb()
         return True
@@ -362,7 +362,7 @@ class Process:
             return False
         shown = self._world.shown[peer]
         if shown.rotations and self.replica.roster.node_of_key(shown.key) is None:
-            self.replica.add_statements(shown.rotations, self._world.clock.now_ns)
+            self.replica.add_statements(shown.rotations, self._world.clock.active_ns)
             self.absorb()
         return not self.refuses(peer)
 
@@ -380,7 +380,7 @@ class Process:
         self._instances[node] = peer
         shown = self._world.shown[peer]
         self._linked_keys[node] = shown.key
-        self.replica.peer_up(node, self._world.clock.now_ns, shown.speaks)
+        self.replica.peer_up(node, self._world.clock.active_ns, shown.speaks)
         version = self.codec.speaks.common(shown.speaks)
         if self.release > PRESENT and version is not None:
             self._world.network.send(self.identity.index, peer, note(version), False)
@@ -392,19 +392,19 @@ class Process:
     def link_down(self, peer: int) -> None:
         node = self._node_of(peer)
         del self._instances[node], self._linked_keys[node]
-        self.replica.peer_down(node, self._world.clock.now_ns)
+        self.replica.peer_down(node, self._world.clock.active_ns)
         self.down.add(node)
         self.forwarding.set_live(node, False)
         self._have_rows_laid()
         self.absorb()
 
     def link_lagging(self, peer: int) -> None:
-        self.replica.peer_lagging(self._node_of(peer), self._world.clock.now_ns)
+        self.replica.peer_lagging(self._node_of(peer), self._world.clock.active_ns)
         self._arm()
 
     def frame_in(self, peer: int, frame: bytes) -> None:
         world = self._world
-        self.replica.receive(world.nodes[peer], frame, world.clock.now_ns)
+        self.replica.receive(world.nodes[peer], frame, world.clock.active_ns)
         if self.replica.has_news:
             self.absorb()
         else:
@@ -534,7 +534,7 @@ class Process:
         withheld = self._spool.stored()
         if self.store_fails and withheld:
             for peer in self.replica.peers():
-                self.replica.peer_lagging(peer, self._world.clock.now_ns)
+                self.replica.peer_lagging(peer, self._world.clock.active_ns)
         self.store_fails = False
 
     def _store(self, batch: Sequence[Stored]) -> bool:
@@ -598,13 +598,14 @@ class Process:
             return
         if self._timer_ns is None or deadline_ns < self._timer_ns:
             self._timer_ns = deadline_ns
-            self._world.clock.tick_at(deadline_ns, partial(self._timer, deadline_ns))
+            clock = self._world.clock
+            clock.tick_at(deadline_ns + clock.leapt_ns, partial(self._timer, deadline_ns))
 
     def _timer(self, at_ns: int) -> None:
         if not self._alive or self._timer_ns != at_ns:
             return
         self._timer_ns = None
-        self.replica.timer(self._world.clock.now_ns)
+        self.replica.timer(self._world.clock.active_ns)
         self.absorb()
 
     def clock_stepped(self) -> None:

@@ -20,6 +20,7 @@ from sim.core.checkers import load_header
 from sim.core.clock import MS_NS, SECOND_NS, Clock
 from sim.core.episodes import Episodes
 from sim.core.node import Machine
+from sim.core.upkeep import FRAME_BYTES
 
 BINS_PER_OCTAVE = 8
 """Delays are known to 9 %."""
@@ -57,9 +58,11 @@ FRAME_GROUPS = {
     "roster": (wire.HAVE, wire.ASK, wire.STATEMENTS),
 }
 """What frames are for: the kinds of `mesh.core.wire`, put together."""
-GROUPS = (*FRAME_GROUPS, "other")
+GROUPS = (*FRAME_GROUPS, "other", "links")
+"""And what is sent to make links and to keep them."""
 _GROUP_OF = {kind: i for i, kinds in enumerate(FRAME_GROUPS.values()) for kind in kinds}
 _OTHER = len(FRAME_GROUPS)
+_LINKS = GROUPS.index("links")
 _COMPARING = GROUPS.index("comparing")
 
 
@@ -248,24 +251,32 @@ class Traffic:
         if kind == wire.ZIPPED:
             kind = wire.kind_of(frame)
         group = _OTHER if kind is None else _GROUP_OF.get(kind, _OTHER)
-        self.by_node[group][node] += len(frame)
+        size_bytes = len(frame) + FRAME_BYTES
+        self.by_node[group][node] += size_bytes
         self.frames[group] += 1
         slot = now_ns // self.slot_ns
         while slot >= SLOTS_MAX:
             self._widen()
             slot = now_ns // self.slot_ns
-        self.by_slot[group][slot] += len(frame)
+        self.by_slot[group][slot] += size_bytes
 
     def idled(self, node: int, size_bytes: int, since_ns: int, now_ns: int) -> None:
         """What a node sent, evenly, while the time was leapt over."""
-        self.by_node[_COMPARING][node] += size_bytes
+        self._spread(_COMPARING, node, size_bytes, since_ns, now_ns)
+
+    def link_kept(self, node: int, size_bytes: int, since_ns: int, now_ns: int) -> None:
+        """What a node sent, evenly, to make links and to keep them."""
+        self._spread(_LINKS, node, size_bytes, since_ns, now_ns)
+
+    def _spread(self, group: int, node: int, size_bytes: int, since_ns: int, now_ns: int) -> None:
+        self.by_node[group][node] += size_bytes
         while now_ns // self.slot_ns >= SLOTS_MAX:
             self._widen()
         first, last = since_ns // self.slot_ns, now_ns // self.slot_ns
         each, left = divmod(size_bytes, last - first + 1)
         for slot in range(first, last + 1):
-            self.by_slot[_COMPARING][slot] += each
-        self.by_slot[_COMPARING][first] += left
+            self.by_slot[group][slot] += each
+        self.by_slot[group][first] += left
 
     def _widen(self) -> None:
         self.slot_ns *= 2
@@ -483,6 +494,9 @@ class Recording:
 
     def frame_sent(self, sender: int, frame: bytes) -> None:
         self.traffic.sent(sender, frame, self.clock.now_ns)
+
+    def link_kept(self, node: int, size_bytes: int, since_ns: int) -> None:
+        self.traffic.link_kept(node, size_bytes, since_ns, self.clock.now_ns)
 
     def idled(self, sent: Mapping[int, int], since_ns: int) -> None:
         """The time was leapt over since then; `sent`: bytes by node."""

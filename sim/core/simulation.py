@@ -42,13 +42,14 @@ from sim.core.signing import Signatures, public_key
 from sim.core.stage import Stage
 from sim.core.tidying import TidyChecks
 from sim.core.unsettled import unsettled
+from sim.core.upkeep import FRAME_BYTES
 from sim.core.workload import Users
 from sim.core.world import Identity, World
 
 FAR_NS = 60 * SECOND_NS
 """Housekeeping that is due later than this does not keep a run from being at rest."""
 IN_SYNC_BYTES = sum(
-    len(wire.encode(f)) for f in (wire.Probe(bytes(wire.DIGEST_BYTES)), wire.Same())
+    len(wire.encode(f)) + FRAME_BYTES for f in (wire.Probe(bytes(wire.DIGEST_BYTES)), wire.Same())
 )
 """What an end of a link between two that hold the same sends in a period."""
 LOOK_NS_PER_NODE = SECOND_NS // 1000
@@ -288,6 +289,10 @@ class Simulation:
         if self._recording is not None:
             self._recording.frame_sent(sender, frame)
 
+    def link_kept(self, node: int, size_bytes: int, since_ns: int) -> None:
+        if self._recording is not None:
+            self._recording.link_kept(node, size_bytes, since_ns)
+
     def _note(self, node: int, effects: Sequence[Effect]) -> None:
         """Into the run's fingerprint; and which alarms were raised at all."""
         self._frames.update(b"%d at %d;" % (node, self.clock.now_ns))
@@ -374,6 +379,7 @@ class Simulation:
     def result(self, seed: int, rests: bool = False) -> Result:
         """What is known now: once, after `run`, or instead of that when it was interrupted."""
         scenario, carried = self._scenario, self.network.carried
+        self.network.count()
         if self._recording is not None:
             self._recording.end()
         return Result(
@@ -458,6 +464,7 @@ class Simulation:
         return round(copies / wanted, 3) if wanted else None
 
     def _bytes_per_site(self) -> int:
+        self.network.count()
         sent = sum(self.network.carried.bytes_by_node.values())
         return sent // len(self._scenario.sites)
 

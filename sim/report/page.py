@@ -331,11 +331,11 @@ def _bytes(run: Run) -> str:
         ("All together", words.size(sum(totals))),
     ]
     rows = [
-        (group, words.size(sum(series)), f"{frames:,}")
+        (group, words.size(sum(series)), f"{frames:,}" if frames else "")
         for group, series, frames in zip(
             rec.GROUPS, recording.traffic.by_node, recording.traffic.frames, strict=True
         )
-        if frames
+        if any(series)
     ]
     return (
         _figure(plots.bytes_per_site(recording), "Bytes that the gateways of each site sent.")
@@ -344,7 +344,7 @@ def _bytes(run: Run) -> str:
         + _table(("frames for", "bytes", "frames"), rows, "-nn")
         + '<p class="note">Updates: new writes, pushed and passed on, and short answers. Comparing:'
         " digests and heads of anti-entropy. Catching up: long answers after a gap, a cut or a"
-        " restart. Roster: who is a member.</p>"
+        " restart. Roster: who is a member. Links: making them, and heartbeats.</p>"
     )
 
 

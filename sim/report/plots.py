@@ -55,7 +55,7 @@ _KINDS: Final = {"cut": RED, "one-way cut": ORANGE, "flap": PURPLE, "down": BLUE
 _OTHERS: Final = (GREEN, INK, GREY, SKY, PURPLE, ORANGE)
 _HATCHES: Final = ("", "////", "....")
 _MARKERS: Final = ("o", "^", "v", "X", "P", "s", "*")
-_GROUPS: Final = dict(zip(rec.GROUPS, (BLUE, ORANGE, GREEN, PURPLE, GREY), strict=True))
+_GROUPS: Final = dict(zip(rec.GROUPS, (BLUE, ORANGE, GREEN, PURPLE, GREY, SKY), strict=True))
 
 
 def timeline(recording: Recording, result: Result) -> Plot:

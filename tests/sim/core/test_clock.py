@@ -39,3 +39,17 @@ def test_idle_time_is_leapt_over_and_ticks_come_that_much_later_in_their_order()
     assert seen == [("event", 5), ("first", 6), ("second", 7)]
     assert leaps == [5 * SECOND_NS]
     assert clock.leapt_ns == 5 * SECOND_NS
+
+
+def test_the_active_time_stands_still_while_time_is_leapt_over() -> None:
+    """So what is due by it is due when its tick comes, neither sooner nor long ago."""
+    clock, seen = Clock(), list[tuple[int, int]]()
+    clock.idle = lambda: clock.now_ns < 5 * SECOND_NS
+
+    def tick() -> None:
+        seen.append((clock.now_ns // SECOND_NS, clock.active_ns // SECOND_NS))
+
+    clock.tick_at(2 * SECOND_NS, tick)
+    clock.at(5 * SECOND_NS, lambda: None)
+    clock.run(20 * SECOND_NS)
+    assert seen == [(7, 2)]

@@ -38,4 +38,4 @@ def test_an_update_is_everywhere_soon_and_costs_each_node_little() -> None:
     # Each is a good third above what it is, and half of what it was when no link rested.
     assert result.frames / deliveries < 4.2
     assert result.events / deliveries < 5.8
-    assert result.bytes_per_site / result.updates < 1800
+    assert result.bytes_per_site / result.updates < 2400  # heartbeats and all that TCP carries

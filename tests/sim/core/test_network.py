@@ -6,6 +6,7 @@ import pytest
 
 from sim.core.clock import MS_NS, SECOND_NS, Clock
 from sim.core.network import STALLED_BYTES_MAX, Network, Weather
+from sim.core.upkeep import BEAT_BYTES, ESTABLISH_BYTES, FRAME_BYTES
 from sim.seeding import chance_of
 
 Log = list[tuple[float, str, object]]
@@ -50,6 +51,7 @@ class Two:
 
     def __init__(self, weather: Weather | None = None, seed: int = 1) -> None:
         self.clock = Clock()
+        self.kept_bytes = [0, 0]
         chance = chance_of(seed)("network")
         self.network = Network(
             self.clock, chance, weather or Weather(), lambda a, b: 10 * MS_NS, self
@@ -61,6 +63,9 @@ class Two:
 
     def frame_sent(self, sender: int, receiver: int, frame: bytes) -> None:
         pass
+
+    def link_kept(self, node: int, size_bytes: int, since_ns: int) -> None:
+        self.kept_bytes[node] += size_bytes
 
     def run(self, seconds: float) -> None:
         self.clock.run(self.clock.now_ns + int(seconds * SECOND_NS))
@@ -146,6 +151,37 @@ def test_a_long_cut_is_noticed_after_the_heartbeat_and_loses_what_was_under_way(
     two.send(1)
     two.run(1.0)
     assert two.ports[1].frames() == [b"0"]
+
+
+def test_a_new_session_waits_for_nothing_of_the_one_before() -> None:
+    """It is a connection of its own; what a cut held of the old one is lost with that."""
+    for seed in range(10):
+        two = Two(seed=seed)
+        two.cut()
+        lost = two.send(3)
+        two.run(10.0)
+        two.heal()
+        while len(two.ports[0].changes()) < 3:
+            two.run(0.01)
+        began_s = two.clock.now_ns / SECOND_NS
+        sent = two.send(1, words=b"new ")
+        two.run(5.0)
+        assert two.ports[1].frames() == sent
+        assert two.ports[1].log[-1][0] - began_s <= 0.03
+        assert two.network.carried.frames_lost == len(lost)
+
+
+def test_bytes_are_counted_with_what_is_around_frames_and_what_links_cost() -> None:
+    two = Two()
+    two.network.count()
+    assert two.kept_bytes[0] >= ESTABLISH_BYTES
+    two.send(1, words=bytes(99))
+    two.run(60.0)
+    two.network.count()
+    beats = two.kept_bytes[0] - ESTABLISH_BYTES
+    assert beats // BEAT_BYTES in (75, 76)  # in 61 s
+    sent = two.network.carried.bytes_by_node
+    assert (sent[0], sent[1]) == (two.kept_bytes[0] + 100 + FRAME_BYTES, two.kept_bytes[1])
 
 
 def test_a_cut_of_one_direction_ends_the_session_at_both_ends() -> None:

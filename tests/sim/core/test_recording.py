@@ -17,6 +17,7 @@ from sim.core.episodes import Episodes, sides_text
 from sim.core.recording import Recording, Series
 from sim.core.scenario import Scenario, parse
 from sim.core.simulation import Result, run
+from sim.core.upkeep import ESTABLISH_BYTES, FRAME_BYTES
 from sim.seeding import chance_of
 from tests.mesh.core.test_wire import FRAMES
 
@@ -183,6 +184,8 @@ def test_the_bytes_are_those_of_the_result() -> None:
     assert groups["updates"] > 0
     assert groups["comparing"] > 0
     assert groups["other"] == 0
+    links = traffic.by_node[rec.GROUPS.index("links")]
+    assert min(links) >= 3 * ESTABLISH_BYTES  # of every node with each of the others
 
 
 @pytest.mark.parametrize("name", FRAMES)
@@ -195,6 +198,7 @@ def test_every_kind_of_frame_has_its_group(name: str) -> None:
 def test_bytes_stand_in_the_slot_of_their_time_however_wide_slots_become() -> None:
     traffic = rec.Traffic(2)
     frame = bytes((0x93, 1, 4)) + bytes(97)
+    carried = 100 + FRAME_BYTES
     traffic.sent(0, frame, 0)
     traffic.sent(1, frame, 7 * rec.SLOT_NS)
     updates = traffic.by_slot[0]
@@ -202,11 +206,11 @@ def test_bytes_stand_in_the_slot_of_their_time_however_wide_slots_become() -> No
     traffic.sent(1, frame, 3 * rec.SLOTS_MAX * rec.SLOT_NS)
     assert traffic.slot_ns == 4 * rec.SLOT_NS
     assert {i: number for i, number in enumerate(updates) if number} == {
-        0: 100,
-        1: 100,
-        3 * rec.SLOTS_MAX // 4: 100,
+        0: carried,
+        1: carried,
+        3 * rec.SLOTS_MAX // 4: carried,
     }
-    assert list(traffic.by_node[0]) == [100, 200]
+    assert list(traffic.by_node[0]) == [carried, 2 * carried]
 
 
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
