@@ -321,6 +321,9 @@ class Store:
                 "INSERT INTO branch (node, shard, counter, nonce, header) VALUES (?, ?, ?, ?, ?)",
                 (*chain, *effect.epoch, effect.header),
             ).lastrowid
+        elif effect.relabel_from is None:
+            # Not the epoch, too: its index would be written as well, a page more at each commit.
+            self._db.execute("UPDATE branch SET header = ? WHERE id = ?", (effect.header, branch))
         else:
             self._db.execute(
                 "UPDATE branch SET counter = ?, nonce = ?, header = ? WHERE id = ?",

@@ -99,6 +99,17 @@ def test_a_relabel_writes_no_record(store: Store) -> None:
     assert (branch.epoch, branch.header, branch.records) == (SECOND, b"h2", rows)
 
 
+def test_a_write_takes_two_pages(store: Store) -> None:
+    """Its chain's header, and the page where its record is: the index of epochs stays as it is."""
+    journal = store.path.with_name(store.path.name + "-wal")
+    page_bytes = 24 + 4096  # with the frame's header
+    for seq in range(1, 4):
+        before_bytes = journal.stat().st_size
+        rows = {b"key%d" % seq: entry.pack(seq, b"r" * 40)}
+        store.apply([Persist(CHAIN, FIRST, b"h" * 330, rows, ())])
+    assert journal.stat().st_size - before_bytes == 2 * page_bytes
+
+
 def test_statements_are_a_set(store: Store) -> None:
     store.apply([PersistStatements((b"a", b"b"))])
     store.apply([PersistStatements((b"b", b"c", b"a"))])
