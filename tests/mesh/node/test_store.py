@@ -106,7 +106,7 @@ def test_a_write_takes_two_pages(store: Store) -> None:
     for seq in range(1, 4):
         before_bytes = journal.stat().st_size
         rows = {b"key%d" % seq: entry.pack(seq, b"r" * 40)}
-        store.apply([Persist(CHAIN, FIRST, b"h" * 330, rows, ())])
+        store.apply([Persist(CHAIN, FIRST, b"%330d" % seq, rows, ())])
     assert journal.stat().st_size - before_bytes == 2 * page_bytes
 
 
