@@ -12,6 +12,7 @@ from functools import partial
 from typing import Final
 
 from mesh.core.errors import RequestError
+from mesh.core.importing import EndpointSpec
 from mesh.core.model import derived_mac
 from mesh.core.ops import Op
 from sim.core.clock import SECOND_NS, seconds
@@ -127,7 +128,7 @@ class Story:
     def _add_pod(self, name: str, site: str, vpc: str, ip: str) -> None:
         machine = self._machine(site)
         process = self._process(site)
-        self._submit(site, partial(process.writer.add_endpoint, vpc, ip, name=name))
+        self._submit(site, partial(process.writer.add_endpoint, EndpointSpec(vpc, ip, name=name)))
         id = process.view.vpc(vpc).id
         ifname = f"veth-{name}"
         process.attach(ifname, id, ip, derived_mac(id, ip))

@@ -81,7 +81,8 @@ class Versions(NamedTuple):
 
 WIRE_VERSION = 2
 SPOKEN = Versions(WIRE_VERSION - 1, WIRE_VERSION)
-"""By this node. A release that adds a version speaks it beside the one before."""
+"""By this node. A release that adds a version speaks it beside the one before, and pins that one:
+see `tests/releases`."""
 FRAME_BYTES_MAX = 4 << 20
 """The transport refuses longer frames before it reads them."""
 CHUNK_BYTES = 256 << 10

@@ -13,7 +13,7 @@ VPCs and subnets are given by name or id.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import replace
 
 from mesh.core import keys, model, validate
@@ -312,19 +312,9 @@ class Writer:
 
     # --- endpoints ---------------------------------------------------------------------------
 
-    def add_endpoint(
-        self,
-        vpc: str,
-        ip: str,
-        mac: str | None = None,
-        name: str | None = None,
-        host: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        *,
-        now_ns: int,
-    ) -> list[Op]:
+    def add_endpoint(self, spec: EndpointSpec, *, now_ns: int) -> list[Op]:
         """Claim an endpoint for this gateway; refused if it lives at another site."""
-        return self._endpoints.add(EndpointSpec(vpc, ip, mac, name, host, labels or {}), now_ns)
+        return self._endpoints.add(spec, now_ns)
 
     def add_endpoints(
         self, specs: Sequence[EndpointSpec], *, now_ns: int
@@ -332,19 +322,9 @@ class Writer:
         """Many at once: the writes for those that are good, and (index, error) of the others."""
         return self._endpoints.add_all(specs, now_ns)
 
-    def move_endpoint(
-        self,
-        vpc: str,
-        ip: str,
-        mac: str | None = None,
-        name: str | None = None,
-        host: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        *,
-        now_ns: int,
-    ) -> list[Op]:
+    def move_endpoint(self, spec: EndpointSpec, *, now_ns: int) -> list[Op]:
         """Claim here what lives elsewhere, above every claim seen; keeps what is not given."""
-        return self._endpoints.move(EndpointSpec(vpc, ip, mac, name, host, labels or {}), now_ns)
+        return self._endpoints.move(spec, now_ns)
 
     def remove_endpoint(self, vpc: str, ip: str, *, now_ns: int) -> list[Op]:
         """Give up the own claim; a foreign one is evicted, which needs the VPC's authority."""

@@ -10,6 +10,7 @@ import msgpack
 
 from mesh.core import keys, model
 from mesh.core.errors import NotReady, RequestError
+from mesh.core.importing import EndpointSpec
 from mesh.core.ops import MESH_SHARD, Delete, NodeId, Op, Put
 from sim.core.beginning import first_claim
 from sim.core.chance import Chance, below, pick, pick_weighted
@@ -248,7 +249,9 @@ class Users:
 
     def _claim_at(self, process: Process, vpc: str, ip: str) -> bool:
         name = f"pod-{below(self._chance, 1000)}"
-        return self._ask(process, partial(process.writer.add_endpoint, vpc, ip, name=name))
+        return self._ask(
+            process, partial(process.writer.add_endpoint, EndpointSpec(vpc, ip, name=name))
+        )
 
     def _create(self, process: Process) -> None:
         site = process.identity.site
@@ -298,7 +301,7 @@ class Users:
         site, members = process.identity.site, process.replica.roster.members()
         other = self._some(process, lambda n: n in members and members[n].site != site)
         if other is not None:
-            self._ask(process, partial(process.writer.move_endpoint, *other))
+            self._ask(process, partial(process.writer.move_endpoint, EndpointSpec(*other)))
 
     def _claim(self, process: Process) -> None:
         """Two sites claim one address of the stretched subnet at the same time."""
@@ -330,7 +333,7 @@ class Users:
         if left is None:
             return
         if self._chance.random() < 0.7:
-            self._ask(process, partial(process.writer.add_endpoint, *left))
+            self._ask(process, partial(process.writer.add_endpoint, EndpointSpec(*left)))
         else:
             self._ask(process, partial(process.writer.remove_endpoint, *left))
 

@@ -108,51 +108,24 @@ class EndpointService:
 
     # ---- writing ----
 
-    async def add_endpoint(
-        self,
-        vpc: str,
-        ip: str,
-        mac: str | None = None,
-        name: str | None = None,
-        host: str | None = None,
-        labels: dict[str, str] | None = None,
-        attach: str | None = None,
-    ) -> Json:
-        """The claim is written first; an interface that cannot be attached is refused before."""
-        spec = EndpointSpec(vpc, ip, mac, name, host, labels or {})
-        return await self._claim(spec, attach, self._node.writer.add_endpoint)
+    async def add_endpoint(self, attach: str | None = None, **said: Any) -> Json:
+        """`said`: the fields of `EndpointSpec`. The claim is written first; an interface that
+        cannot be attached is refused before."""
+        return await self._claim(EndpointSpec(**said), attach, self._node.writer.add_endpoint)
 
-    async def move_endpoint(
-        self,
-        vpc: str,
-        ip: str,
-        mac: str | None = None,
-        name: str | None = None,
-        host: str | None = None,
-        labels: dict[str, str] | None = None,
-        attach: str | None = None,
-    ) -> Json:
-        spec = EndpointSpec(vpc, ip, mac, name, host, labels or {})
-        return await self._claim(spec, attach, self._node.writer.move_endpoint)
+    async def move_endpoint(self, attach: str | None = None, **said: Any) -> Json:
+        """As `add_endpoint`."""
+        return await self._claim(EndpointSpec(**said), attach, self._node.writer.move_endpoint)
 
     async def _claim(
-        self, spec: EndpointSpec, attach: str | None, write: Callable[..., list[Op]]
+        self, said: EndpointSpec, attach: str | None, write: Callable[..., list[Op]]
     ) -> Json:
-        vpc = self._node.view.vpc(spec.vpc)
+        vpc = self._node.view.vpc(said.vpc)
+        spec = said._replace(vpc=vpc.id)
         if attach is not None:
             await self._check_attachment(attach, vpc, spec)
         async with self._node.holding(vpc.id):
-            await self._node.submit(
-                lambda: write(
-                    vpc.id,
-                    spec.ip,
-                    spec.mac,
-                    spec.name,
-                    spec.host,
-                    spec.labels,
-                    now_ns=time.time_ns(),
-                )
-            )
+            await self._node.submit(lambda: write(spec, now_ns=time.time_ns()))
         claim = self._node.view.claim(self._node.id, vpc.id, spec.ip)
         if attach is not None and claim is not None:
             attachment = Attachment(attach, vpc.id, spec.ip, claim.mac)

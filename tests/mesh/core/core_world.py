@@ -8,6 +8,7 @@ from hashlib import sha256
 from typing import Any
 
 from mesh.core.clock import HybridClock
+from mesh.core.importing import EndpointSpec
 from mesh.core.members import Member, MemberState
 from mesh.core.ops import NodeId, Op, Put
 from mesh.core.view import Endpoint, View
@@ -26,6 +27,14 @@ def member(name: str, *, admin: bool = False, state: MemberState = "active") -> 
     """A member whose site is the first letter of its name."""
     key = sha256(b"key " + name.encode()).digest()
     return Member(node_id(name), name, name[0], key, state, admin)
+
+
+def asked_of(writer: Writer, method: str, /, *args: Any, now_ns: int, **fields: Any) -> list[Op]:
+    """What a method of the writer answers; one that takes an `EndpointSpec` is given its fields."""
+    if method in ("add_endpoint", "move_endpoint"):
+        args, fields = (EndpointSpec(*args, **fields),), {}
+    ops: list[Op] = getattr(writer, method)(*args, now_ns=now_ns, **fields)
+    return ops
 
 
 class World:
@@ -65,7 +74,7 @@ class World:
 
     def do(self, name: str, method: str, /, *args: Any, **fields: Any) -> list[Op]:
         """Call a method of the node's writer and carry out what it answers."""
-        ops: list[Op] = getattr(self.writers[name], method)(*args, now_ns=self.now_ns, **fields)
+        ops = asked_of(self.writers[name], method, *args, now_ns=self.now_ns, **fields)
         self.carry_out(name, ops)
         return ops
 

@@ -12,7 +12,7 @@ from mesh.core.history import history
 from mesh.core.ops import MESH_SHARD, Put
 from mesh.core.view import View
 from mesh.core.writer import Writer
-from tests.mesh.core.core_world import SECOND_NS, START_NS
+from tests.mesh.core.core_world import SECOND_NS, START_NS, asked_of
 from tests.mesh.core.test_replica import Wire
 
 
@@ -34,7 +34,7 @@ class Mesh(Wire):
 
     def do(self, i: int, method: str, *args: object, **fields: object) -> None:
         self.wall_ns += SECOND_NS
-        ops = getattr(self.writers[i], method)(*args, now_ns=self.wall_ns, **fields)
+        ops = asked_of(self.writers[i], method, *args, now_ns=self.wall_ns, **fields)
         self.replicas[i].local(ops, self.now_ns)
         self.run()
         for view, replica in zip(self.views, self.replicas, strict=True):

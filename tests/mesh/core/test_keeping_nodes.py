@@ -13,6 +13,7 @@ from mesh.core.keeping import follow
 from mesh.core.ops import MESH_SHARD, Op
 from mesh.core.view import View
 from mesh.core.writer import Writer
+from tests.mesh.core.core_world import asked_of
 from tests.mesh.core.test_replica import Wire
 
 WALL_NS = 1_700_000_000_000_000_000
@@ -61,7 +62,7 @@ class Nodes(Wire):
 
     def do(self, i: int, method: str, /, *args: Any, **fields: Any) -> None:
         """A user at node `i`, and what follows everywhere."""
-        self.write(i, getattr(self.writers[i], method)(*args, now_ns=WALL_NS, **fields))
+        self.write(i, asked_of(self.writers[i], method, *args, now_ns=WALL_NS, **fields))
         self.settle()
 
     def holders(self, vpc: str) -> list[int]:

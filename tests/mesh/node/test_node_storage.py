@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from mesh.core.errors import NotReady
+from mesh.core.importing import EndpointSpec
 from mesh.node.carrying import STORE_FAILED
 from mesh.node.config import read_config
 from mesh.node.node import STORE_REBUILT, Node
@@ -68,7 +69,7 @@ async def test_a_full_disk_stops_writes_and_nothing_else(tmp_path: Path, small_d
         async with running(second.config) as b:
             await write_vpc(a, ["a", "b"])
             await until(lambda: equal(a, b) and b.replica.writable)
-            await b.submit(lambda: b.writer.add_endpoint("v", "10.0.1.5", now_ns=1))
+            await b.submit(lambda: b.writer.add_endpoint(EndpointSpec("v", "10.0.1.5"), now_ns=1))
             filler = fill(small_disk)
             held = "k" * 3000
             with pytest.raises(StoreError, match="counts once it can be stored"):
@@ -88,7 +89,7 @@ async def test_a_full_disk_stops_writes_and_nothing_else(tmp_path: Path, small_d
             # It goes on following the others, and its data plane with it.
             await a.submit(lambda: a.writer.add_vpc("new", 8, ["10.0.0.0/16"], now_ns=1))
             await until(lambda: "new" in {vpc.name for vpc in b.view.vpcs.values()})
-            await a.submit(lambda: a.writer.add_endpoint("v", "10.0.1.6", now_ns=1))
+            await a.submit(lambda: a.writer.add_endpoint(EndpointSpec("v", "10.0.1.6"), now_ns=1))
             await until(lambda: {"10.0.1.5", "10.0.1.6"} <= forwarded(b))
             assert STORE_FAILED in b.alarms
             filler.unlink()

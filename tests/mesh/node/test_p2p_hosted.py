@@ -25,6 +25,7 @@ from mesh.core.view import View
 from mesh.core.writer import Writer
 from mesh.node.p2p.events import Channel, FrameIn, Overflow, PeerDown, PeerUp
 from mesh.node.p2p.overlay import LINKS_MIN
+from tests.mesh.core.core_world import asked_of
 from tests.mesh.node.p2p_peers import EPOCH_NS, Members, MemoryNet, Peer, key_of, running, seed_of
 
 pytestmark = pytest.mark.trio
@@ -118,7 +119,7 @@ class HostedPeer(Peer):
             self.replica.local(ops, now_ns())
 
     def do(self, method: str, /, *args: Any, **fields: Any) -> None:
-        self.write(getattr(self.writer, method)(*args, now_ns=EPOCH_NS + now_ns(), **fields))
+        self.write(asked_of(self.writer, method, *args, now_ns=EPOCH_NS + now_ns(), **fields))
         self._absorb()
 
 

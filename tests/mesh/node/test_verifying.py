@@ -18,6 +18,7 @@ from crdt.chain import Chain
 from crdt.header import ChainId
 from mesh.cli import app
 from mesh.core import keys, model
+from mesh.core.importing import EndpointSpec
 from mesh.core.ops import Put
 from mesh.node.node import Node
 from mesh.node.verifying import Verifier
@@ -197,7 +198,7 @@ def test_it_is_right_while_the_node_is_written_to(verify: Verify, first: Running
             now_ns = time.time_ns()
             await node.submit(
                 lambda ip=ip, i=i, now_ns=now_ns: (  # type: ignore[misc]
-                    node.writer.add_endpoint("red", ip, now_ns=now_ns)
+                    node.writer.add_endpoint(EndpointSpec("red", ip), now_ns=now_ns)
                     if i % 400 < 200
                     else node.writer.remove_endpoint("red", ip, now_ns=now_ns)
                 )

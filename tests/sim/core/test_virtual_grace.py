@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataplane.fib.rows import MOVED_GRACE_NS
 from dataplane.reasons import DropReason
+from mesh.core.importing import EndpointSpec
 from mesh.core.model import derived_mac
 from sim.core.clock import SECOND_NS
 from sim.core.node import Process
@@ -31,9 +32,9 @@ def test_where_an_endpoint_was_may_send_for_so_long_after_a_move() -> None:
     a.submit(lambda ns: a.writer.add_vpc("v", VNI, ["10.0.0.0/16"], now_ns=ns))
     sites = ["a", "b", "c"]
     a.submit(lambda ns: a.writer.add_subnet("s", "v", "10.0.0.0/24", sites, now_ns=ns))
-    a.submit(lambda ns: a.writer.add_endpoint("v", MOVING_IP, now_ns=ns))
+    a.submit(lambda ns: a.writer.add_endpoint(EndpointSpec("v", MOVING_IP), now_ns=ns))
     clock.run(6 * SECOND_NS)
-    c.submit(lambda ns: c.writer.add_endpoint("v", TARGET_IP, now_ns=ns))
+    c.submit(lambda ns: c.writer.add_endpoint(EndpointSpec("v", TARGET_IP), now_ns=ns))
     vpc = c.view.vpc("v").id
     c.attach("veth-1", vpc, TARGET_IP, derived_mac(vpc, TARGET_IP))
     clock.run(7 * SECOND_NS)
@@ -44,7 +45,7 @@ def test_where_an_endpoint_was_may_send_for_so_long_after_a_move() -> None:
         return machines[2].dataplane.receive(outer, VNI, MOVING_IP, TARGET_IP).reason
 
     assert reason() is None
-    b.submit(lambda ns: b.writer.move_endpoint("v", MOVING_IP, now_ns=ns))
+    b.submit(lambda ns: b.writer.move_endpoint(EndpointSpec("v", MOVING_IP), now_ns=ns))
     moved_ns = clock.now_ns
     clock.run(moved_ns + MOVED_GRACE_NS - SECOND_NS)
     assert reason() is None
