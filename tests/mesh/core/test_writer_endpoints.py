@@ -1,4 +1,4 @@
-"""What users ask for of endpoints: the writes that come of it, and every refusal with its reason."""
+"""What users ask for, of endpoints: the writes that come of it, and every refusal."""
 
 from __future__ import annotations
 

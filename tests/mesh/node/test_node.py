@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.trio
 
 DEADLINE_S = 60.0
+POD = EndpointSpec("v", "10.0.1.5")
 
 
 async def no_api(
@@ -169,16 +170,12 @@ async def test_an_endpoint_that_moves_too_often_is_alarmed(tmp_path: Path) -> No
         async with running(second.config) as b:
             await write_vpc(a, ["a", "b"])
             now_ns = time.time_ns()
-            await a.submit(
-                lambda: a.writer.add_endpoint(EndpointSpec("v", "10.0.1.5"), now_ns=now_ns)
-            )
+            await a.submit(lambda: a.writer.add_endpoint(POD, now_ns=now_ns))
             with pytest.raises(Refused, match="moves"):
                 for i in range(10):
                     node = (b, a)[i % 2]
                     await until(lambda: equal(a, b) and b.replica.writable)
-                    move = partial(
-                        node.writer.move_endpoint, EndpointSpec("v", "10.0.1.5"), now_ns=now_ns
-                    )
+                    move = partial(node.writer.move_endpoint, POD, now_ns=now_ns)
                     await node.submit(move)
                     await until(lambda: equal(a, b))
                     for each in (a, b):  # moves are counted once a round
@@ -195,7 +192,7 @@ async def test_a_vpc_of_others_is_kept_while_it_is_of_concern_and_dropped_after(
         async with running(second.config) as b:
             await write_vpc(a)
             (vpc,) = a.view.vpcs
-            await a.submit(lambda: a.writer.add_endpoint(EndpointSpec("v", "10.0.1.5"), now_ns=1))
+            await a.submit(lambda: a.writer.add_endpoint(POD, now_ns=1))
             await until(lambda: vpc in b.view.vpcs and b.replica.writable)
             assert not b.replica.keeps(vpc)
             async with b.holding(vpc):
@@ -204,9 +201,7 @@ async def test_a_vpc_of_others_is_kept_while_it_is_of_concern_and_dropped_after(
             await b.durable()
             assert {s.chain.shard for s in b.store.load().branches} == {"mesh"}
             async with b.holding(vpc):
-                await b.submit(
-                    lambda: b.writer.move_endpoint(EndpointSpec("v", "10.0.1.5"), now_ns=2)
-                )
+                await b.submit(lambda: b.writer.move_endpoint(POD, now_ns=2))
             await until(lambda: equal(a, b))
             assert b.replica.keeps(vpc), "its own chain is a reason to keep it"
             winner = a.view.winner(vpc, "10.0.1.5")
@@ -226,7 +221,7 @@ async def test_all_vpcs_are_kept_where_the_file_says_so(tmp_path: Path) -> None:
         async with running(second.config) as b:
             await write_vpc(a)
             (vpc,) = a.view.vpcs
-            await a.submit(lambda: a.writer.add_endpoint(EndpointSpec("v", "10.0.1.5"), now_ns=1))
+            await a.submit(lambda: a.writer.add_endpoint(POD, now_ns=1))
             await until(lambda: vpc in b.view.vpcs)
             text = second.config.read_text()
             second.config.write_text(text.replace('= "hosted"', '= "all"'))
