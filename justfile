@@ -26,7 +26,7 @@ test *ARGS: check
 
 # Measure a part (core, dataplane, node, recovery, sim), or some sections of it: a table, and build/bench/PART.json.
 bench PART *SECTIONS:
-    @{{ bin }}/python -m tests.bench "$@"
+    @{{ bin }}/python -m tests.compiled -m tests.bench "$@"
 
 # Lint, types and import rules.
 check:
@@ -50,4 +50,8 @@ frames COUNT="1000000" SEED="1":
 
 # `sim [SEEDS]`: schedules until stopped. `node SECONDS`: real nodes under churn. `kills|stores COUNT`: kill -9.
 soak PART *ARGS:
-    @{{ bin }}/python -m tests.soak "$@"
+    @{{ bin }}/python -m tests.compiled -m tests.soak "$@"
+
+# Python with the pure modules compiled (mypyc, gcc; `bench` and `soak` do it by themselves): `compiled -m mesh.cli …`.
+compiled *ARGS:
+    @{{ bin }}/python -m tests.compiled "$@"

@@ -7,13 +7,15 @@ and counted in the order of their seeds, up to the first that fails.
 from __future__ import annotations
 
 import hashlib
+import io
 import multiprocessing
+import pickle
 import re
 import signal
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -43,6 +45,31 @@ def run_piece(scenario: Scenario, seeds: range) -> list[Result]:
             if not results[-1].ok:
                 break
     return results
+
+
+class _Packer(pickle.Pickler):
+    """Values by their types and fields: compiled classes that are frozen do not say how else."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if not is_dataclass(value) or isinstance(value, type):
+            return NotImplemented
+        return type(value), tuple(getattr(value, each.name) for each in fields(value))
+
+
+def _packed(value: object) -> bytes:
+    """For another process, and `pickle.loads` there."""
+    out = io.BytesIO()
+    _Packer(out, pickle.HIGHEST_PROTOCOL).dump(value)
+    return out.getvalue()
+
+
+def _run_packed(scenario: bytes, seeds: range) -> bytes:
+    return _packed(run_piece(pickle.loads(scenario), seeds))  # noqa: S301  # of our own process
+
+
+def _unpacked(results: bytes) -> list[Result]:
+    found: list[Result] = pickle.loads(results)  # noqa: S301  # of processes that we started
+    return found
 
 
 class Pool(Protocol):
@@ -164,27 +191,28 @@ class Cores:
 
     def __init__(self, scenario: Scenario, jobs: int) -> None:
         self.workers = jobs
-        self._scenario = scenario
+        self._scenario = _packed(scenario)
         self._before = multiprocessing.active_children()
         self._pool = ProcessPoolExecutor(jobs, initializer=_undisturbed)
-        self._futures: set[Future[list[Result]]] = set()
+        self._futures: set[Future[bytes]] = set()
 
     def children(self) -> list[BaseProcess]:
         return [c for c in multiprocessing.active_children() if c not in self._before]
 
     def submit(self, seeds: range) -> None:
-        self._futures.add(self._pool.submit(run_piece, self._scenario, seeds))
+        self._futures.add(self._pool.submit(_run_packed, self._scenario, seeds))
 
     def next(self) -> list[Result]:
         done, _ = wait(self._futures, return_when=FIRST_COMPLETED)
         future = done.pop()
         self._futures.remove(future)
         try:
-            return future.result()
+            packed = future.result()
         except BrokenProcessPool:
             raise NotReady(
                 "a process of the soak was killed, perhaps for want of memory: use fewer --jobs"
             ) from None
+        return _unpacked(packed)
 
     def close(self) -> None:
         # A run may take minutes: what is under way is not waited for. The pool's own thread reaps
@@ -207,7 +235,7 @@ class Cluster:
         distributed = _dask()
         if not _ADDRESS.fullmatch(address):
             raise BadInput(f"--dask: {address!r}: write tcp://HOST:8786, as its scheduler says")
-        self._scenario = scenario
+        self._scenario = _packed(scenario)
         self._address = address
         try:
             self._client = distributed.Client(address, timeout=CONNECT_S)
@@ -245,7 +273,7 @@ class Cluster:
         return sum(threads.values())
 
     def submit(self, seeds: range) -> None:
-        future = self._client.submit(run_piece, self._scenario, seeds, pure=False)
+        future = self._client.submit(_run_packed, self._scenario, seeds, pure=False)
         self._under_way.add(future)
         self._done.add(future)
 
@@ -253,13 +281,13 @@ class Cluster:
         future = next(self._done)
         self._under_way.discard(future)
         try:
-            results: list[Result] = future.result()
+            packed: bytes = future.result()
         except Exception as error:
             raise NotReady(
                 f"--dask: {self._address}: the cluster failed"
                 f" ({type(error).__name__}: {error}): see its scheduler's log"
             ) from None
-        return results
+        return _unpacked(packed)
 
     def close(self) -> None:
         for future in getattr(self, "_under_way", ()):

@@ -135,7 +135,9 @@ def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> 
     if value and not ctx.resilient_parsing:
         from importlib.metadata import version
 
-        click.echo(f"weft {version('weft')}")
+        from crdt import compiled
+
+        click.echo(f"weft {version('weft')}{', compiled' if compiled() else ''}")
         ctx.exit()
 
 

@@ -122,7 +122,7 @@ class LinkFaults:
             stage.later(for_ns, partial(self._ended, fault))
 
     def _ended(self, fault: tuple[Episode, Callable[[], None]]) -> None:
-        self._under_way = [other for other in self._under_way if other is not fault]
+        self._under_way = [other for other in self._under_way if other[0] is not fault[0]]
         fault[1]()
         self._stage.episodes.ended(fault[0])
         self._stage.witness.changed()

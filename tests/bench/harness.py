@@ -18,6 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import crdt
+
 RUNS = 5
 """Of every metric. An even number would make the median a value nobody measured."""
 
@@ -105,8 +107,12 @@ def table(metrics: Sequence[Metric]) -> str:
         target = metric.target or "-"
         rows.append((metric.name, _short(metric.value), spread, metric.unit, target, verdict))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-    return "\n".join(lines) + "\n"
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return "\n".join([*lines, f"pure modules: {_core()}"]) + "\n"
+
+
+def _core() -> str:
+    return "compiled" if crdt.compiled() else "interpreted"
 
 
 def _short(value: float) -> str:
@@ -119,6 +125,7 @@ def write(path: Path, part: str, metrics: Sequence[Metric]) -> None:
         "part": part,
         "commit": _commit(),
         "machine": _machine(),
+        "core": _core(),
         "metrics": [metric.to_json() for metric in metrics],
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -43,14 +43,15 @@ def test_a_part_is_written_with_all_runs_and_printed(
     )
     assert bench.main(["toy"], tmp_path / "bench") == 0
     written = json.loads((tmp_path / "bench" / "toy.json").read_text())
-    assert set(written) == {"part", "commit", "machine", "metrics"} and written["part"] == "toy"
+    assert set(written) == {"part", "commit", "machine", "core", "metrics"}
+    assert written["part"] == "toy" and written["core"] in ("interpreted", "compiled")
     runs = [5.0, 1.0, 3.0, 2.0, 4.0]
     (metric,) = written["metrics"]
     assert metric == {
         "name": "m", "value": 3.0, "unit": "ms", "target": "<= 2", "ok": False, "runs": runs
     }  # fmt: skip
     out, err = capsys.readouterr()
-    assert "NO" in out and "1 - 5" in out and "5 of 5" in err
+    assert "NO" in out and "1 - 5" in out and "5 of 5" in err and written["core"] in out
 
 
 @pytest.mark.parametrize("args", [[], ["nothing"], ["core", "core"], ["node", "nothing"]])

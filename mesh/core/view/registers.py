@@ -11,8 +11,7 @@ too, ranks after every other writer's record.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from mesh.core.model import PeeringRecord, SubnetRecord, VpcRecord, same_value
 from mesh.core.ops import NodeId
@@ -24,8 +23,7 @@ RULE_STAMP: Final = "later hlc, then higher node id"
 RULE_FORKED: Final = "the others were written by nodes that signed two histories"
 
 
-@dataclass(frozen=True, slots=True)
-class Decided(Generic[R]):
+class Decided(NamedTuple, Generic[R]):
     """The record that counts, whose it is, and the writers it was disputed with.
 
     `disputed` is empty, or names the writers that say as much, the winner first: those of its
