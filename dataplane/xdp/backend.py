@@ -167,16 +167,14 @@ class XdpBackend:
         state = self._state = Resolved.of(self._underlay, tables, former.ways)
         _look_up_ways(state, tables.gateways.values())
         self._stop_counting(former)
+        self._maps.adopt()
         self._refused = {name: {} for name in TABLES}
         self._write(tables)
         for name in reversed(TABLES):
             self._maps.delete_stale(name, self._generation)
         self._freed.update(TABLES)
-        self._maps.stop_counting("gateway_traffic", [pack.u32(id) for id in tables.gateways])
-        ifindexes = [pack.u32(interface.ifindex) for interface in state.interfaces.values()]
-        self._maps.stop_counting("port_traffic", ifindexes)
         vnis = {key.vni for key in tables.subnets} | {row.vni for row in tables.ports.values()}
-        self._maps.stop_counting("vpc_drops", [pack.u32(vni) for vni in vnis])
+        self._maps.keep_counting_drops(vnis)
         self._maps.configure(self._underlay, self._generation)
         state.peers = state.peer_owners()
         self._switch()
@@ -214,8 +212,6 @@ class XdpBackend:
         """Write rows in order."""
         state, generation, put = self._state, self._generation, self._put
         put("gateways", state.gateway_rows(rows.gateways, generation))
-        for id in rows.gateways:
-            self._maps.start_counting("gateway_traffic", pack.u32(id))
         if rows.gateways:
             put("peers", state.peer_rows(generation))
         group_rows = [
@@ -225,12 +221,9 @@ class XdpBackend:
         value = pack.entitled_value(generation)
         put("entitled", [(pack.entitled_key(key), value) for key in rows.entitled])
         put("ports", state.port_rows(rows.ports, generation))
-        for ifname in rows.ports:
-            if (interface := state.interfaces.get(ifname)) is not None:
-                self._maps.start_counting("port_traffic", pack.u32(interface.ifindex))
         vnis = {row.vni for row in rows.ports.values()} | {key.vni for key in rows.subnets}
         for vni in sorted(vnis):
-            self._maps.start_counting("vpc_drops", pack.u32(vni))
+            self._maps.count_drops(vni)
         put("endpoints", state.endpoint_rows(rows.endpoints, generation))
         subnet_rows = [
             (pack.subnet_key(key), pack.subnet_value(row, generation))
@@ -273,8 +266,8 @@ class XdpBackend:
 
     def _forget_port(self, vni: int, ifindex: int) -> None:
         """Take out an interface's row, counters and program."""
-        self._delete("ports", [pack.u32(ifindex)])
         self._totals.stop_port(vni, ifindex)
+        self._delete("ports", [pack.u32(ifindex)])
         if (pin := self._directory.link_path(ifindex)).exists():
             pins.end_link(pin)
 

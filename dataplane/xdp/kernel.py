@@ -11,11 +11,16 @@ import errno
 import os
 import platform
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 _SYSCALL_NUMBERS = {"x86_64": 321, "aarch64": 280}
+_MEMBARRIER_NUMBERS = {"x86_64": 324, "aarch64": 283}
+_MEMBARRIER_GLOBAL = 1
+PROGRAM_WAIT_S = 0.1
+"""Longer than any program is at work: for kernels that do not say when they have ended."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 BATCH_ROWS = 4096
@@ -298,6 +303,17 @@ def prog_live_run(prog_fd: int, packet: bytes, *, ifindex: int, repeat: int) -> 
     _bpf(_Cmd.PROG_TEST_RUN, attr)
 
 
+def await_programs() -> None:
+    """Return when the programs that were at work when this was called have ended.
+
+    They run within an RCU read-side section each, and MEMBARRIER_CMD_GLOBAL waits for all of these
+    (membarrier(2)); not where processors run without a tick (nohz_full).
+    """
+    number = _MEMBARRIER_NUMBERS[platform.machine()]
+    if _libc.syscall(number, _MEMBARRIER_GLOBAL, 0, 0) != 0:
+        time.sleep(PROGRAM_WAIT_S)
+
+
 # ---- rows ---------------------------------------------------------------------------------------
 
 
@@ -383,6 +399,12 @@ def dump_rows(fd: int, key_bytes: int, value_bytes: int) -> Iterator[tuple[bytes
                 keys[index * key_bytes : (index + 1) * key_bytes],
                 values[index * value_bytes : (index + 1) * value_bytes],
             )
+
+
+def dump_values(fd: int, key_bytes: int, value_bytes: int) -> bytes:
+    """All values of an array, one behind the other."""
+    batches = _dump_batches(fd, key_bytes, value_bytes)
+    return b"".join(values[: count * value_bytes] for _, values, count in batches)
 
 
 def dump_heads(fd: int, key_bytes: int, value_bytes: int, head_bytes: int) -> dict[bytes, bytes]:

@@ -14,7 +14,7 @@ from dataplane.fib.rows import ANY_SITE, GROUP_GATEWAYS_MAX, MOVED_GRACE_NS, MOV
 from dataplane.reasons import REASONS_MAX, DropReason
 from dataplane.xdp.kernel import MAP_NO_PREALLOC, MapType
 
-ABI = 5
+ABI = 6
 """Part of the pin path. Programs of different ABIs never share a map."""
 
 GATEWAY_MAC = bytes.fromhex("027765667401")  # locally administered: "weft", 1
@@ -59,6 +59,22 @@ class MapSpec:
     value_bytes: int
     max_entries: int
     flags: int = 0
+
+
+PLACED = (("id", "I"), ("slot", "I"))
+"""How the rows of an array begin that is read by way of an index (`indexed.py`): their key, and the
+number that their counters have. What else Python calls such a row's value is what follows."""
+PLACED_BYTES = 8
+INDEX_PROBES = 2
+INDEX_FIRST = 2
+"""In a cell, with the place added: even, so that the two places of a slot differ in one byte and no
+half of a change can be seen."""
+INDEX_CELLS_PER_ROW = 4
+"""At least: keys find a cell, others having moved, while half are free (Pagh and Rodler 2001)."""
+
+
+def placed(value: Layout) -> Layout:
+    return Layout(value.name, PLACED + value.fields)
 
 
 # "16s": an address in network order; "I" and "H": host order.
@@ -160,12 +176,12 @@ LAYOUTS = (
     ENDPOINT_VALUE,
     SUBNET_KEY,
     SUBNET_VALUE,
-    GROUP_VALUE,
+    placed(GROUP_VALUE),
     ENTITLED_KEY,
     ENTITLED_VALUE,
     MOVED_VALUE,
-    GATEWAY_VALUE,
-    PORT_VALUE,
+    placed(GATEWAY_VALUE),
+    placed(PORT_VALUE),
     PEER_KEY,
     PEER_VALUE,
     CONFIG_VALUE,
@@ -190,11 +206,20 @@ DROP_EVENTS_WINDOW_NS = 100_000_000
 DROP_EVENTS_IN_WINDOW = 8
 
 
+def _indexed(name: str, one: str, value: Layout, rows: int) -> tuple[MapSpec, MapSpec]:
+    """A table's rows, each with two places, and its index."""
+    cells = 1 << (INDEX_CELLS_PER_ROW * rows - 1).bit_length()
+    return (
+        MapSpec(name, MapType.ARRAY, 4, PLACED_BYTES + value.packer.size, 2 * rows),
+        MapSpec(f"{one}_index", MapType.ARRAY, 4, 4, 1 + cells),
+    )
+
+
 def maps(capacity: Capacity = DEFAULT_CAPACITY) -> dict[str, MapSpec]:
     """Every map by name. Endpoints and subnets take memory as they grow, the others up front."""
     specs = (
         MapSpec("config", MapType.ARRAY, 4, CONFIG_VALUE.packer.size, 1),
-        MapSpec("gateways", MapType.HASH, 4, GATEWAY_VALUE.packer.size, capacity.gateways),
+        *_indexed("gateways", "gateway", GATEWAY_VALUE, capacity.gateways),
         MapSpec(
             "peers",
             MapType.HASH,
@@ -202,7 +227,7 @@ def maps(capacity: Capacity = DEFAULT_CAPACITY) -> dict[str, MapSpec]:
             PEER_VALUE.packer.size,
             capacity.gateways,
         ),
-        MapSpec("groups", MapType.HASH, 4, GROUP_VALUE.packer.size, capacity.groups),
+        *_indexed("groups", "group", GROUP_VALUE, capacity.groups),
         MapSpec(
             "entitled",
             MapType.HASH,
@@ -218,7 +243,7 @@ def maps(capacity: Capacity = DEFAULT_CAPACITY) -> dict[str, MapSpec]:
             MOVED_VALUE.packer.size,
             MOVED_MAX,
         ),
-        MapSpec("ports", MapType.HASH, 4, PORT_VALUE.packer.size, capacity.ports),
+        *_indexed("ports", "port", PORT_VALUE, capacity.ports),
         MapSpec(
             "endpoints",
             MapType.HASH,
@@ -238,8 +263,8 @@ def maps(capacity: Capacity = DEFAULT_CAPACITY) -> dict[str, MapSpec]:
         MapSpec("drops", MapType.PERCPU_ARRAY, 4, DROP_COUNT.packer.size, REASONS_MAX),
         MapSpec("drop_events", MapType.RINGBUF, 0, 0, DROP_EVENTS_BYTES),
         MapSpec("vpc_drops", MapType.PERCPU_HASH, 4, 8, VPCS_MAX),
-        MapSpec("port_traffic", MapType.PERCPU_HASH, 4, TRAFFIC.packer.size, capacity.ports),
-        MapSpec("gateway_traffic", MapType.PERCPU_HASH, 4, TRAFFIC.packer.size, capacity.gateways),
+        MapSpec("port_traffic", MapType.PERCPU_ARRAY, 4, TRAFFIC.packer.size, capacity.ports),
+        MapSpec("gateway_traffic", MapType.PERCPU_ARRAY, 4, TRAFFIC.packer.size, capacity.gateways),
         MapSpec("scratch", MapType.PERCPU_ARRAY, 4, SCRATCH.packer.size, 1),
     )
     return {spec.name: spec for spec in specs}
@@ -262,6 +287,8 @@ def assertions() -> str:
     constants = {f"DROP_{reason.name}": int(reason) for reason in DropReason} | {
         "REASONS_MAX": REASONS_MAX,
         "GROUP_GATEWAYS_MAX": GROUP_GATEWAYS_MAX,
+        "INDEX_PROBES": INDEX_PROBES,
+        "INDEX_FIRST": INDEX_FIRST,
         "PORT_BLOCKED": PORT_BLOCKED,
         "GATEWAY_RESOLVED": GATEWAY_RESOLVED,
         "PEER_OWN_SITE": PEER_OWN_SITE,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from dataplane.backend import Capacity, Usage
 from dataplane.xdp import kernel, layout, pack
+from dataplane.xdp.indexed import Indexed, Readers
 from dataplane.xdp.pins import PinDir
 from dataplane.xdp.ring import Ring
 
@@ -24,6 +25,14 @@ _VALUES = {
 TABLES = tuple(_VALUES)
 """The maps whose rows carry a generation, in write order."""
 
+_INDEXED = {
+    "gateways": ("gateway_index", "gateway_traffic"),
+    "groups": ("group_index",),
+    "ports": ("port_index", "port_traffic"),
+}
+"""Those that programs read by way of an index, and what belongs to them: the index first."""
+_COUNTED = {"gateway_traffic": "gateways", "port_traffic": "ports"}
+
 
 class Maps:
     """Opens, creates or adopts the maps of a pin directory; `close` leaves them pinned."""
@@ -32,14 +41,29 @@ class Maps:
         self.specs = layout.maps(capacity)
         self._fds: dict[str, int] = {}
         try:
-            for name, spec in self.specs.items():
-                self._fds[name] = pins.require_map(spec)
+            for names in _together(self.specs):
+                opened = pins.require_maps([self.specs[name] for name in names])
+                self._fds.update(zip(names, opened, strict=True))
             self._capacity = {n: kernel.map_info(fd).max_entries for n, fd in self._fds.items()}
+            self._readers = Readers()
+            self._indexed = {name: self._index(name, *more) for name, more in _INDEXED.items()}
+            if any(map(len, self._indexed.values())):
+                self._readers.end_all()  # whoever wrote before has left some, too
+            self._capacity |= {name: table.capacity for name, table in self._indexed.items()}
             self._ring = Ring(self._fds["drop_events"], self._capacity["drop_events"])
         except BaseException:
             self._close_fds()
             raise
         self._processors = kernel.processors()
+
+    def _index(self, name: str, index: str, counters: str | None = None) -> Indexed:
+        counters_fd = self._fds[counters] if counters else None
+        return Indexed(self._fds[name], self._fds[index], counters_fd, self._readers)
+
+    def adopt(self) -> None:
+        """Take the tables with an index to be what the kernel holds."""
+        for table in self._indexed.values():
+            table.adopt()
 
     def close(self) -> None:
         self._ring.close()
@@ -52,6 +76,8 @@ class Maps:
 
     def put(self, name: str, rows: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         """Write rows; returns those for which there was no room."""
+        if name in self._indexed:
+            return self._indexed[name].put(rows)
         refused: list[tuple[bytes, bytes]] = []
         rest = rows
         while rest:
@@ -69,13 +95,20 @@ class Maps:
         return refused
 
     def delete(self, name: str, keys: Sequence[bytes]) -> None:
-        kernel.delete_rows(self._fds[name], keys)
+        if name in self._indexed:
+            self._indexed[name].delete(keys)
+        else:
+            kernel.delete_rows(self._fds[name], keys)
 
     def rows(self, name: str) -> Iterator[tuple[bytes, bytes]]:
+        if name in self._indexed:
+            return self._indexed[name].rows()
         spec = self.specs[name]
         return kernel.dump_rows(self._fds[name], spec.key_bytes, spec.value_bytes)
 
     def lookup(self, name: str, key: bytes) -> bytes | None:
+        if name in self._indexed:
+            return self._indexed[name].lookup(key)
         return kernel.lookup(self._fds[name], key, self.specs[name].value_bytes)
 
     def delete_stale(self, name: str, generation: int) -> None:
@@ -100,6 +133,8 @@ class Maps:
         return self._capacity[name]
 
     def usage(self, name: str) -> Usage:
+        if name in self._indexed:
+            return Usage(len(self._indexed[name]), self._capacity[name])
         spec = self.specs[name]
         used = kernel.count_rows(self._fds[name], spec.key_bytes, spec.value_bytes)
         return Usage(used, self._capacity[name])
@@ -110,30 +145,29 @@ class Maps:
 
     # ---- counters -------------------------------------------------------------------------------
 
-    def start_counting(self, name: str, key: bytes) -> None:
-        """Make a row of zeros in a map of counters, unless it has one. Where the map is full, what
-        the row is for goes uncounted."""
-        width = self.specs[name].value_bytes
+    def count_drops(self, vni: int) -> None:
+        """Have a VPC's drops counted, unless they are. Where the map is full they go uncounted."""
         try:
-            kernel.insert(self._fds[name], key, bytes(width * self._processors))
+            kernel.insert(self._fds["vpc_drops"], pack.u32(vni), bytes(8 * self._processors))
         except OSError as error:
             if error.errno != errno.E2BIG:
                 raise
 
-    def stop_counting(self, name: str, keep: Sequence[bytes]) -> None:
-        """Remove all rows of a map of counters but these."""
-        kept = set(keep)
-        width = self.specs[name].value_bytes * self._processors
-        rows = kernel.dump_rows(self._fds[name], self.specs[name].key_bytes, width)
-        kernel.delete_rows(self._fds[name], [key for key, _ in rows if key not in kept])
+    def keep_counting_drops(self, vnis: Collection[int]) -> None:
+        """Of these VPCs alone."""
+        self.delete("vpc_drops", [pack.u32(vni) for vni in self.vpc_drops() if vni not in vnis])
 
     def traffic(self, name: str, key: bytes) -> dict[str, int]:
-        """A traffic row, summed over processors; zeros where there is none."""
-        raw = kernel.lookup(self._fds[name], key, layout.TRAFFIC.packer.size * self._processors)
+        """The traffic of a port or gateway, summed over processors; zeros where it has no row."""
+        raw = self._indexed[_COUNTED[name]].counted(key)
         sums = [0] * len(layout.TRAFFIC.fields)
-        for copy in layout.TRAFFIC.packer.iter_unpack(raw or b""):
+        for copy in layout.TRAFFIC.packer.iter_unpack(raw):
             sums = [total + part for total, part in zip(sums, copy, strict=True)]
         return dict(zip(layout.TRAFFIC.offsets, sums, strict=True))
+
+    def count_anew(self, name: str, key: bytes) -> None:
+        """A port's or gateway's traffic, from zero."""
+        self._indexed[_COUNTED[name]].count_anew(key)
 
     def vpc_drops(self) -> dict[int, int]:
         """Packets dropped by VNI."""
@@ -159,3 +193,11 @@ class Maps:
 
     def configure(self, underlay: int, generation: int) -> None:
         kernel.update(self._fds["config"], pack.u32(0), pack.config_value(underlay, generation))
+
+
+def _together(names: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    """All maps, those that refer to each other with each other."""
+    belonging = {other for more in _INDEXED.values() for other in more}
+    for name in names:
+        if name not in belonging:
+            yield (name, *_INDEXED.get(name, ()))

@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dataplane.backend import DataplaneError, Unavailable
@@ -101,16 +101,35 @@ class PinDir:
     def link_path(self, ifindex: int) -> Path:
         return self.path / f"link-{ifindex}"
 
-    def require_map(self, spec: layout.MapSpec) -> int:
-        """Open a pinned map, or create and pin it. Its shape must be the one expected.
+    def require_maps(self, specs: Sequence[layout.MapSpec]) -> list[int]:
+        """Open pinned maps that refer to each other, or create and pin them all.
 
-        An adopted map keeps its capacity if that suffices. Else a larger one takes its place; the
-        programs at work keep the former until the full sync puts their successors in place.
-        DataplaneError if it has another shape: then somebody else's objects are in our place.
+        Adopted ones keep their capacity if that suffices. Else larger ones take the place of all;
+        the programs at work keep the former until the full sync puts their successors in place.
+        DataplaneError if one has another shape than expected: then somebody else's objects are in
+        our place.
         """
+        fds: list[int] = []
+        try:
+            for spec in specs:
+                if (fd := self._adopted(spec)) is None:
+                    break
+                fds.append(fd)
+            else:
+                return fds
+        except BaseException:
+            _close(fds)
+            raise
+        _close(fds)
+        for spec in specs:
+            (self.path / f"map-{spec.name}").unlink(missing_ok=True)
+        return [_pinned_new(spec, self.path / f"map-{spec.name}") for spec in specs]
+
+    def _adopted(self, spec: layout.MapSpec) -> int | None:
+        """A pinned map of this shape, None if there is none or it is too small."""
         path = self.path / f"map-{spec.name}"
         if not path.exists():
-            return _pinned_new(spec, path)
+            return None
         fd = kernel.get_pinned(str(path))
         info = kernel.map_info(fd)
         expected = (spec.type, spec.key_bytes, spec.value_bytes, spec.flags)
@@ -124,8 +143,12 @@ class PinDir:
         if info.max_entries >= spec.max_entries:
             return fd
         os.close(fd)
-        path.unlink()
-        return _pinned_new(spec, path)
+        return None
+
+
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def _pinned_new(spec: layout.MapSpec, path: Path) -> int:

@@ -26,13 +26,13 @@ class Totals:
         """A port goes, or to another VPC: take its counters away."""
         key = pack.u32(ifindex)
         self._vpcs[vni].update(self._maps.traffic("port_traffic", key))
-        self._maps.delete("port_traffic", [key])
+        self._maps.count_anew("port_traffic", key)
 
     def stop_gateway(self, site: str, id: int) -> None:
         """A gateway goes: take its counters away."""
         key = pack.u32(id)
         self._sites[site].update(self._maps.traffic("gateway_traffic", key))
-        self._maps.delete("gateway_traffic", [key])
+        self._maps.count_anew("gateway_traffic", key)
 
     def vpcs(self, state: Resolved) -> Json:
         """VNI → traffic of its ports here, and all of its packets that were dropped here."""

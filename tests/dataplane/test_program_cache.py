@@ -31,7 +31,7 @@ def pinned(xdp_machine: None) -> Iterator[pins.PinDir]:
     directory.make()
     try:
         for spec in layout.maps(Capacity(endpoints=64)).values():
-            os.close(directory.require_map(spec))
+            os.close(*directory.require_maps([spec]))
         yield directory
     finally:
         pins.remove(directory.path)

@@ -141,7 +141,7 @@ INLINE int make_error(struct xdp_md *ctx, struct seen *seen, u32 reason, u32 *ne
 INLINE int answer_port(struct xdp_md *ctx, struct seen *seen, u32 reason)
 {
     u32 ifindex = ctx->ingress_ifindex;
-    struct port_value *port = LOOKUP(ports, &ifindex);
+    struct port_value *port = port_of(ifindex);
     if (!port || make_error(ctx, seen, reason, seen->src, port->gateway_mac))
         return XDP_DROP;
     return bpf_redirect(ifindex, 0);
@@ -149,8 +149,7 @@ INLINE int answer_port(struct xdp_md *ctx, struct seen *seen, u32 reason)
 
 INLINE int answer_gateway(struct xdp_md *ctx, struct seen *seen, u32 reason, struct ethhdr *eth)
 {
-    u32 id = seen->gateway;
-    struct gateway_value *gateway = LOOKUP(gateways, &id);
+    struct gateway_value *gateway = gateway_of(seen->gateway);
     if (!gateway || !(gateway->flags & GATEWAY_RESOLVED))
         return XDP_DROP;
     u32 ifindex = gateway->ifindex, hash = flow_hash(ctx, seen);
@@ -158,7 +157,7 @@ INLINE int answer_gateway(struct xdp_md *ctx, struct seen *seen, u32 reason, str
     if (make_error(ctx, seen, reason, seen->dst, eth->h_dest) ||
         encapsulate(ctx, gateway, seen->vni, hash, bytes))
         return XDP_DROP;
-    count_gateway_tx(id, bytes);
+    count_gateway_tx(gateway, bytes);
     return bpf_redirect(ifindex, 0);
 }
 

@@ -43,6 +43,8 @@
 #define ARP_ETHERNET 1
 
 #define GROUP_GATEWAYS_MAX 16
+#define INDEX_PROBES 2 /* cells that a key may have */
+#define INDEX_FIRST 2  /* what a cell has that leads to the first place */
 #define REASONS_MAX 32
 #define PORT_BLOCKED 1
 #define GATEWAY_RESOLVED 1

@@ -76,13 +76,13 @@ INLINE void tell_drop(struct xdp_md *ctx, struct seen *seen, u32 reason, struct 
 
 INLINE void account(struct xdp_md *ctx, struct seen *seen, u32 reason)
 {
-    u32 ifindex = ctx->ingress_ifindex, vni = seen->vni, gateway = seen->gateway;
-    struct traffic *port = LOOKUP(port_traffic, &ifindex);
+    u32 vni = seen->vni;
+    struct port_value *port = port_of(ctx->ingress_ifindex);
     if (port)
-        port->drops++;
-    struct traffic *peer = LOOKUP(gateway_traffic, &gateway);
+        count_port_drop(port);
+    struct gateway_value *peer = gateway_of(seen->gateway);
     if (peer)
-        peer->drops++;
+        count_gateway_drop(peer);
     u64 *vpc = LOOKUP(vpc_drops, &vni);
     if (vpc)
         (*vpc)++;

@@ -1,7 +1,4 @@
-/* Decisions both programs share: counting, and the way to a port or to a gateway.
- *
- * LOOKUP(map, key) stands for a map look-up; the loader puts BCC's form in its place before it
- * compiles, because BCC refuses one inside a macro. */
+/* Decisions both programs share: counting, and the way to a port or to a gateway. */
 #ifndef WEFT_FORWARD_H
 #define WEFT_FORWARD_H
 
@@ -11,54 +8,60 @@ INLINE int drop(u32 reason)
     return DROPPED | reason;
 }
 
-INLINE void count_port_tx(u32 ifindex, u32 bytes)
+INLINE void count_port_tx(struct port_value *port, u32 bytes)
 {
-    struct traffic *t = LOOKUP(port_traffic, &ifindex);
+    u32 slot = port->slot;
+    struct traffic *t = LOOKUP(port_traffic, &slot);
     if (t) {
         t->tx_packets++;
         t->tx_bytes += bytes;
     }
 }
 
-INLINE void count_port_rx(u32 ifindex, u32 bytes)
+INLINE void count_port_drop(struct port_value *port)
 {
-    struct traffic *t = LOOKUP(port_traffic, &ifindex);
+    u32 slot = port->slot;
+    struct traffic *t = LOOKUP(port_traffic, &slot);
+    if (t)
+        t->drops++;
+}
+
+INLINE void count_port_rx(struct port_value *port, u32 bytes)
+{
+    u32 slot = port->slot;
+    struct traffic *t = LOOKUP(port_traffic, &slot);
     if (t) {
         t->rx_packets++;
         t->rx_bytes += bytes;
     }
 }
 
-INLINE void count_gateway_tx(u32 gateway, u32 bytes)
+INLINE void count_gateway_tx(struct gateway_value *gateway, u32 bytes)
 {
-    struct traffic *t = LOOKUP(gateway_traffic, &gateway);
+    u32 slot = gateway->slot;
+    struct traffic *t = LOOKUP(gateway_traffic, &slot);
     if (t) {
         t->tx_packets++;
         t->tx_bytes += bytes;
     }
 }
 
-INLINE void count_gateway_rx(u32 gateway, u32 bytes)
+INLINE void count_gateway_drop(struct gateway_value *gateway)
 {
-    struct traffic *t = LOOKUP(gateway_traffic, &gateway);
+    u32 slot = gateway->slot;
+    struct traffic *t = LOOKUP(gateway_traffic, &slot);
+    if (t)
+        t->drops++;
+}
+
+INLINE void count_gateway_rx(struct gateway_value *gateway, u32 bytes)
+{
+    u32 slot = gateway->slot;
+    struct traffic *t = LOOKUP(gateway_traffic, &slot);
     if (t) {
         t->rx_packets++;
         t->rx_bytes += bytes;
     }
-}
-
-INLINE struct subnet_value *subnet_of(u32 vni, u32 *ip)
-{
-    struct subnet_key key = {.prefix_bits = 160, .vni = bpf_htonl(vni)};
-    set_address(key.network, ip);
-    return LOOKUP(subnets, &key);
-}
-
-INLINE struct endpoint_value *endpoint_of(u32 vni, u32 *ip)
-{
-    struct endpoint_key key = {.vni = vni};
-    set_address(key.ip, ip);
-    return LOOKUP(endpoints, &key);
 }
 
 /* Hand the frame to a workload of this machine. */
@@ -66,7 +69,7 @@ INLINE int deliver(struct xdp_md *ctx, struct seen *seen, struct endpoint_value 
                    struct ethhdr *eth)
 {
     u32 ifindex = endpoint->ifindex;
-    struct port_value *port = LOOKUP(ports, &ifindex);
+    struct port_value *port = port_of(ifindex);
     if (!port)
         return drop(DROP_NO_PORT);
     if (seen->bytes > port->mtu + sizeof(*eth)) {
@@ -76,14 +79,14 @@ INLINE int deliver(struct xdp_md *ctx, struct seen *seen, struct endpoint_value 
     __builtin_memcpy(eth->h_dest, endpoint->mac, 6);
     __builtin_memcpy(eth->h_source, port->gateway_mac, 6);
     spend_hop(ctx, seen, eth);
-    count_port_rx(ifindex, seen->bytes);
+    count_port_rx(port, seen->bytes);
     return bpf_redirect(ifindex, 0);
 }
 
 /* Pick the flow's gateway of a group. NULL: `*reason` says why there is none. */
-INLINE struct gateway_value *next_hop(u32 group, u32 hash, u32 *id, u32 *reason)
+INLINE struct gateway_value *next_hop(u32 group, u32 hash, u32 *reason)
 {
-    struct group_value *members = LOOKUP(groups, &group);
+    struct group_value *members = group_of(group);
     *reason = DROP_NO_GROUP;
     if (!members || !members->count)
         return NULL;
@@ -91,8 +94,7 @@ INLINE struct gateway_value *next_hop(u32 group, u32 hash, u32 *id, u32 *reason)
     if (slot >= GROUP_GATEWAYS_MAX)
         return NULL;
     u32 chosen = members->gateways[slot];
-    struct gateway_value *gateway = LOOKUP(gateways, &chosen);
-    *id = chosen;
+    struct gateway_value *gateway = gateway_of(chosen);
     *reason = DROP_NO_GATEWAY;
     if (!gateway)
         return NULL;
@@ -114,13 +116,12 @@ INLINE int refuse_too_big(struct seen *seen, struct gateway_value *gateway)
 }
 
 /* Send the frame, whose inner headers are final, through the tunnel to a gateway. */
-INLINE int tunnel(struct xdp_md *ctx, struct gateway_value *gateway, u32 id, u32 vni, u32 hash,
-                  u32 bytes)
+INLINE int tunnel(struct xdp_md *ctx, struct gateway_value *gateway, u32 vni, u32 hash, u32 bytes)
 {
     u32 ifindex = gateway->ifindex;
     if (encapsulate(ctx, gateway, vni, hash, bytes))
         return drop(DROP_NO_ROOM);
-    count_gateway_tx(id, bytes);
+    count_gateway_tx(gateway, bytes);
     return bpf_redirect(ifindex, 0);
 }
 

@@ -33,13 +33,20 @@ INLINE void ttl_decrement(struct iphdr *ip)
     ip->ttl--;
 }
 
+/* Whether the frame has so many bytes: those at hand, which are all but of large ones, cost no call. */
+INLINE int is_in_frame(struct xdp_md *ctx, u32 bytes)
+{
+    return (void *)(long)ctx->data + bytes <= (void *)(long)ctx->data_end ||
+           bytes <= bpf_xdp_get_buff_len(ctx);
+}
+
 /* An IPv4 packet that may be worked on: the header is whole and its lengths agree. */
 INLINE int ip_well_formed(struct xdp_md *ctx, struct iphdr *ip)
 {
     u32 header = ip->ihl * 4;
     u32 total = bpf_ntohs(ip->tot_len);
     return ip->version == 4 && header >= sizeof(*ip) && total >= header &&
-           total + sizeof(struct ethhdr) <= bpf_xdp_get_buff_len(ctx);
+           is_in_frame(ctx, total + sizeof(struct ethhdr));
 }
 
 INLINE void set_address(u32 *to, u32 *from)
@@ -90,7 +97,7 @@ INLINE int read_packet(struct xdp_md *ctx, struct seen *seen, struct ethhdr *eth
     if ((void *)(six + 1) > end || six->version_class >> 4 != 6)
         return DROPPED | DROP_MALFORMED;
     seen->bytes = bpf_ntohs(six->payload_bytes) + sizeof(*six) + sizeof(*eth);
-    if (seen->bytes > bpf_xdp_get_buff_len(ctx))
+    if (!is_in_frame(ctx, seen->bytes))
         return DROPPED | DROP_MALFORMED;
     set_address(seen->src, six->src);
     set_address(seen->dst, six->dst);

@@ -52,8 +52,8 @@ INLINE int answer_echo(struct xdp_md *ctx, struct seen *seen, struct port_value 
         return drop(DROP_UNCLAIMED);
     __builtin_memcpy(eth->h_dest, port->mac, 6);
     __builtin_memcpy(eth->h_source, port->gateway_mac, 6);
-    count_port_tx(ctx->ingress_ifindex, seen->bytes);
-    count_port_rx(ctx->ingress_ifindex, seen->bytes);
+    count_port_tx(port, seen->bytes);
+    count_port_rx(port, seen->bytes);
     return bpf_redirect(ctx->ingress_ifindex, 0);
 }
 
@@ -79,12 +79,12 @@ INLINE int forward_from_port(struct xdp_md *ctx, struct seen *seen, struct port_
     }
     if (seen->hops <= 1)
         return drop(DROP_TTL_EXPIRED);
-    count_port_tx(ctx->ingress_ifindex, bytes);
+    count_port_tx(port, bytes);
     if (endpoint && endpoint->ifindex)
         return deliver(ctx, seen, endpoint, eth);
 
-    u32 hash = flow_hash(ctx, seen), gateway_id = 0, reason = 0;
-    struct gateway_value *gateway = next_hop(group, hash, &gateway_id, &reason);
+    u32 hash = flow_hash(ctx, seen), reason = 0;
+    struct gateway_value *gateway = next_hop(group, hash, &reason);
     if (!gateway)
         return drop(reason);
     if (too_big_for(gateway, bytes)) {
@@ -94,17 +94,16 @@ INLINE int forward_from_port(struct xdp_md *ctx, struct seen *seen, struct port_
     __builtin_memcpy(eth->h_dest, endpoint ? endpoint->mac : port->gateway_mac, 6);
     __builtin_memcpy(eth->h_source, port->gateway_mac, 6);
     spend_hop(ctx, seen, eth);
-    return tunnel(ctx, gateway, gateway_id, vni, hash, bytes);
+    return tunnel(ctx, gateway, vni, hash, bytes);
 }
 
 INLINE int from_port(struct xdp_md *ctx, struct seen *seen)
 {
     void *end = (void *)(long)ctx->data_end;
     struct ethhdr *eth = (void *)(long)ctx->data;
-    u32 ifindex = ctx->ingress_ifindex;
     if ((void *)(eth + 1) > end)
         return drop(DROP_MALFORMED);
-    struct port_value *port = LOOKUP(ports, &ifindex);
+    struct port_value *port = port_of(ctx->ingress_ifindex);
     if (!port)
         return drop(DROP_NO_PORT);
     seen->vni = port->vni;

@@ -12,7 +12,7 @@ INLINE int leads_to_site(struct peer_value *peer, u32 group)
 {
     if (group == peer->group || group == peer->site_group)
         return 1;
-    struct group_value *other = LOOKUP(groups, &group);
+    struct group_value *other = group_of(group);
     return other && other->site_group == peer->site_group;
 }
 

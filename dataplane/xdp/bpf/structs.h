@@ -33,11 +33,13 @@ struct subnet_value {
 }; /* 24 bytes */
 
 struct group_value {
+    u32 id;
+    u32 slot; /* not read here */
     u32 count; /* gateways in use, at least 1 */
     u32 site_group; /* the number of the site's group */
     u32 generation;
     u32 gateways[GROUP_GATEWAYS_MAX]; /* gateway ids */
-}; /* 76 bytes */
+}; /* 84 bytes */
 
 struct entitled_key {
     u32 vni;
@@ -55,6 +57,8 @@ struct moved_value { /* keyed as endpoints; the oldest give way */
 }; /* 16 bytes */
 
 struct gateway_value {
+    u32 id;
+    u32 slot; /* of its counters */
     u32 outer_src[4];
     u32 outer_dst[4];
     u8 src_mac[6];
@@ -63,9 +67,11 @@ struct gateway_value {
     u16 mtu;   /* of the outer IP packet */
     u16 flags; /* GATEWAY_RESOLVED: the MACs and ifindex are known; GATEWAY_SIX: outer IPv6 */
     u32 generation;
-}; /* 56 bytes */
+}; /* 64 bytes */
 
 struct port_value {
+    u32 id;   /* of its interface */
+    u32 slot; /* of its counters */
     u32 vni;
     u32 ip[4]; /* the only source address */
     u8 mac[6];
@@ -73,7 +79,7 @@ struct port_value {
     u16 mtu;   /* of the inner IP packet */
     u16 flags; /* PORT_BLOCKED */
     u32 generation;
-}; /* 40 bytes */
+}; /* 48 bytes */
 
 struct peer_key {
     u32 outer[4]; /* source address */

@@ -16,17 +16,17 @@ INLINE int is_ours(struct outer *outer)
 INLINE int relay(struct xdp_md *ctx, struct seen *seen, struct endpoint_value *endpoint,
                  struct ethhdr *eth)
 {
-    u32 hash = flow_hash(ctx, seen), gateway_id = 0, reason = 0, bytes = seen->bytes;
-    struct gateway_value *gateway = next_hop(endpoint->group, hash, &gateway_id, &reason);
+    u32 hash = flow_hash(ctx, seen), reason = 0, bytes = seen->bytes;
+    struct gateway_value *gateway = next_hop(endpoint->group, hash, &reason);
     if (!gateway)
         return drop(reason);
-    if (gateway_id == seen->gateway)
+    if (gateway->id == seen->gateway)
         return drop(DROP_LOOP);
     if (too_big_for(gateway, bytes))
         return refuse_too_big(seen, gateway);
     __builtin_memcpy(eth->h_dest, endpoint->mac, 6);
     spend_hop(ctx, seen, eth);
-    return tunnel(ctx, gateway, gateway_id, seen->vni, hash, bytes);
+    return tunnel(ctx, gateway, seen->vni, hash, bytes);
 }
 
 /* `carried`: bytes that the outer packet has for the inner frame. */
@@ -41,7 +41,9 @@ INLINE int from_tunnel(struct xdp_md *ctx, struct seen *seen, struct peer_value 
         return refused;
     if (seen->bytes > carried)
         return drop(DROP_MALFORMED);
-    count_gateway_rx(seen->gateway, seen->bytes);
+    struct gateway_value *sender = gateway_of(seen->gateway);
+    if (sender)
+        count_gateway_rx(sender, seen->bytes);
     refused = check_source(ctx, seen, peer);
     if (refused)
         return refused;

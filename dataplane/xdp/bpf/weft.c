@@ -11,6 +11,7 @@
 #include "maps.h"
 #include "packet.h"
 #include "outer.h"
+#include "tables.h"
 #include "forward.h"
 #include "answer.h"
 #include "drop.h"

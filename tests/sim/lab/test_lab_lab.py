@@ -60,7 +60,7 @@ def test_pins_of_the_nodes_go_with_the_lab(root: None, bpffs: None, lab_name: st
     mine, other = pins.PinDir(f"wl-{lab_name}-a1"), pins.PinDir(f"wl-{lab_name}-x-a1")
     for directory in (mine, other):
         directory.make()
-        os.close(directory.require_map(layout.maps(Capacity(endpoints=16))["endpoints"]))
+        os.close(*directory.require_maps([layout.maps(Capacity(endpoints=16))["endpoints"]]))
     try:
         assert leftovers(lab_name) == [f"pins {mine.path}"]
         assert Lab.take_down(lab_name)
