@@ -42,7 +42,7 @@ INLINE int run_pod(struct xdp_md *ctx, int six, u32 mask)
         return XDP_ABORTED;
     struct seen seen = {.inside = 1};
     int verdict = finish(ctx, &seen, from_port(ctx, &seen));
-    if (verdict != XDP_REDIRECT || bpf_xdp_adjust_head(ctx, sizeof(struct outer_headers)))
+    if (verdict != XDP_REDIRECT || bpf_xdp_adjust_head(ctx, AROUND4_BYTES))
         return XDP_ABORTED;
     return XDP_REDIRECT;
 }
@@ -51,7 +51,7 @@ INLINE int run_pod(struct xdp_md *ctx, int six, u32 mask)
 INLINE int run_wan(struct xdp_md *ctx, int six, u32 mask)
 {
     void *end = (void *)(long)ctx->data_end;
-    struct ethhdr *eth = (void *)((struct outer_headers *)(long)ctx->data + 1);
+    struct ethhdr *eth = (void *)(long)ctx->data + AROUND4_BYTES;
     struct ipv6_header *header6 = (void *)(eth + 1);
     struct iphdr *header = (void *)(eth + 1);
     if ((void *)(header6 + 1) > end)
@@ -63,7 +63,7 @@ INLINE int run_wan(struct xdp_md *ctx, int six, u32 mask)
         header->saddr = drawn(mask);
     struct seen seen = {};
     int verdict = finish(ctx, &seen, from_underlay(ctx, &seen));
-    if (verdict != XDP_REDIRECT || bpf_xdp_adjust_head(ctx, -(int)sizeof(struct outer_headers)))
+    if (verdict != XDP_REDIRECT || bpf_xdp_adjust_head(ctx, -(int)AROUND4_BYTES))
         return XDP_ABORTED;
     return XDP_REDIRECT;
 }
@@ -80,7 +80,7 @@ int wan6_hot(struct xdp_md *ctx) { return run_wan(ctx, 1, 0); }
 int bare(struct xdp_md *ctx) { return prepare(ctx, 0, 0) ? XDP_ABORTED : XDP_REDIRECT; }
 int undone(struct xdp_md *ctx)
 {
-    int head = sizeof(struct outer_headers);
+    int head = AROUND4_BYTES;
     if (prepare(ctx, 0, 0) || bpf_xdp_adjust_head(ctx, -head) || bpf_xdp_adjust_head(ctx, head))
         return XDP_ABORTED;
     return XDP_REDIRECT;

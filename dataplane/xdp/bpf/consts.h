@@ -17,6 +17,7 @@
 #define OUTER_TTL 64
 #define FLOW_PORT_BASE 0xc000 /* outer source ports are 49152..65535 (RFC 8926, section 3.3) */
 
+#define SMALLEST_BYTES 64 /* of an Ethernet frame, with its check sequence */
 #define IP_DF 0x4000
 #define IP_FRAGMENT_MASK 0x3fff /* more fragments, and the offset */
 #define IP_OFFSET_MASK 0x1fff

@@ -33,11 +33,14 @@ INLINE void ttl_decrement(struct iphdr *ip)
     ip->ttl--;
 }
 
-/* Whether the frame has so many bytes: those at hand, which are all but of large ones, cost no call. */
+/* Whether the frame has so many bytes. The smallest ones, which are the most, cost no call; more would
+ * take arithmetic on pointers that is refused where the kernel guards against speculation. */
 INLINE int is_in_frame(struct xdp_md *ctx, u32 bytes)
 {
-    return (void *)(long)ctx->data + bytes <= (void *)(long)ctx->data_end ||
-           bytes <= bpf_xdp_get_buff_len(ctx);
+    if (bytes <= SMALLEST_BYTES &&
+        (void *)(long)ctx->data + SMALLEST_BYTES <= (void *)(long)ctx->data_end)
+        return 1;
+    return bytes <= bpf_xdp_get_buff_len(ctx);
 }
 
 /* An IPv4 packet that may be worked on: the header is whole and its lengths agree. */
