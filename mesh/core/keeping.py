@@ -13,7 +13,7 @@ def follow(interests: Interests, replica: Replica, writer: Writer) -> bool:
     Call it whenever the view was updated. True: something may have been dropped, and the view is to
     be updated again.
     """
-    if not interests.update():
+    if not interests.update() and not replica.drops_late:
         return False
     vpcs = frozenset(interests.vpcs)
     replica.set_interest(vpcs, interests.entitled)

@@ -85,6 +85,7 @@ class Replica:
         now_ns: monotonic or virtual time; all later times are of the same clock.
         hears_first: what this node wrote before may be lost here: it writes nothing before its
             peers have told what they have of it, however long that takes.
+        lacks: what others wrote may be lost here: before that nothing is dropped as not kept.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Replica:
         verify: Verify = ed25519.verify,
         codec: wire.Codec = wire.CODEC,
         hears_first: bool = False,
+        lacks: bool = False,
     ) -> None:
         self.node = node
         self.roster = roster
@@ -126,6 +128,9 @@ class Replica:
         self._prove_at_ns: int | None = None
         self._outbox: dict[bytes, tuple[Delta, set[NodeId]]] = {}
         """signature of a flush that is news -> the delta, and who has sent it meanwhile"""
+        self._lacks = lacks
+        self._drops_late = False
+        """whether anything is held that is not kept, since this node lacks something"""
         self._stubs: dict[ChainId, tuple[Epoch, int]] = {}
         """chains that were dropped: the epoch and the head that were held"""
         self._forgotten: set[NodeId] = set()
@@ -350,16 +355,32 @@ class Replica:
 
         What others wrote in a shard that is kept no longer is dropped. Where each chain stood is
         remembered: should the shard be kept again while its writer is linked, nothing older is
-        taken.
+        taken. While this node `lacks` something all stays: it may be kept by what is lacking, and
+        what a writer has lost as well may be held nowhere else.
         """
         shards = frozenset((MESH_SHARD, *vpcs))
         self._seal()
+        self._drops_late = False
         for shard in self.lattice.shards():
             if shard not in shards:
                 for id in list(self.lattice.chains(shard)):
                     if id.node != self.node:
-                        self._drop(id)
+                        if self.lacks:
+                            self._drops_late = True
+                        else:
+                            self._drop(id)
         self._sync.set_interest(shards, entitled)
+
+    @property
+    def lacks(self) -> bool:
+        """Whether chains were left out at the start, and peers have not told yet what they have."""
+        self._lacks = self._lacks and not self._sync.all_told()
+        return self._lacks
+
+    @property
+    def drops_late(self) -> bool:
+        """Whether `set_interest` is to be called again, for what it has left."""
+        return self._drops_late and not self.lacks
 
     def unheard(self) -> list[Member]:
         """Members that may hold what this node has written and lost with its disk: see

@@ -27,6 +27,9 @@ HEARS_FIRST: Final = "hears-first"
 """Key in the store's `meta`: not empty while peers are still to tell what this node wrote, because
 something of that was damaged here."""
 
+LACKS: Final = "lacks"
+"""The same of what anybody wrote."""
+
 _logger = logging.getLogger("weft.node")
 
 
@@ -43,6 +46,8 @@ class Booted:
     """stored branches that did not verify and were left out: peers have them"""
     hears_first: bool
     """something that this node wrote may be lost here: peers are to tell before it writes"""
+    lacks: bool
+    """something that somebody wrote may be: peers are to tell before anything is dropped"""
 
 
 def boot(config: Config) -> Booted:
@@ -92,9 +97,11 @@ def _read(config: Config, store: Store) -> Booted:
         with suppress(StoreError):
             if lost:
                 store.set_meta(HEARS_FIRST, b"1")
+            store.set_meta(LACKS, b"1")
             store.apply(drops)
     hears_first = lost or any(store.get_meta(key) for key in (REBUILT, HEARS_FIRST))
-    return Booted(store, seed, member, roster, lattice, len(damaged), hears_first)
+    lacks = bool(damaged) or any(store.get_meta(key) for key in (REBUILT, LACKS))
+    return Booted(store, seed, member, roster, lattice, len(damaged), hears_first, lacks)
 
 
 def _in_use(config: Config, roster: Roster, seed: bytes) -> bytes:

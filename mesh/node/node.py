@@ -36,7 +36,7 @@ from mesh.core.replica import Replica
 from mesh.core.view import View
 from mesh.core.writer import Writer
 from mesh.node import addresses
-from mesh.node.boot import HEARS_FIRST, boot
+from mesh.node.boot import HEARS_FIRST, LACKS, boot
 from mesh.node.carrying import Carrier
 from mesh.node.config import Config, ConfigError
 from mesh.node.discovery import Discovery
@@ -101,6 +101,7 @@ class Node:
             jitter=random.random,
             now_ns=time.monotonic_ns(),
             hears_first=booted.hears_first,
+            lacks=booted.lacks,
         )
         self.view = View(self.replica.holdings)
         self.writer = Writer(self.id, self.member.site, self.view, self.clock, secrets.token_bytes)
@@ -149,7 +150,7 @@ class Node:
         self.started_ns = time.time_ns()
         self.alarms: dict[str, str] = {}
         """alarm event -> its last fields in words, for `status`"""
-        self._hears_first = booted.hears_first
+        self._lacks = booted.lacks
         if aside := self.store.get_meta(REBUILT):
             self.alarms[STORE_REBUILT] = f"the damaged file is {aside.decode()}"
         self._log = LimitedLog(_logger, trio.current_time)
@@ -395,7 +396,7 @@ class Node:
         while True:
             if self.replica.writable:
                 await self._tend()
-                if self._hears_first:
+                if self._lacks and not self.replica.lacks:
                     await self._heard()
             self._note_held_moves()
             self.watches.expire()
@@ -425,14 +426,14 @@ class Node:
         self._host_addrs_at_s = trio.current_time()
 
     async def _heard(self) -> None:
-        """Peers have told what this node wrote before, and that is stored."""
+        """Peers have told what was lost here with the store, and that is stored."""
         try:
             await self.durable()
-            for key in (REBUILT, HEARS_FIRST):
+            for key in (REBUILT, HEARS_FIRST, LACKS):
                 await trio.to_thread.run_sync(self.store.set_meta, key, b"")
         except StoreError:
             return  # in `status` already
-        self._hears_first = False
+        self._lacks = False
         self.alarms.pop(STORE_REBUILT, None)
 
     def _note_held_moves(self) -> None:

@@ -51,6 +51,8 @@ class Disk:
         """branches that no process can read"""
         self.hears_first = False
         """whether something that its node wrote may be lost, and no peer has told of it yet"""
+        self.lacks = False
+        """the same of what anybody wrote"""
         self.full = False
         """whether it takes nothing any more"""
 
@@ -59,7 +61,7 @@ class Disk:
         twin = Disk(self._statements, self.seed)
         twin._branches = {id: branch.copy() for id, branch in self._branches.items()}
         twin._torn = set(self._torn)
-        twin.hears_first = self.hears_first
+        twin.hears_first, twin.lacks = self.hears_first, self.lacks
         return twin
 
     def apply(self, effects: Sequence[Stored]) -> None:
@@ -140,18 +142,20 @@ class Disk:
             records[key] = records[key][:-1]
         return id[0]
 
-    def boot(self, node: NodeId, roster: Roster, verify: Verify) -> tuple[Lattice, bool]:
-        """What `node` holds when it starts from this disk, and whether it is to hear first what its
-        peers have of its own, as `mesh/node/boot.py` reads it: the rows of damaged chains go."""
+    def boot(self, node: NodeId, roster: Roster, verify: Verify) -> tuple[Lattice, bool, bool]:
+        """What `node` holds when it starts from this disk, whether it is to hear first what its
+        peers have of its own, and whether it lacks anything, as `mesh/node/boot.py` reads it: the
+        rows of damaged chains go."""
         lattice, damaged = self.lattice(roster, verify)
         hears_first = self.hears_first or any(id.node == node for id in damaged)
+        lacks = self.lacks or bool(damaged)
         if damaged and not self.full:
-            self.hears_first = hears_first
+            self.hears_first, self.lacks = hears_first, lacks
             held = {(id, chain.epoch) for id in damaged for chain in lattice.branches(id)}
             for place in [p for p in self._branches if p[0] in damaged and p not in held]:
                 del self._branches[place]
                 self._torn.discard(place)
-        return lattice, hears_first
+        return lattice, hears_first, lacks
 
     def lattice(self, roster: Roster, verify: Verify) -> tuple[Lattice, list[ChainId]]:
         """What a node that starts from this disk holds, and of which chains it leaves branches out

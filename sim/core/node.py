@@ -146,7 +146,7 @@ class Process:
         self.sign = world.signatures.signer(machine.disk.seed)
         self.verify = world.signatures.verify
         self.clock = HybridClock()
-        lattice, hears_first = machine.disk.boot(identity.node, roster, self.verify)
+        lattice, hears_first, lacks = machine.disk.boot(identity.node, roster, self.verify)
         self.replica = Replica(
             identity.node,
             roster,
@@ -158,6 +158,7 @@ class Process:
             verify=self.verify,
             codec=self.codec,
             hears_first=hears_first,
+            lacks=lacks,
         )
         self.view = View(self.replica.holdings)
         self.writer = Writer(identity.node, identity.site, self.view, self.clock, chance.randbytes)
@@ -625,8 +626,9 @@ class Process:
             return
         self._house_ns = None
         if self.replica.writable:
-            if not (self._busy or self.store_fails):
-                self._machine.disk.hears_first = False  # what peers have told is stored
+            disk = self._machine.disk
+            if disk.lacks and not (self._busy or self.store_fails or self.replica.lacks):
+                disk.hears_first = disk.lacks = False  # what peers have told is stored
             with suppress(RequestError):  # tried again a second later; a real node logs it
                 self.keeping_house = True
                 self.submit(self._house_ops)

@@ -122,6 +122,28 @@ def test_what_is_kept_no_longer_is_dropped_but_for_what_was_written_here() -> No
     mesh.unharmed()
 
 
+def test_who_lacks_something_drops_nothing_before_its_peers_have_told() -> None:
+    """What it lacks may be why it keeps a shard, whose writer may have lost what is held here."""
+    for comes_back in (True, False):
+        mesh = Keeping("r", "r")
+        mesh.link(0, 1)
+        put(mesh.replicas[0], b"k", shard=RED)
+        mesh.tick(3)
+        mesh.unlink(0, 1)
+        mesh.replicas[1] = mesh.make(1, mesh.replicas[1].lattice, lacks=True)
+        mesh.keep(1)
+        mesh.tick(30)
+        assert (mesh.held(1, RED), mesh.replicas[1].drops_late) == ({0}, False)
+        mesh.link(0, 1)
+        mesh.tick()
+        assert (mesh.held(1, RED), mesh.replicas[1].drops_late) == ({0}, True)
+        mesh.keep(1, *([RED] if comes_back else []))
+        mesh.tick()
+        assert mesh.held(1, RED) == ({0} if comes_back else set())
+        assert not (mesh.replicas[1].lacks or mesh.replicas[1].drops_late)
+        mesh.unharmed()
+
+
 def kept_again() -> tuple[Keeping, ChainId]:
     """Node 1 has dropped the last that node 0 wrote; node 2 knows only what came before."""
     mesh = Keeping("r", "r", "r")

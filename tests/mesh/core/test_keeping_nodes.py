@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any
 
+import pytest
+
+from crdt.header import ChainId
 from mesh.core.clock import HybridClock
 from mesh.core.effects import Alarm, DropPeer
 from mesh.core.interest import Interests
@@ -26,14 +29,28 @@ class Nodes(Wire):
         super().__init__(count)
         self.views = [View(replica.holdings) for replica in self.replicas]
         self.writers = [self._writer(i) for i in range(count)]
-        self.interests: list[Interests] = []
-        for i, view in enumerate(self.views):
-            replica = self.replicas[i]
-            view.set_members(replica.roster.members())
-            self.interests.append(Interests(self.nodes[i], f"s{i}", view, replica.writes))
+        self.interests = [self._interests(i) for i in range(count)]
         for a in range(count):
             for b in range(a):
                 self.link(a, b)
+        self.settle()
+
+    def _interests(self, i: int) -> Interests:
+        self.views[i].set_members(self.replicas[i].roster.members())
+        return Interests(self.nodes[i], f"s{i}", self.views[i], self.replicas[i].writes)
+
+    def restart(self, i: int, damaged: ChainId) -> None:
+        """Without that chain, and without links."""
+        for other in [b for a, b in self.links if a == i]:
+            self.unlink(i, other)
+        lattice = self.replicas[i].lattice
+        lattice.discard(damaged)
+        self.replicas[i] = self.make(i, lattice, lacks=True)
+        self.views[i] = View(self.replicas[i].holdings)
+        self.views[i].update(self.replicas[i].holdings.everything())
+        self.writers[i] = self._writer(i)
+        self.interests[i] = self._interests(i)
+        self.tick(3)  # it opens
         self.settle()
 
     def _writer(self, i: int) -> Writer:
@@ -95,6 +112,25 @@ def test_a_vpc_reaches_its_homes_and_claimants_and_leaves_who_is_shut_out() -> N
     assert [e.ip for e in nodes.views[2].endpoints(red)] == []
     assert nodes.views[0].catalog.interest(nodes.nodes[2]) == set()
     assert not any(isinstance(effect, DropPeer | Alarm) for _, effect in nodes.effects)
+
+
+@pytest.mark.parametrize("peers", ["have what it lacks", "lack it, too"])
+def test_who_lacks_what_a_vpc_is_kept_by_drops_it_only_when_peers_have_told(peers: str) -> None:
+    nodes = Nodes(3)
+    nodes.do(2, "add_vpc", "red", 7, ["10.0.0.0/16"], "acme")
+    red = nodes.views[2].vpc("red").id
+    nodes.do(2, "add_subnet", "wide", "red", "10.0.1.0/24", ["s1", "s2"])
+    nodes.do(2, "add_endpoint", "red", "10.0.1.5")
+    nodes.unlink(0, 2)
+    lost = ChainId(nodes.nodes[2], MESH_SHARD)
+    nodes.restart(1, lost)
+    assert nodes.interests[1].vpcs == set(), "it knows of no VPC"
+    assert nodes.holders(red) == [1]
+    if peers == "lack it, too":
+        nodes.replicas[0].lattice.discard(lost)
+    nodes.link(0, 1)
+    nodes.settle()
+    assert nodes.holders(red) == ([1] if peers == "have what it lacks" else [])
 
 
 def test_a_peering_brings_the_other_vpc_and_its_end_takes_it_away() -> None:

@@ -49,7 +49,7 @@ class Wire:
         for replica in self.replicas:
             replica.timer(self.now_ns)
 
-    def make(self, i: int, lattice: Lattice | None = None) -> Replica:
+    def make(self, i: int, lattice: Lattice | None = None, *, lacks: bool = False) -> Replica:
         rng = random.Random(i)
         return Replica(
             self.nodes[i],
@@ -59,6 +59,7 @@ class Wire:
             nonce=lambda size: rng.randbytes(size),
             jitter=rng.random,
             now_ns=self.now_ns,
+            lacks=lacks,
         )
 
     def link(self, a: int, b: int) -> None:

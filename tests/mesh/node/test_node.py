@@ -16,7 +16,7 @@ from crdt.header import ChainId, Epoch
 from mesh.core.errors import NotReady, Refused
 from mesh.core.importing import EndpointSpec
 from mesh.core.ops import NodeId
-from mesh.node.boot import boot
+from mesh.node.boot import LACKS, boot
 from mesh.node.config import read_config
 from mesh.node.node import MOVES_HELD, Node
 from mesh.node.setup import NewNode, found, join
@@ -136,6 +136,7 @@ async def test_a_damaged_branch_is_left_out_and_fetched_from_peers(tmp_path: Pat
             assert b.damaged_branches
             await until(lambda: equal(a, b) and len(b.view.vpcs) == 1 and b.replica.writable)
             await b.durable()
+            await until(lambda: not b.store.get_meta(LACKS))
         async with running(second.config) as b:
             assert not b.damaged_branches, "their rows are gone"
             await until(lambda: equal(a, b))
@@ -154,7 +155,7 @@ async def test_who_lost_something_of_its_own_hears_first_however_often_it_starts
     for damaged in (1, 0):
         booted = boot(read_config(made.config))
         booted.store.close()
-        assert (booted.damaged, booted.hears_first) == (damaged, True)
+        assert (booted.damaged, booted.hears_first, booted.lacks) == (damaged, True, True)
 
 
 async def opened(node: Node) -> str:
