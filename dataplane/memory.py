@@ -49,6 +49,7 @@ from dataplane.fib.rows import (
     address_of,
     address_text,
     cidr_text,
+    encapsulation,
     in_prefix,
     mac_text,
 )
@@ -223,6 +224,7 @@ class MemoryBackend:
                     "node": row.node.hex(),
                     "site": row.site,
                     "underlay": address_text(row.underlay),
+                    "encapsulation": encapsulation(row.vxlan),
                     **counters["gateways"][str(id)],
                 }
                 for id, row in sorted(self._gateways.items())

@@ -32,7 +32,7 @@ class DropReason(IntEnum):
     TUNNEL_VERSION = 18
     TUNNEL_CONTROL = 19  # Geneve control packet (O bit)
     TUNNEL_CRITICAL = 20  # Geneve critical option: we know none
-    TUNNEL_PROTOCOL = 21  # the payload is not Ethernet
+    TUNNEL_PROTOCOL = 21  # the payload is not Ethernet, or VXLAN has no VNI
     NOT_LOCAL = 22  # arrived by tunnel for an address that is not reached through here
     LOOP = 23  # would go back to the gateway that sent it
     NO_ROOM = 24  # the driver refused to move the packet's head or tail
@@ -40,6 +40,7 @@ class DropReason(IntEnum):
     FOREIGN_SOURCE = 26  # the inner source is not claimed at the sending site
     MULTICAST = 27  # from a pod to many: not carried
     TUNNEL_CHECKSUM = 28  # the outer UDP's is wrong, or missing over IPv6
+    TUNNEL_ENCAPSULATION = 29  # Geneve from a gateway that is to send VXLAN
 
     @property
     def text(self) -> str:

@@ -17,6 +17,7 @@ class GatewayFact:
     site: str
     underlay: str  # IP that its peers send to
     up: bool
+    vxlan: bool = False  # it is sent VXLAN instead of Geneve, and sends that
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,7 @@ class GatewayRow(NamedTuple):
     group: int  # that leads to it alone
     site_group: int  # the number of its site's group, also where that has no row
     own_site: bool  # it is of this machine's site
+    vxlan: bool = False  # instead of Geneve, both ways
 
 
 class GroupRow(NamedTuple):
@@ -312,6 +313,11 @@ def in_prefix(number: int, key: SubnetKey) -> bool:
 def is_ipv4(number: int) -> bool:
     """Whether an address' number stands for one of IPv4."""
     return number >> (ADDRESS_BITS - _MAPPED_BITS) == _MAPPED_NUMBER
+
+
+def encapsulation(vxlan: bool) -> str:
+    """How people name it."""
+    return "vxlan" if vxlan else "geneve"
 
 
 def mac_bytes(text: str) -> bytes:

@@ -72,6 +72,7 @@ def gateway_row(fact: GatewayFact, self_site: str, number: Callable[[bytes], int
         group=number(gateway_group(fact.id)),
         site_group=number(site_group(fact.site)),
         own_site=fact.site == self_site,
+        vxlan=fact.vxlan,
     )
 
 

@@ -155,7 +155,7 @@ class XdpBackend:
 
     def describe(self) -> str:
         """What runs where, in words."""
-        return f"Geneve on {self._wan_ifname}, pinned at {self._directory.path}"
+        return f"tunnels on {self._wan_ifname}, pinned at {self._directory.path}"
 
     # ---- rows -----------------------------------------------------------------------------------
 

@@ -23,9 +23,12 @@ GATEWAY_MAC = bytes.fromhex("027765667401")  # locally administered: "weft", 1
 PORT_BLOCKED = 1
 GATEWAY_RESOLVED = 1
 PEER_OWN_SITE = 1
+PEER_VXLAN = 2
 GATEWAY_SIX = 2
+GATEWAY_VXLAN = 4
 OUTER4_BYTES = 36
-"""What a tunnel adds to an inner frame inside the outer IP packet: IPv4 20, UDP 8, Geneve 8."""
+"""What a tunnel adds to an inner frame inside the outer IP packet: IPv4 20, UDP 8, Geneve or
+VXLAN 8."""
 OUTER6_BYTES = 56
 """The same over IPv6, whose header has 40."""
 SUMMED_AT_ONCE = 512
@@ -295,6 +298,8 @@ def assertions() -> str:
         "ANY_SITE": ANY_SITE,
         "MOVED_GRACE_NS": MOVED_GRACE_NS,
         "GATEWAY_SIX": GATEWAY_SIX,
+        "GATEWAY_VXLAN": GATEWAY_VXLAN,
+        "PEER_VXLAN": PEER_VXLAN,
         "OUTER4_BYTES": OUTER4_BYTES,
         "OUTER6_BYTES": OUTER6_BYTES,
         "SUMMED_AT_ONCE": SUMMED_AT_ONCE,

@@ -102,6 +102,8 @@ def gateway_value(row: GatewayRow, source: int, way: Adjacency | None, generatio
     flags = layout.GATEWAY_RESOLVED if way.ifindex else 0
     if not is_ipv4(row.underlay):
         flags |= layout.GATEWAY_SIX
+    if row.vxlan:
+        flags |= layout.GATEWAY_VXLAN
     return _gateway_value.pack(
         address_bytes(source),
         address_bytes(row.underlay),
@@ -128,6 +130,8 @@ def port_value(row: PortRow, interface: Interface, generation: int) -> bytes:
 
 def peer_value(gateway: int, row: GatewayRow, generation: int) -> bytes:
     flags = layout.PEER_OWN_SITE if row.own_site else 0
+    if row.vxlan:
+        flags |= layout.PEER_VXLAN
     return _peer_value.pack(gateway, row.group, row.site_group, flags, generation)
 
 
@@ -161,6 +165,7 @@ class InstalledGateway:
     ifindex: int
     mtu: int
     resolved: bool
+    vxlan: bool
     generation: int
 
 
@@ -203,8 +208,9 @@ def read_group(raw: bytes) -> tuple[int, ...]:
 
 def read_gateway(raw: bytes) -> InstalledGateway:
     _, dst, _, dst_mac, ifindex, mtu, flags, generation = _gateway_value.unpack(raw)
-    resolved = bool(flags & layout.GATEWAY_RESOLVED)
-    return InstalledGateway(int.from_bytes(dst, "big"), dst_mac, ifindex, mtu, resolved, generation)
+    resolved, vxlan = bool(flags & layout.GATEWAY_RESOLVED), bool(flags & layout.GATEWAY_VXLAN)
+    far = int.from_bytes(dst, "big")
+    return InstalledGateway(far, dst_mac, ifindex, mtu, resolved, vxlan, generation)
 
 
 def read_port(raw: bytes) -> InstalledPort:

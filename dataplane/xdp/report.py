@@ -19,6 +19,7 @@ from dataplane.fib.rows import (
     address_of,
     address_text,
     cidr_text,
+    encapsulation,
     mac_text,
 )
 from dataplane.reasons import DropReason
@@ -219,6 +220,7 @@ def _gateway(id: int, raw: bytes, maps: Maps, state: Resolved) -> Json:
         "node": known.node.hex() if known else "",
         "site": known.site if known else "",
         "underlay": address_text(row.underlay),
+        "encapsulation": encapsulation(row.vxlan),
         "resolved": row.resolved,
         "ifname": _ifname(row.ifindex),
         "mac": mac_text(row.dst_mac),

@@ -10,6 +10,7 @@
   attached, too, and what it sends does not fall to the machine's own network.
 - Liveness only says which of a site's gateways, or of a claim's writers, are preferred. Endpoints
   of a site that is not reached keep their rows. A gateway of which nothing is known counts as up.
+- Two gateways send each other VXLAN where either of them says so, else Geneve.
 - What no row can say has none: IPv4 written as IPv6, which no node of ours takes.
 """
 
@@ -38,6 +39,7 @@ from mesh.core.view import Endpoint, View, ViewDelta
 ENDPOINTS_AT_ONCE: Final = 1024
 """Endpoints that a caller with other things to do takes up in one go: 1 ms, and 15 where each has
 several claims."""
+GENEVE: Final = "geneve"
 _IPV4_KEY_BYTES: Final = 5
 _IPV4_KEYS: Final = {_IPV4_KEY_BYTES}
 
@@ -57,6 +59,8 @@ class Forwarding:
         """The same by VPC and key."""
         self._attached: set[str] = set()
         self._told = False
+        self._encapsulation = GENEVE
+        """This gateway's own."""
         self._waiting = ViewDelta()
         """Endpoints to be taken up."""
 
@@ -86,7 +90,13 @@ class Forwarding:
         return told
 
     def _take_up(self, delta: ViewDelta) -> None:
-        for node in sorted(delta.gateways):
+        gateways = set(delta.gateways)
+        own = self._view.gateways.get(self._node)
+        encapsulation = own.encapsulation if own is not None else GENEVE
+        if encapsulation != self._encapsulation:
+            self._encapsulation = encapsulation
+            gateways.update(self._view.gateways)
+        for node in sorted(gateways):
             self._tell_gateway(node)
         for vpc in sorted(delta.vpcs):
             self._tell_vpc(vpc)
@@ -165,7 +175,8 @@ class Forwarding:
         fact = None
         if gateway is not None and self._carries(node):
             up = node not in self._down
-            fact = GatewayFact(node, gateway.site, gateway.underlay, up)
+            vxlan = "vxlan" in (gateway.encapsulation, self._encapsulation)
+            fact = GatewayFact(node, gateway.site, gateway.underlay, up, vxlan)
         self._compiler.set_gateway(node, fact)
         for vpc, key in sorted(self._shared.get(node, ())):
             self._tell_endpoint(vpc, key)
@@ -240,7 +251,8 @@ class Forwarding:
     def _carries(self, node: NodeId) -> bool:
         """Whether the node is a gateway that rows can lead to."""
         gateway = self._view.gateways.get(node)
-        return gateway is not None and _has_address(gateway.underlay)
+        known = gateway is not None and gateway.encapsulation in validate.ENCAPSULATIONS
+        return gateway is not None and known and _has_address(gateway.underlay)
 
     def _note_writers(self, vpc: str, key: bytes, writers: tuple[NodeId, ...]) -> None:
         noted = self._writers.get(vpc)

@@ -294,7 +294,8 @@ class Housekeeper:
 
 
 def _says(registration: model.Registration) -> tuple[object, ...]:
-    return registration.underlay, registration.addrs, registration.version
+    said = registration.underlay, registration.addrs, registration.version
+    return *said, registration.encapsulation
 
 
 def _key(ip: str) -> bytes:

@@ -125,6 +125,8 @@ class Registration:
     underlay: str
     addrs: tuple[str, ...]
     version: str
+    encapsulation: str = "geneve"
+    """What its tunnels are made of, both ways: of ENCAPSULATIONS, or a later version's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,7 @@ FIELD_MAX: Final[Mapping[type, int]] = {
     SubnetRecord: 10,
     PeeringRecord: 3,
     Eviction: 2,
-    Registration: 4,
+    Registration: 5,
     Binding: 2,
     Interest: 1,
 }
@@ -219,6 +221,8 @@ def encode(record: Record) -> bytes:
             if record.underlay:
                 fields[2] = keys.addr_of(record.underlay)
             fields |= {3: record.addrs, 4: record.version}
+            if record.encapsulation != "geneve":
+                fields[5] = record.encapsulation
         case Binding():
             fields |= {1: record.hlc, 2: record.vni}
         case _:  # an interest
@@ -597,7 +601,10 @@ def _subnet(fields: dict[Any, Any], vpc: str, subnet: str) -> SubnetRecord:
 
 def _registration(fields: dict[Any, Any]) -> Registration:
     addrs, version = _list(fields, 3, ADDRS_MAX), fields.get(4)
-    if not all(_is_text(text, validate.TEXT_CHARS_MAX) for text in (*addrs, version)):
+    encapsulation = fields.get(5, "geneve")
+    texts = (*addrs, version, encapsulation)
+    if not all(_is_text(text, validate.TEXT_CHARS_MAX) for text in texts):
         raise InvalidRecord("text")
     underlay = _addr(fields[2], 2) if 2 in fields else ""
-    return Registration(_hlc(fields, 1), underlay, tuple(addrs), str(version))
+    hlc = _hlc(fields, 1)
+    return Registration(hlc, underlay, tuple(addrs), str(version), str(encapsulation))

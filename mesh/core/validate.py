@@ -10,7 +10,7 @@ import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from mesh.core.errors import BadInput
 
@@ -128,6 +128,16 @@ def underlay_ip(what: str, value: str) -> str:
         address.is_link_local or address.ipv4_mapped
     ):
         raise bad(what, value, "give a global or unique local address")
+    return value
+
+
+ENCAPSULATIONS: Final = ("geneve", "vxlan")
+"""What tunnels can be made of."""
+
+
+def encapsulation(what: str, value: str) -> str:
+    if _text(what, value) not in ENCAPSULATIONS:
+        raise bad(what, value, f"give one of {', '.join(ENCAPSULATIONS)}")
     return value
 
 

@@ -52,11 +52,17 @@ class Writer:
     # --- the gateway itself ------------------------------------------------------------------
 
     def register_gateway(
-        self, underlay: str, addrs: Sequence[str], version: str, *, now_ns: int
+        self,
+        underlay: str,
+        addrs: Sequence[str],
+        version: str,
+        encapsulation: str = "geneve",
+        *,
+        now_ns: int,
     ) -> list[Op]:
         """Say where this gateway is reached: underlay IP (empty: it carries no traffic),
-        multiaddrs, version of the software."""
-        registration = Registration(0, underlay, tuple(addrs), version)
+        multiaddrs, version of the software, what its tunnels are made of."""
+        registration = Registration(0, underlay, tuple(addrs), version, encapsulation)
         if registration != self._registration:  # a node says it over and over
             if underlay:
                 validate.underlay_ip("underlay", underlay)
@@ -66,6 +72,7 @@ class Writer:
                 words = f"give at most {model.ADDRS_MAX} addresses"
                 raise validate.bad("listen", len(addrs), words)
             validate.printable("version", version)
+            validate.encapsulation("encapsulation", encapsulation)
             self._registration = registration
         return self._housekeeper.register(registration, now_ns)
 

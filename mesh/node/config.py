@@ -60,6 +60,7 @@ class Config:
     subnets_max: int = DEFAULT_CAPACITY.subnets
     gateways_max: int = DEFAULT_CAPACITY.gateways
     ports_max: int = DEFAULT_CAPACITY.ports
+    encapsulation: str = "geneve"
     metrics_listen: str | None = None
     log_level: str = "info"
     bootstrap: tuple[str, ...] = ()

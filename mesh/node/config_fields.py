@@ -330,6 +330,12 @@ FIELDS: Final = (
         "restart", lambda _: None, "the one that has the underlay address", why=_OPENED,
     ),
     Field(
+        "dataplane", "encapsulation", "encapsulation", Text(validate.encapsulation),
+        "geneve, or vxlan where the underlay knows no other: what this gateway and all others send"
+        " each other.",
+        "restart", lambda _: "geneve", '"geneve"', why="others are told when the node starts",
+    ),
+    Field(
         "dataplane", "endpoints_max", "endpoints_max", Number(ENDPOINTS_LOW, ENDPOINTS_HIGH),
         "Capacity of the kernel's endpoint table. A table in place grows at a restart, and never"
         " shrinks.",

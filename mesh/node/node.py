@@ -451,7 +451,11 @@ class Node:
     def _house_ops(self) -> list[Op]:
         now_ns = time.time_ns()
         registration = self.writer.register_gateway(
-            self.config.underlay or "", self.advertised_addrs(), VERSION, now_ns=now_ns
+            self.config.underlay or "",
+            self.advertised_addrs(),
+            VERSION,
+            self.config.encapsulation,
+            now_ns=now_ns,
         )
         return [*registration, *self.writer.housekeeping(now_ns, HOUSE_ENDPOINTS)]
 

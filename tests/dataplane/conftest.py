@@ -579,6 +579,10 @@ class Packets:
         return head + options + frame
 
     @staticmethod
+    def vxlan(vni: int, frame: bytes, *, flags: int = 8) -> bytes:
+        return struct.pack("!II", flags << 24, vni << 8) + frame
+
+    @staticmethod
     def arp(op: int, sha: str, spa: str, tpa: str, tha: str = "00:00:00:00:00:00") -> bytes:
         return (
             struct.pack("!HHBBH", 1, 0x0800, 6, 4, op)

@@ -57,6 +57,7 @@ OF_SIX = [
     SIX, SIX_FAR, SIX_CROWD, "fd00:0:0:1::1", "fd00:0:0:2::1", "fd00:0:0:1::99", "2001:db8::1",
     "ff02::1", "ff02::1:ff00:10", "fe80::5", "::", "::1", "::ffff:10.0.1.10", "::ffff:10.0.2.10",
 ]  # fmt: skip
+VXLANS = {COLLEAGUE, 5}
 OUTER = [2, COLLEAGUE, *CROWD_GATEWAYS, STRANGER, 1]
 VNIS = [wb.VNI] * 8 + [wb.CLOSED_VNI, 7]
 SIZES = [0, 1, 3, 4, 5, 8, 20, 27, 28, 29, 64, 300, 1350, 1400, 1421, 1422, 1423, 1436, 1450, 1500]
@@ -99,7 +100,7 @@ def furnished(pair: SitePair) -> World:
     for number, (last, site) in enumerate(others.items(), 10):
         address = near(pair.a, last)
         pair.a.run(partial(_settle, address, number))
-        gateway = GatewayFact(bytes([number]) * 16, site, address, True)
+        gateway = GatewayFact(bytes([number]) * 16, site, address, True, last in VXLANS)
         pair.a.compiler.set_gateway(gateway.id, gateway)
     for ip, site, node in (
         (SIX_FAR, "b", pair.b.id),
@@ -200,17 +201,12 @@ class Maker:
         src = self.one_of(pool) if self.chance.random() < 0.3 else far
         packet = (self.ip6 if six else self.ip4)(src, dst)
         inner = Packets.ethernet(wb.ROUTER, wb.ABROAD_MAC, packet, 0x86DD if six else 0x0800)
-        body = Packets.geneve(
-            self.one_of(VNIS),
-            inner,
-            first=self.one_of((0x40, 0xC0)) if self.rarely() else 0,
-            flags=self.one_of((0x80, 0x40, 0x01)) if self.rarely() else 0,
-            protocol=0x0800 if self.rarely() else 0x6558,
-            options=bytes(4 * self.chance.randrange(64)) if self.rarely() else b"",
-        )
-        port = 6080 if self.rarely() else 6081
+        sender = self.one_of(OUTER) if self.chance.random() < 0.3 else 2
+        vxlan = (sender in VXLANS) != self.rarely()
+        body = self.vxlan(inner) if vxlan else self.geneve(inner)
+        port = self.one_of((6080, 6081, 4789)) if self.rarely() else 4789 if vxlan else 6081
         gateway = self.world.bench.gateway
-        src = near(gateway, self.one_of(OUTER) if self.chance.random() < 0.3 else 2)
+        src = near(gateway, sender)
         dst = near(gateway, 77 if self.rarely() else 1)
         header: dict[str, Any] = {}
         if ":" in src:
@@ -220,6 +216,20 @@ class Maker:
             header["fragment"] = 0x2000 if self.rarely() else 0x4000
             header["total"] = self.chance.randrange(200) if self.rarely() else None
         return self.summed(Packets.outer(src, dst, 0xC001, port, body, **header))
+
+    def vxlan(self, inner: bytes) -> bytes:
+        flags = self.one_of((0, 0xF7, 0xFF, 0x0C)) if self.rarely() else 8
+        return Packets.vxlan(self.one_of(VNIS), inner, flags=flags)
+
+    def geneve(self, inner: bytes) -> bytes:
+        return Packets.geneve(
+            self.one_of(VNIS),
+            inner,
+            first=self.one_of((0x40, 0xC0)) if self.rarely() else 0,
+            flags=self.one_of((0x80, 0x40, 0x01)) if self.rarely() else 0,
+            protocol=0x0800 if self.rarely() else 0x6558,
+            options=bytes(4 * self.chance.randrange(64)) if self.rarely() else b"",
+        )
 
     def summed(self, frame: bytes) -> bytes:
         """The frame, or now and then one with another checksum: right over IPv4, none over IPv6,

@@ -277,23 +277,28 @@ class Reference:
             head = IPV4 + head[:10] + internet_checksum(head).to_bytes(2, "big") + ends
         else:
             head = IPV6 + struct.pack("!IHBB", 6 << 28, length, UDP, 64) + own + far
-        udp = struct.pack("!HHHH", 0, 6081, length, 0)
-        geneve = struct.pack("!BBHI", 0, 0, 0x6558, vni << 8)
-        return way.dst_mac + way.src_mac + head + udp + geneve
+        udp = struct.pack("!HHHH", 0, 4789 if gateway.vxlan else 6081, length, 0)
+        kind = (8, 0, 0) if gateway.vxlan else (0, 0, 0x6558)
+        return way.dst_mac + way.src_mac + head + udp + struct.pack("!BBHI", *kind, vni << 8)
 
     # ---- from the underlay ----------------------------------------------------------------------
 
     def from_underlay(self, frame: bytes) -> Expected:
         outer = _read_outer(frame)
-        if outer is None or outer.dst != self.underlay or _u16(frame, outer.at + 2) != 6081:
+        if outer is None or outer.dst != self.underlay:
             return Expected(PASS, None, (frame,))
-        id = self.peers.get(outer.src)
+        id, port = self.peers.get(outer.src), _u16(frame, outer.at + 2)
+        vxlan = id is not None and self.tables.gateways[id].vxlan
+        if port != 6081 and (port != 4789 or not vxlan):
+            return Expected(PASS, None, (frame,))
         if id is None:
             return Expected(DROP, DropReason.UNKNOWN_PEER)
+        if vxlan and port != 4789:
+            return Expected(DROP, DropReason.TUNNEL_ENCAPSULATION)
         packet, vni = Packet(b""), int.from_bytes(frame[outer.at + 12 : outer.at + 15], "big")
         try:
-            _check_udp(frame, outer)
-            carried = self._unwrap(frame, outer, packet)
+            _check_udp(frame, outer, vxlan)
+            carried = self._unwrap(frame, outer, packet, vxlan)
             self._read(packet)
             if packet.size > carried:
                 raise Dropped(DropReason.MALFORMED)
@@ -309,9 +314,16 @@ class Reference:
             return Expected(REDIRECT, dropped.reason, frames, packet.flow, dropped.otherwise)
 
     @staticmethod
-    def _unwrap(frame: bytes, outer: Outer, packet: Packet) -> int:
+    def _unwrap(frame: bytes, outer: Outer, packet: Packet, vxlan: bool) -> int:
         """Puts the inner frame into the packet; bytes that the outer one has for it."""
         first, flags = frame[outer.at + 8 : outer.at + 10]
+        if vxlan:
+            if not first & 8:
+                raise Dropped(DropReason.TUNNEL_PROTOCOL)
+            packet.frame = frame[outer.at + TUNNEL :]
+            if outer.size < outer.at + TUNNEL or len(packet.frame) < ETHERNET:
+                raise Dropped(DropReason.MALFORMED)
+            return outer.size - outer.at - TUNNEL
         if first >> 6:
             raise Dropped(DropReason.TUNNEL_VERSION)
         if flags & 0x80:
@@ -485,11 +497,13 @@ def _read_outer(frame: bytes) -> Outer | None:
     return None
 
 
-def _check_udp(frame: bytes, outer: Outer) -> None:
+def _check_udp(frame: bytes, outer: Outer, vxlan: bool) -> None:
     length = _u16(frame, outer.at + 4)
     if not _u16(frame, outer.at + 6):
         if outer.six:
             raise Dropped(DropReason.TUNNEL_CHECKSUM)
+        return
+    if vxlan:
         return
     if length + outer.at != outer.size:
         raise Dropped(DropReason.TUNNEL_CHECKSUM)

@@ -465,7 +465,7 @@ def test_auto_takes_xdp_where_it_can(site_pair: Any) -> None:
 
     chosen, reason = gateway.run(choose)
     try:
-        assert chosen.mode == "xdp" and reason.startswith("xdp: Geneve on wan0, pinned at ")
+        assert chosen.mode == "xdp" and reason.startswith("xdp: tunnels on wan0, pinned at ")
     finally:
         gateway.run(chosen.detach)
 

@@ -9,6 +9,8 @@
 #define GENEVE_CONTROL 0x80      /* second octet, O */
 #define GENEVE_CRITICAL 0x40     /* second octet, C */
 #define GENEVE_ETHERNET 0x6558   /* protocol type: transparent Ethernet bridging */
+#define VXLAN_PORT 4789          /* RFC 7348, section 5 */
+#define VXLAN_VALID_VNI 0x08     /* first octet, I; all other bits are 0 and ignored */
 
 #define OUTER4_BYTES 36 /* outer IPv4, UDP and Geneve without options */
 #define OUTER6_BYTES 56 /* with outer IPv6 */
@@ -50,7 +52,9 @@
 #define PORT_BLOCKED 1
 #define GATEWAY_RESOLVED 1
 #define GATEWAY_SIX 2
+#define GATEWAY_VXLAN 4
 #define PEER_OWN_SITE 1
+#define PEER_VXLAN 2
 #define ANY_SITE 0
 #define MOVED_GRACE_NS 10000000000ull
 #define DROPPED 0x100 /* beside a reason: a verdict inside the programs, above the XDP ones */
@@ -87,6 +91,7 @@ enum drop_reason {
     DROP_FOREIGN_SOURCE = 26,
     DROP_MULTICAST = 27,
     DROP_TUNNEL_CHECKSUM = 28,
+    DROP_TUNNEL_ENCAPSULATION = 29,
 };
 
 #endif

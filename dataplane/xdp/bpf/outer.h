@@ -1,8 +1,12 @@
-/* What is around a frame in the underlay: outer IPv4 or IPv6, UDP, Geneve; made and read.
+/* What is around a frame in the underlay: outer IPv4 or IPv6, UDP, Geneve or VXLAN; made and read.
  *
  * Over IPv6 UDP has a checksum, as nothing else protects the addresses (RFC 8200, section 8.1). Zero
  * would be allowed to tunnels (RFC 6935), and is dropped on some ways. Over IPv4 there is none (RFC
- * 8926, section 3.3). What a peer has put in is looked at, over either. */
+ * 8926, section 3.3). What a peer has put into Geneve is looked at, over either; in VXLAN it may be
+ * (RFC 7348, section 4.1), and a virtual underlay's may still have to be made.
+ *
+ * VXLAN is for peers that say so, and only what they send on its port is taken: the machine may have
+ * VXLAN of its own. */
 #ifndef WEFT_OUTER_H
 #define WEFT_OUTER_H
 
@@ -66,15 +70,17 @@ INLINE u32 outer_bytes(struct gateway_value *gateway)
     return gateway->flags & GATEWAY_SIX ? OUTER6_BYTES : OUTER4_BYTES;
 }
 
-INLINE void make_tunnel(struct tunnel_headers *tunnel, u32 vni, u32 hash, u32 inner)
+INLINE void make_tunnel(struct tunnel_headers *tunnel, struct gateway_value *gateway, u32 vni,
+                        u32 hash, u32 inner)
 {
+    int vxlan = gateway->flags & GATEWAY_VXLAN;
     tunnel->udp.source = bpf_htons(FLOW_PORT_BASE | (hash & 0x3fff));
-    tunnel->udp.dest = bpf_htons(GENEVE_PORT);
+    tunnel->udp.dest = vxlan ? bpf_htons(VXLAN_PORT) : bpf_htons(GENEVE_PORT);
     tunnel->udp.len = bpf_htons(inner + sizeof(*tunnel));
     tunnel->udp.check = 0;
-    tunnel->geneve.version_options = 0;
+    tunnel->geneve.version_options = vxlan ? VXLAN_VALID_VNI : 0;
     tunnel->geneve.flags = 0;
-    tunnel->geneve.protocol = bpf_htons(GENEVE_ETHERNET);
+    tunnel->geneve.protocol = vxlan ? 0 : bpf_htons(GENEVE_ETHERNET);
     tunnel->geneve.vni_reserved = bpf_htonl(vni << 8);
 }
 
@@ -114,7 +120,7 @@ INLINE int encapsulate4(struct xdp_md *ctx, struct gateway_value *gateway, u32 v
     ip->saddr = gateway->outer_src[3];
     ip->daddr = gateway->outer_dst[3];
     ip->check = ip_checksum(ip);
-    make_tunnel((void *)(ip + 1), vni, hash, inner);
+    make_tunnel((void *)(ip + 1), gateway, vni, hash, inner);
     return 0;
 }
 
@@ -136,7 +142,7 @@ INLINE int encapsulate6(struct xdp_md *ctx, struct gateway_value *gateway, u32 v
     ip->hops = OUTER_TTL;
     set_address(ip->src, gateway->outer_src);
     set_address(ip->dst, gateway->outer_dst);
-    make_tunnel(tunnel, vni, hash, inner);
+    make_tunnel(tunnel, gateway, vni, hash, inner);
     u64 sum;
     /* Read back: what is known here in one place and not in another the verifier refuses where it
      * guards against speculation. */
@@ -149,7 +155,7 @@ INLINE int encapsulate6(struct xdp_md *ctx, struct gateway_value *gateway, u32 v
     return 0;
 }
 
-/* Put Ethernet, IP, UDP and Geneve in front of a frame of `inner` bytes. 0, or -1: no room. */
+/* Put Ethernet, IP, UDP and the tunnel's header in front of a frame of `inner` bytes. 0, or -1: no room. */
 INLINE int encapsulate(struct xdp_md *ctx, struct gateway_value *gateway, u32 vni, u32 hash,
                        u32 inner)
 {
@@ -211,6 +217,8 @@ INLINE int check_udp(struct xdp_md *ctx, struct seen *seen, struct outer *outer,
     u32 bytes = bpf_ntohs(tunnel->udp.len);
     if (!tunnel->udp.check)
         return outer->six ? DROPPED | DROP_TUNNEL_CHECKSUM : 0;
+    if (tunnel->udp.dest == bpf_htons(VXLAN_PORT))
+        return 0;
     if (bytes + outer->at != outer->frame)
         return DROPPED | DROP_TUNNEL_CHECKSUM;
     u64 sum;

@@ -65,7 +65,8 @@ struct gateway_value {
     u8 dst_mac[6];
     u32 ifindex;
     u16 mtu;   /* of the outer IP packet */
-    u16 flags; /* GATEWAY_RESOLVED: the MACs and ifindex are known; GATEWAY_SIX: outer IPv6 */
+    u16 flags; /* GATEWAY_RESOLVED: the MACs and ifindex are known; GATEWAY_SIX: outer IPv6,
+                  GATEWAY_VXLAN: and no Geneve */
     u32 generation;
 }; /* 64 bytes */
 
@@ -89,7 +90,7 @@ struct peer_value {
     u32 gateway;
     u32 group;      /* that leads to this gateway alone */
     u32 site_group; /* the number of its site's group */
-    u32 flags;      /* PEER_OWN_SITE: it is of our own site */
+    u32 flags;      /* PEER_OWN_SITE: it is of our own site, PEER_VXLAN: it sends that */
     u32 generation;
 }; /* 20 bytes */
 
@@ -187,7 +188,7 @@ struct neighbour_message { /* RFC 4861, sections 4.3 and 4.4, with one link addr
     u8 mac[6];
 } __attribute__((packed)); /* 32 bytes */
 
-struct geneve_header { /* RFC 8926, section 3.4 */
+struct geneve_header { /* RFC 8926, section 3.4; VXLAN has the same places for flags and VNI */
     u8 version_options;
     u8 flags;
     u16 protocol;

@@ -1,7 +1,8 @@
 /* xdp_wan: what comes in from the underlay.
  *
- * Geneve for this machine ends here, whatever becomes of it; everything else is the stack's. What
- * a gateway did not send is not looked into. */
+ * Geneve for this machine ends here, whatever becomes of it, and VXLAN from gateways that have said
+ * that they send it; everything else is the stack's. What a gateway did not send is not looked
+ * into. */
 #ifndef WEFT_WAN_H
 #define WEFT_WAN_H
 
@@ -59,20 +60,9 @@ INLINE int from_tunnel(struct xdp_md *ctx, struct seen *seen, struct peer_value 
     return relay(ctx, seen, endpoint, eth);
 }
 
-INLINE int from_underlay(struct xdp_md *ctx, struct seen *seen)
+/* 0, or the drop that it comes to. `*options`: bytes that follow the header. */
+INLINE int check_geneve(struct geneve_header *geneve, u32 *options)
 {
-    struct outer outer = {};
-    struct tunnel_headers *tunnel;
-    if (!read_outer(ctx, seen, &outer, &tunnel) || tunnel->udp.dest != bpf_htons(GENEVE_PORT) || !is_ours(&outer))
-        return XDP_PASS;
-    struct peer_value *peer = LOOKUP(peers, &seen->outer);
-    if (!peer)
-        return drop(DROP_UNKNOWN_PEER);
-    seen->gateway = peer->gateway;
-    int refused = check_udp(ctx, seen, &outer, tunnel);
-    if (refused)
-        return refused;
-    struct geneve_header *geneve = &tunnel->geneve;
     if (geneve->version_options & GENEVE_VERSION_MASK)
         return drop(DROP_TUNNEL_VERSION);
     if (geneve->flags & GENEVE_CONTROL)
@@ -81,8 +71,38 @@ INLINE int from_underlay(struct xdp_md *ctx, struct seen *seen)
         return drop(DROP_TUNNEL_CRITICAL);
     if (geneve->protocol != bpf_htons(GENEVE_ETHERNET))
         return drop(DROP_TUNNEL_PROTOCOL);
-    seen->vni = bpf_ntohl(geneve->vni_reserved) >> 8;
-    u32 options = (geneve->version_options & GENEVE_OPTIONS_MASK) * 4;
+    *options = (geneve->version_options & GENEVE_OPTIONS_MASK) * 4;
+    return 0;
+}
+
+INLINE int from_underlay(struct xdp_md *ctx, struct seen *seen)
+{
+    struct outer outer = {};
+    struct tunnel_headers *tunnel;
+    if (!read_outer(ctx, seen, &outer, &tunnel))
+        return XDP_PASS;
+    int vxlan = tunnel->udp.dest == bpf_htons(VXLAN_PORT);
+    if ((!vxlan && tunnel->udp.dest != bpf_htons(GENEVE_PORT)) || !is_ours(&outer))
+        return XDP_PASS;
+    struct peer_value *peer = LOOKUP(peers, &seen->outer);
+    if (vxlan && (!peer || !(peer->flags & PEER_VXLAN)))
+        return XDP_PASS;
+    if (!peer)
+        return drop(DROP_UNKNOWN_PEER);
+    seen->gateway = peer->gateway;
+    if (!vxlan && peer->flags & PEER_VXLAN)
+        return drop(DROP_TUNNEL_ENCAPSULATION);
+    int refused = check_udp(ctx, seen, &outer, tunnel);
+    if (refused)
+        return refused;
+    u32 options = 0;
+    if (!vxlan)
+        refused = check_geneve(&tunnel->geneve, &options);
+    else if (!(tunnel->geneve.version_options & VXLAN_VALID_VNI))
+        refused = drop(DROP_TUNNEL_PROTOCOL);
+    if (refused)
+        return refused;
+    seen->vni = bpf_ntohl(tunnel->geneve.vni_reserved) >> 8;
     u32 headers = outer.at + sizeof(*tunnel) + options;
     if (headers > outer.frame) /* the options end beyond the outer packet */
         return drop(DROP_MALFORMED);

@@ -423,6 +423,7 @@ class Catalog:
                 addrs=record.addrs,
                 version=record.version,
                 hlc=record.hlc,
+                encapsulation=record.encapsulation,
             )
         if self.gateways.get(node) != old:
             delta.gateways.add(node)

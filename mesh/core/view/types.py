@@ -106,6 +106,8 @@ class Gateway:
     """Multiaddrs at which it listens."""
     version: str
     hlc: int
+    encapsulation: str
+    """What its tunnels are made of, both ways: geneve, vxlan, or a later version's."""
 
 
 @dataclass(frozen=True, slots=True)

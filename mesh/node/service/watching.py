@@ -101,6 +101,7 @@ class WatchService:
             "node": names.node_text(node),
             "site": gateway.site,
             "underlay": gateway.underlay or None,
+            "encapsulation": gateway.encapsulation,
             "addrs": list(gateway.addrs),
             "version": gateway.version,
             "at": time_text(ns_of_hlc(gateway.hlc)),

@@ -415,8 +415,8 @@ def test_ipv6_has_rows_inside_and_outside() -> None:
     assert tables.endpoints == before[0]
 
 
-def registered(node: bytes, underlay: str) -> Change:
-    record = model.encode(model.Registration(1, underlay, (), "1"))
+def registered(node: bytes, underlay: str, encapsulation: str = "geneve") -> Change:
+    record = model.encode(model.Registration(1, underlay, (), "1", encapsulation))
     return Change(node, "mesh", keys.pack(keys.GatewayKey(node)), record)
 
 
@@ -431,6 +431,24 @@ def test_gateways_of_the_other_family_are_told_apart() -> None:
     assert forwarding.apart() == [others[1]]
     view.apply([registered(own, "")])
     assert forwarding.apart() == []
+
+
+def test_two_gateways_send_vxlan_where_either_says_so() -> None:
+    view, forwarding = founded()
+    own, plain, vxlan = laws.NODES[:3]
+
+    def told(made_of: str) -> dict[bytes, bool]:
+        view.apply([registered(own, "192.0.2.1", made_of)])
+        forwarding.update()
+        rows = forwarding.tables().gateways.values()
+        return {row.node: row.vxlan for row in rows if row.node != own}
+
+    view.apply([registered(plain, "192.0.2.2"), registered(vxlan, "192.0.2.3", "vxlan")])
+    assert told("geneve") == {plain: False, vxlan: True}
+    assert told("vxlan") == {plain: True, vxlan: True}
+    assert told("geneve") == {plain: False, vxlan: True}
+    view.apply([registered(plain, "192.0.2.2", "of a later version")])
+    assert told("geneve") == {vxlan: True}, "this version cannot send it"
 
 
 @pytest.mark.parametrize("underlay", ["fe80::1", "ff02::1", "::", "0.0.0.0", "224.0.0.1"])

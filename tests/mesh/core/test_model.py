@@ -91,6 +91,11 @@ GOLDEN: list[tuple[keys.Key, model.Record, str]] = [
         "7463702f3104a3302e31",
     ),
     (keys.GatewayKey(NODE), Registration(HLC, "", (), ""), "84000101cf0001000000000000039004a0"),
+    (
+        keys.GatewayKey(NODE),
+        Registration(HLC, "2001:db8::1", (), "1", "vxlan"),
+        "86000101cf000100000000000002c41020010db8000000000000000000000001039004a13105a576786c616e",
+    ),
     (keys.BindingKey(NODE, VPC), Binding(HLC, 7), "83000101cf00010000000000000207"),
     (keys.InterestKey(NODE, VPC), Interest(HLC), "82000101cf0001000000000000"),
 ]

@@ -249,5 +249,9 @@ def test_a_gateway_registers_what_is_new_only() -> None:
     assert world.view().gateways[node_id("a1")].underlay == ""
     refused(world, BadInput, "underlay", "a1", "register_gateway", "fe80::1", [], "1")
     refused(world, BadInput, "listen", "a1", "register_gateway", "", ["\n"], "1")
+    refused(world, BadInput, "give one of geneve", "a1", "register_gateway", "", [], "1", "gre")
+    assert len(world.everywhere("a1", "register_gateway", "", [], "0.2", "vxlan")) == 1
+    assert world.view().gateways[node_id("a1")].encapsulation == "vxlan"
+    world.everywhere("a1", "register_gateway", "", [], "0.2")
     refused(world, BadInput, "at most 16", "a1", "register_gateway", "", ["/a"] * 17, "1")
     refused(world, BadInput, "version", "a1", "register_gateway", "", [], "\n")

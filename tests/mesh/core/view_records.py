@@ -128,8 +128,10 @@ def facts(draw: st.DrawFn) -> tuple[NodeId, str, keys.Key, model.Record]:
             peered = keys.PeeringKey(vpc, draw(st.sampled_from(VPC_IDS)), half)
             return writer, MESH_SHARD, peered, peering
         case "g":
-            underlay = draw(st.sampled_from(["", "192.0.2.1", "192.0.2.2"]))
-            registration = model.Registration(draw(small), underlay, ("/ip4/192.0.2.1",), "1")
+            underlay = draw(st.sampled_from(["", "192.0.2.1", "192.0.2.2", "2001:db8::1"]))
+            made_of = draw(st.sampled_from(["geneve", "geneve", "vxlan", "later"]))
+            said = ("/ip4/192.0.2.1",), "1", made_of
+            registration = model.Registration(draw(small), underlay, *said)
             about = draw(st.sampled_from([node, node, writer]))
             return node, MESH_SHARD, keys.GatewayKey(about), registration
         case _:

@@ -105,6 +105,11 @@ def test_without_listen_the_underlay_address_is_used(
         ('site = "a"', 'site = "a"\nlisten = ["/ip6/0.0.0.0/tcp/7400"]', "[node] listen"),
         ('site = "a"', 'site = "a"\nsight = "b"', "[node] sight"),
         ('site = "a"', 'site = "a"\n[dataplane]\nmode = "fast"', "[dataplane] mode"),
+        (
+            'site = "a"',
+            'site = "a"\n[dataplane]\nencapsulation = "gre"',
+            "give one of geneve, vxlan",
+        ),
         ('site = "a"', 'site = "a"\n[dataplane]\nwan_if = "sixteen-chars-xx"', "wan_if"),
         ('site = "a"', 'site = "a"\n[dataplane]\nwan_if = "a/b"', "[dataplane] wan_if"),
         ('site = "a"', 'site = "a"\n[api]\nsocket = ""', "[api] socket"),
