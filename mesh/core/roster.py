@@ -147,6 +147,12 @@ class Roster:
         line = self._lines.get(node)
         return [rotation.blob for rotation in line.rotations] if line else []
 
+    def admission(self, node: NodeId) -> bytes | None:
+        """The statement by which the node was admitted."""
+        said = self._statements.values()
+        found = [s for s in said if s.kind == ADMIT and s.node() == node]
+        return min(found, key=rank).blob if found else None
+
     def hashes(self) -> set[bytes]:
         return set(self._statements)
 

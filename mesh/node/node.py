@@ -491,7 +491,10 @@ class Node:
         self._absorb()
 
     def _show_key(self) -> None:
-        self.transport.set_identity(self._key.seed, self.replica.roster.rotations(self.id))
+        roster = self.replica.roster
+        self.transport.set_identity(
+            self._key.seed, roster.rotations(self.id), roster.admission(self.id)
+        )
 
     def _key_changed(self) -> None:
         self._show_key()

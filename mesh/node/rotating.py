@@ -27,7 +27,7 @@ from mesh.core import ed25519
 from mesh.core.effects import PersistStatements
 from mesh.core.errors import NotReady, PeerError, Refused
 from mesh.core.replica import Replica
-from mesh.core.statements import ROTATE, Statement
+from mesh.core.statements import ADMIT, ROTATE, Statement
 from mesh.node.keys import KeyFileError, prepare_next, take_next
 from mesh.node.log import event
 from mesh.node.store import Store
@@ -107,9 +107,9 @@ class Rotating:
             )
 
     def take_shown(self, shown: Sequence[bytes]) -> None:
-        """Take in rotations that a peer shows in a handshake: they prove themselves. Raises
-        PeerError."""
-        if any(Statement.parse(blob).kind != ROTATE for blob in shown):
+        """Take in the rotations, and the admission, that a peer shows in a handshake: they prove
+        themselves. Raises PeerError."""
+        if any(Statement.parse(blob).kind not in (ADMIT, ROTATE) for blob in shown):
             raise PeerError("rotations: another statement among them")
         self._replica.add_statements(shown, time.monotonic_ns())
 

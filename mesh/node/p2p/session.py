@@ -9,7 +9,8 @@ Rules of this file
 - A peer is heard for at most HANDSHAKE_BYTES_MAX bytes before it has shown who it is.
 - Between Noise and Yamux who has dialled may select `/weft/keys/1` first: both ends then send one
   frame, the rotations that led to their key. It does so when its own key is not its first, or when
-  it does not know the other's: so a key can be new to either end.
+  it does not know the other's: so a key can be new to either end. Whom the peer has sent away
+  shows the next time the statement that admitted it, too: a restored admin may not know it.
 - A write is whole or the connection is over (B3).
 - What the peer may have in flight to us is bounded and enforced (B9).
 """
@@ -44,6 +45,9 @@ from mesh.node.p2p.tcp import Conduit
 
 SHOWN_BYTES_MAX = 28 << 10
 """Rotations that a peer may show: as many as there can be (`ROTATIONS_MAX`), of 400 bytes."""
+
+UNHEARD_MAX = 4096
+"""Peers of which it is remembered that they did not let us in: more than are members, mostly."""
 
 HANDSHAKE_BYTES_MAX = 32 << 10
 """Bytes accepted before the peer's key is known and admitted; a handshake takes about 600, and what
@@ -110,14 +114,18 @@ class NotAdmittedError(PeerError):
 class Identity:
     """A node's key pair, ready for handshakes."""
 
-    def __init__(self, seed: bytes, shown: Sequence[bytes] = ()) -> None:
-        """`seed`: the 32-byte Ed25519 private key. `shown`: the rotations that led to it."""
+    def __init__(
+        self, seed: bytes, shown: Sequence[bytes] = (), admission: bytes | None = None
+    ) -> None:
+        """`seed`: the 32-byte Ed25519 private key. `shown`: the rotations that led to it.
+        `admission`: the statement that made the node a member, shown to who does not know it."""
         if len(seed) != 32:
             raise ValueError("an Ed25519 seed has 32 bytes")
         self._pair: Any = ed25519_key_pair(seed)
         self._noise: Any = x25519_key_pair()
         self.key = bytes(self._pair.public_key.to_bytes())
         self.shown = tuple(shown)
+        self.admission = admission
 
     def sign(self, message: bytes) -> bytes:
         """An Ed25519 signature, 64 bytes."""
@@ -136,7 +144,10 @@ class Keys(NamedTuple):
     known: Callable[[bytes], bool]
     """whether a key is a member's"""
     take: Callable[[Sequence[bytes]], None]
-    """takes in the rotations that a peer shows; PeerError: they do not hold"""
+    """takes in the statements that a peer shows; PeerError: they do not hold"""
+    unheard: set[bytes]
+    """peers that were dialled and have said nothing yet: if the session ends before they do, they
+    may not know of us; who uses it takes out those that do"""
 
 
 class Stream:
@@ -426,13 +437,18 @@ async def _upgrade(
         secured = await pattern.handshake_inbound(raw)
     key = key_of(secured.get_remote_peer().to_bytes())
     if raw.is_initiator:
-        if keys is not None and (identity.shown or not keys.known(key)):
+        shown = identity.shown
+        if keys is not None and key in keys.unheard and identity.admission is not None:
+            shown = (identity.admission, *shown)
+        if keys is not None and (shown or not keys.known(key)):
             await _select(secured, KEYS_PROTOCOL, initiator=True)
-            await _show(secured, identity.shown)
+            await _show(secured, shown)
             keys.take(await _shown(secured))
         if not admit(key):
             raise NotAdmittedError(key)
         await _select(secured, _YAMUX, initiator=True)
+        if keys is not None and len(keys.unheard) < UNHEARD_MAX:
+            keys.unheard.add(key)
     else:
         if keys is None:
             chosen = await _select(secured, _YAMUX)

@@ -111,7 +111,7 @@ class Transport:
             identify: which member a public key belongs to; None is refused, both ways.
             join_handler: answers those who are not members yet, see `open_joining`.
             key_of: a member's public key; who has none is not reached through others.
-            take_shown: takes in rotations that a peer shows, after which `identify` may know it;
+            take_shown: takes in statements that a peer shows, after which `identify` may know it;
                 PeerError: they do not hold.
             clock_ns: the wall clock, told to peers and compared with theirs, for `PeerInfo` only.
             speaks: the wire versions that peers are told of.
@@ -122,7 +122,7 @@ class Transport:
         self._instance = Instance(lambda: self._identity, cloned)
         self._listen = tuple(listen)
         self._identify_key = identify
-        self._keys = Keys(lambda key: self._identify(key) is not None, take_shown)
+        self._keys = Keys(lambda key: self._identify(key) is not None, take_shown, set())
         self._join_handler = join_handler
         self._net: Net = net or TcpNet()
         self._clock_ns = clock_ns
@@ -201,9 +201,11 @@ class Transport:
         if link is not None and self._crowd.overflows(link, channel, frame):
             self._wake_reporter.set()
 
-    def set_identity(self, private_key: bytes, shown: Sequence[bytes]) -> None:
-        """Make handshakes with this key from now on; `shown` are the rotations that led to it."""
-        self._identity = Identity(private_key, shown)
+    def set_identity(
+        self, private_key: bytes, shown: Sequence[bytes], admission: bytes | None = None
+    ) -> None:
+        """Make handshakes with this key from now on; see `Identity` for what is shown in them."""
+        self._identity = Identity(private_key, shown, admission)
 
     def set_targets(self, targets: Mapping[NodeId, Sequence[str]]) -> None:
         """Say which members there are to dial, and where. Ends links with who is no member now."""
@@ -412,6 +414,7 @@ class Transport:
                     inbound=attempt is None,
                 )
                 await self._agree(link, first)
+                self._keys.unheard.discard(session.key)
                 if attempt is not None:
                     attempt.linked = True
                     if conduit.path == "direct":

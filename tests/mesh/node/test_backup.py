@@ -82,6 +82,20 @@ async def test_what_only_an_absent_peer_has_comes_back_with_it(tmp_path: Path) -
         await until(lambda: equal(a, again) and len(a.view.vpcs) == 8)
 
 
+async def test_whom_a_restored_admin_has_forgotten_shows_that_it_was_admitted(
+    tmp_path: Path,
+) -> None:
+    first = found(new_node(tmp_path, "a1", "a"), "m")
+    async with running(first.config) as a:
+        await save_now(a, tmp_path / "a1.weft")
+        second = await join(new_node(tmp_path, "b1", "b"), await opened(a))
+    made = restore(tmp_path / "a1.weft", tmp_path / "again")
+    async with running(made.config) as a, running(second.config) as b:
+        assert set(a.replica.roster.members()) == {a.id}
+        await until(lambda: equal(a, b) and a.replica.peers() == [b.id])
+        assert a.replica.roster.active(b.id) is not None
+
+
 async def test_a_snapshot_does_not_stop_the_node_and_replaces_no_file(tmp_path: Path) -> None:
     made = found(new_node(tmp_path, "a1", "a"), "m")
     async with running(made.config) as a:
