@@ -93,6 +93,13 @@ class Alarm:
 
 
 @dataclass(frozen=True, slots=True)
+class AlarmOver:
+    """What people were told of is over."""
+
+    event: str
+
+
+@dataclass(frozen=True, slots=True)
 class DropPeer:
     """Close the link to a peer that broke the protocol, or is no active member any more."""
 
@@ -108,4 +115,4 @@ class MembersChanged:
 Stored: TypeAlias = Persist | DropBranches | Rewrite | PersistStatements | Forget
 """What is the store's to carry out."""
 
-Effect: TypeAlias = Stored | Send | Alarm | DropPeer | MembersChanged
+Effect: TypeAlias = Stored | Send | Alarm | AlarmOver | DropPeer | MembersChanged

@@ -6,7 +6,8 @@
   tail that a restored disk had lost. It is written anew, except where this chain has written the
   key or this process has deleted it since, and the cover is raised. (Which keys an earlier process
   deleted is not on the disk: a tail that wrote such a key anew brings it back.)
-- An own epoch that this one does not descend from is a clone at work: nothing is written any more.
+- An own epoch that this one does not descend from is a clone at work: nothing is written any more,
+  until that is found to be over (`clones`).
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ class OwnChains:
         self._touched: dict[str, set[bytes]] = {}
         self.cloned = False
         """Another process writes as this node: writes are refused from here on."""
+        self._left: dict[str, tuple[Epoch, ...]] = {}
+        """shards that were given up for it: the epochs that this process wrote and covered"""
 
     def take_touched(self) -> list[tuple[str, list[bytes]]]:
         """The keys by shard whose own record may have changed since the last call, sorted."""
@@ -203,7 +206,13 @@ class OwnChains:
         self.cloned = True
         for shard in self._open.keys() - self.dirty:
             self._touch(shard, self._lattice.keys(ChainId(self.node, shard)))
-            del self._open[shard]
+            own = self._open.pop(shard)
+            self._left[shard] = (own.chain.epoch, *(cover.epoch for cover in own.covers))
+
+    def go_on(self) -> None:
+        """Write again, from all that there is, as a process that starts: nobody else does."""
+        self.cloned = False
+        self._left.clear()
 
     def _opened(self, shard: str) -> _Open:
         own = self._open.get(shard)
@@ -228,13 +237,16 @@ class OwnChains:
 
     def meet(self, branch: Chain) -> bool:
         """A peer gave a branch of an own chain. False: it shows that a clone is at work."""
-        own = self._open.get(branch.id.shard)
-        if own is None or branch is own.chain or self.cloned:
+        shard = branch.id.shard
+        own = self._open.get(shard)
+        if own is None:
+            return branch.epoch in self._left.get(shard, (branch.epoch,))
+        if branch is own.chain or self.cloned:
             return True
         if all(cover.epoch != branch.epoch for cover in own.covers):
             return False
         self._take_up(own, branch)
-        self.dirty.add(branch.id.shard)
+        self.dirty.add(shard)
         return True
 
     @staticmethod

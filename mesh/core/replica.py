@@ -30,6 +30,7 @@ from crdt.root import Plan
 from mesh.core import ed25519, wire
 from mesh.core.antientropy import AntiEntropy, Entitled
 from mesh.core.bounds import CHAINS_PER_NODE_MAX, shard_is_known
+from mesh.core.clones import Clones
 from mesh.core.effects import (
     Alarm,
     DropBranches,
@@ -107,6 +108,7 @@ class Replica:
         self.roster = roster
         self.lattice = lattice
         self._own = OwnChains(node, roster.mesh_id, lattice, sign, nonce)
+        self._clones = Clones(self._own, lattice, self._tell)
         self.holdings = Holdings(lattice, self._own)
         self._verify = verify
         self._codec = codec
@@ -241,7 +243,9 @@ class Replica:
                 " the node as compromised, and join with a new directory"
             )
         if self._own.cloned:
-            raise NotReady("another process writes as this node: stop one, then restart this one")
+            raise NotReady(
+                "another process writes as this node: stop one; the other goes on a minute later"
+            )
         if self._opens_at_ns is not None:
             raise NotReady(
                 "this node's store was damaged: it takes writes once a peer has told what it wrote"
@@ -323,6 +327,8 @@ class Replica:
     def timer(self, now_ns: int) -> None:
         """Do what is due. Call it at `next_deadline_ns`, or any time."""
         self._seal()
+        if self._clones.due_ns is not None:
+            self._clones.timer(now_ns, self.told)
         if self._prove_at_ns is not None and now_ns >= self._prove_at_ns:
             self._prove(now_ns, PROVE_KEYS)
         if self._opens_at_ns is not None and now_ns >= self._opens_at_ns:
@@ -342,6 +348,9 @@ class Replica:
         due_ns = self._sync.next_deadline_ns()
         if self._prove_at_ns is not None and (due_ns is None or self._prove_at_ns < due_ns):
             due_ns = self._prove_at_ns
+        clones_ns = self._clones.due_ns
+        if clones_ns is not None and (due_ns is None or clones_ns < due_ns):
+            due_ns = clones_ns
         if not self._cut_at_ns and self._opens_at_ns is None:
             return due_ns
         due = [*self._cut_at_ns.values(), *([] if due_ns is None else [due_ns])]
@@ -505,8 +514,11 @@ class Replica:
             return True
         if not self._admissible(peer, delta, held, now_ns):
             return True
-        if id.node == self.node and self._is_clone(delta):
-            return True
+        if id.node == self.node:
+            refused = self._clones.refuses(delta)
+            self._note_own_changes()
+            if refused:
+                return True
         try:
             result = self.lattice.apply(delta, made)
         except RootMismatch:
@@ -610,38 +622,9 @@ class Replica:
         epoch, head = stub
         return header.epoch < epoch if header.epoch != epoch else header.hi < head
 
-    def _is_clone(self, delta: Delta) -> bool:
-        """Whether an own epoch that this process opened went on without it.
-
-        It may have gone on in an epoch that descends from it: another process has adopted what this
-        one wrote. The chain is not this process's to write any more, and is joined as any other.
-        """
-        header = delta.header
-        opened = self._own.opened(header.chain.shard)
-        if opened is None:
-            return False
-        if header.epoch != opened:
-            if header.epoch > opened and header.covers_head(opened, 0):
-                self._alarm_clone(header.chain.shard)
-                self._own.release(header.chain.shard)
-            return False
-        latest = self.lattice.latest(header.chain)
-        if latest is None or latest.header is None or header.hi > latest.header.hi:
-            self._alarm_clone(header.chain.shard)
-        return True
-
     def met_clone(self, peer: NodeId) -> None:
         """A peer has proved that another process runs as this node: this one writes no more."""
-        if not self._own.cloned:
-            self._give_up()
-            self._effects.append(Alarm("node.cloned", {"node": self.node, "proved_by": peer}))
-
-    def _alarm_clone(self, shard: str) -> None:
-        self._give_up()
-        self._effects.append(Alarm("node.cloned", {"node": self.node, "shard": shard}))
-
-    def _give_up(self) -> None:
-        self._own.give_up()
+        self._clones.proved(peer)
         self._note_own_changes()
 
     def _applied(self, peer: NodeId, delta: Delta, result: Applied, *, asked: bool) -> None:
@@ -668,8 +651,8 @@ class Replica:
         self.holdings.touch(id, result.changed)
         if id.node == self.node:
             branch = self.lattice.branch(id, header.epoch)
-            if branch is not None and not self._own.meet(branch):
-                self._alarm_clone(id.shard)
+            if branch is not None:
+                self._clones.met(branch)
             self._note_own_changes()
 
     # ---- roster ----
@@ -770,6 +753,9 @@ class Replica:
         }
 
     # ---- inner ----
+
+    def _tell(self, effect: Effect) -> None:
+        self._effects.append(effect)
 
     def _maybe_open(self, now_ns: int) -> None:
         """Take writes once every linked peer has told what it holds, or the time is over."""

@@ -20,6 +20,7 @@ import trio
 
 from mesh.core.effects import (
     Alarm,
+    AlarmOver,
     DropBranches,
     DropPeer,
     Effect,
@@ -204,6 +205,9 @@ class Carrier:
                     self._transport.drop(effect.peer, effect.reason, MISBEHAVED_BACKOFF_S)
                 case Alarm():
                     self._note_alarm(effect)
+                case AlarmOver():
+                    self._alarms.pop(effect.event, None)
+                    self._log.event(f"{effect.event}.over", level=logging.WARNING)
 
     def _note_alarm(self, alarm: Alarm) -> None:
         fields = {

@@ -19,7 +19,15 @@ from crdt.chain import Chain
 from crdt.header import NO_ROOT, ChainId, Epoch, Header
 from crdt.lattice import Lattice
 from mesh.core import persisting
-from mesh.core.effects import Alarm, DropBranches, Effect, Forget, MembersChanged, Persist
+from mesh.core.effects import (
+    Alarm,
+    AlarmOver,
+    DropBranches,
+    Effect,
+    Forget,
+    MembersChanged,
+    Persist,
+)
 from mesh.core.members import Member
 from mesh.core.ops import NodeId
 from sim.core.clock import Clock, seconds
@@ -138,6 +146,8 @@ class StepChecks:
             elif isinstance(effect, DropBranches):
                 for epoch in effect.epochs:
                     self._heads.setdefault(node, {}).pop((effect.chain, epoch), None)
+            elif isinstance(effect, AlarmOver):
+                self._cloned.discard(node)
             elif isinstance(effect, MembersChanged):
                 for id in lattice.chains():
                     self._member(node, id, members)

@@ -352,9 +352,9 @@ class Process:
     def settled(self) -> bool:
         """Whether it waits for nothing but time: no batch is under way, its start is over."""
         replica = self.replica
-        if self._busy or self._turn_due or self.store_fails or replica.has_news:
-            return False
-        return not replica.opening or replica.cloned or replica.retired or replica.ousted
+        if self._busy or self._turn_due or self.store_fails or replica.has_news or replica.cloned:
+            return False  # who has met its clone goes on after a while
+        return not replica.opening or replica.retired or replica.ousted
 
     # ---- what the network brings ----
 

@@ -27,8 +27,8 @@ _USAGE_WAIT_S: Final = 0.3  # status answers within 1 s, also while a large batc
 
 _ALARM_FIXES: Final = {
     "endpoint.moves_held": "find out which two places claim the address in turn, and stop one",
-    "node.cloned": "stop the other process that runs with this node's key, if there is one, and"
-    " restart this one: what either wrote is kept",
+    "node.cloned": "stop the other process that runs with this node's key: this one goes on a"
+    " minute after nothing more of the other has come to peers; what either wrote is kept",
     "chain.over_quota": "remove records at that node, or find out what writes so many",
     "peer.incompatible": "upgrade the older of the two: nodes a release apart get on, two do not",
     "chain.disproved": "that node signs what it does not hold: run weft retire on it, look at it",

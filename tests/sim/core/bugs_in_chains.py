@@ -19,6 +19,7 @@ from crdt.root import Plan
 from mesh.core import own, rotations, wire
 from mesh.core.antientropy import AntiEntropy
 from mesh.core.bounds import Quotas
+from mesh.core.clones import Clones
 from mesh.core.effects import Effect, Persist
 from mesh.core.errors import PeerError
 from mesh.core.fetching import Fetching
@@ -310,13 +311,13 @@ def signature_not_checked(patch: Patch) -> None:
 
 def clone_goes_on(patch: Patch) -> None:
     """A process that has met another one of its node says so, and writes on."""
-    alarm_clone = Replica._alarm_clone
+    alarm = Clones._alarm
 
-    def alarm(self: Replica, shard: str) -> None:
-        alarm_clone(self, shard)
+    def alarm_only(self: Clones, shard: str) -> None:
+        alarm(self, shard)
         self._own.cloned = False
 
-    patch.setattr(Replica, "_alarm_clone", alarm)
+    patch.setattr(Clones, "_alarm", alarm_only)
 
 
 def failed_store_forgotten(patch: Patch) -> None:
