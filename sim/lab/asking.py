@@ -35,6 +35,7 @@ class Users:
         self._due = due
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
+        self._failed: BaseException | None = None
 
     def found(self, requests: Sequence[Request], watch: Sequence[tuple[Node, ProcessId]]) -> None:
         """Make VPCs and subnets, and wait until every node knows them. Raises RequestError."""
@@ -64,11 +65,20 @@ class Users:
             self._threads.append(thread)
 
     def end(self, timeout_s: float) -> None:
-        """Wait for the requests that are under way."""
+        """Wait for the requests that are under way. Raises what has ended a thread before."""
         for thread in self._threads:
             thread.join(timeout_s)
+        if self._failed is not None:
+            raise self._failed
 
     def _ask_all(self, requests: Sequence[Request]) -> None:
+        try:
+            self._ask_each(requests)
+        except BaseException as error:
+            self._failed = error
+            raise
+
+    def _ask_each(self, requests: Sequence[Request]) -> None:
         for request in requests:
             if not self._due(request.at_s):
                 return

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 from mesh.core.errors import BadInput
+from mesh.core.importing import EndpointSpec
 from mesh.core.ops import Op
 from sim.core.clock import seconds
 from sim.core.episodes import sides_text
@@ -128,6 +129,10 @@ class _Taker:
             return
         call = ask.func.__name__
         given = inspect.signature(ask.func).bind_partial(*ask.args, **ask.keywords).arguments
+        if isinstance(spec := given.get("spec"), EndpointSpec):
+            said = {key: value for key, value in spec._asdict().items() if value}
+            given = {**given, **said}
+            del given["spec"]
         if call not in PLAYED or ("sites" in given and call == "set_vpc"):
             self._leave_out(f"{call} sites" if call == "set_vpc" else call)
             return
