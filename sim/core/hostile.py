@@ -49,8 +49,10 @@ class Hostile:
         self._next()
 
     def heard(self, frame: bytes) -> None:
-        """A frame that it has sent or received."""
-        self._heard.append(frame)
+        """A frame that it has sent or received; of one that it has cut to nothing nothing more can
+        be made."""
+        if frame:
+            self._heard.append(frame)
 
     def _next(self) -> None:
         self._stage.later(EVERY_NS, self._act)
