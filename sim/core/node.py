@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from dataplane.fib.rows import Tables
 from dataplane.memory import MemoryBackend
@@ -42,15 +42,15 @@ from sim.core.releases import PRESENT, codec_of, note
 from sim.core.signing import public_key
 from sim.core.world import WALL_START_NS, Identity, Shown, World
 
-STORE_NS = MS_NS
+STORE_NS: Final = MS_NS
 """One transaction: 0.3 ms measured on an SSD, more on what edge sites have."""
-ROWS_NS = SECOND_NS // 2
+ROWS_NS: Final = SECOND_NS
 """Rows follow the view so late at most, all changes in it at once. A real node's do at every turn;
 in a run only packets hang on them."""
-HOUSEKEEPING_NS = SECOND_NS
-MISBEHAVED_BACKOFF_NS = 30 * SECOND_NS
+HOUSEKEEPING_NS: Final = SECOND_NS
+MISBEHAVED_BACKOFF_NS: Final = 30 * SECOND_NS
 """A peer that broke the protocol is not dialled or accepted for so long."""
-ROSTERS_SHARED = 64
+ROSTERS_SHARED: Final = 64
 
 
 @lru_cache(maxsize=ROSTERS_SHARED)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import NamedTuple
 
 from crdt.chain import Chain, RootMismatch
 from crdt.delta import BadDelta
@@ -23,7 +22,7 @@ from mesh.core.errors import RequestError
 from mesh.core.forwarding import Forwarding
 from mesh.core.keytext import parse_key
 from mesh.core.ops import MESH_SHARD
-from mesh.core.view import Endpoint, View
+from mesh.core.view import View
 from sim.core import reference
 from sim.core.chance import Chance, below
 from sim.core.checkers import Violations, chain_text, load_header
@@ -51,8 +50,8 @@ class RestChecks:
         assert first is not None
         view = reread(first)
         mine = kept(first)
-        seen, basis = shown(first.view), basis_of(first.view, mine)
-        if shown(view) != seen or basis_of(view, mine) != basis:
+        seen, basis = list(first.view.endpoints()), basis_of(first.view, mine)
+        if list(view.endpoints()) != seen or basis_of(view, mine) != basis:
             self._violations.add(
                 "the view does not depend on the order of arrival", first.identity.name
             )
@@ -81,8 +80,8 @@ class RestChecks:
             if same and process is not first:
                 differ = basis_of(process.view, mine) != basis
                 if not differ and to_read > 0:
-                    to_read -= len(seen.endpoints)
-                    differ = shown(process.view) != seen
+                    to_read -= len(seen)
+                    differ = list(process.view.endpoints()) != seen
                 if differ:
                     self._violations.add("views are equal", machine.identity.name)
             if not same:
@@ -215,22 +214,11 @@ def kept(process: Process) -> frozenset[str]:
     return frozenset(vpc for vpc in process.view.vpcs if process.replica.keeps(vpc))
 
 
-class Shown(NamedTuple):
-    """All that can be read in a view; equal for equal views."""
-
-    rest: tuple[object, ...]
-    """All but endpoints."""
-    endpoints: list[Endpoint]
-
-
-def shown(view: View) -> Shown:
-    return Shown(_rest(view), list(view.endpoints()))
-
-
 def basis_of(view: View, vpcs: Set[str]) -> tuple[object, ...]:
-    """What all that can be read in a view follows from beside the records of claims, of claims
-    those in `vpcs`, which the node keeps. Of others a node may have chains that nodes like it have
-    not: its own, which count nowhere once its site is not admitted, and some of removed VPCs."""
+    """All that can be read in a view but its endpoints, and what these follow from beside the
+    records of claims; of claims those in `vpcs`, which the node keeps. Of others a node may have
+    chains that nodes like it have not: its own, which count nowhere once its site is not admitted,
+    and some of removed VPCs."""
     catalog, owners = view.catalog, view.table.owners
     evicted = {
         (vpc, addr, node): catalog.hidden_up_to(vpc, addr, node)
@@ -238,18 +226,15 @@ def basis_of(view: View, vpcs: Set[str]) -> tuple[object, ...]:
         for addr in catalog.evicted(vpc)
         for node in owners.owners(vpc, keys.ENDPOINT + addr)
     }
-    claimed = {vpc: _merged(owners.parts(vpc)) for vpc in owners.vpcs() if vpc in vpcs}
-    return _rest(view), claimed, evicted
-
-
-def _rest(view: View) -> tuple[object, ...]:
     return (
         dict(view.vpcs),
         view.subnets(),
         dict(view.gateways),
         view.peerings(),
         view.conflicts(),
-        dict(view.catalog.removed),
+        dict(catalog.removed),
+        {vpc: _merged(owners.parts(vpc)) for vpc in owners.vpcs() if vpc in vpcs},
+        evicted,
     )
 
 
