@@ -14,17 +14,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from hashlib import sha256
 from operator import lt
-from typing import TypeAlias
-
-import msgpack
+from typing import Final, TypeAlias
 
 from crdt import liveseq
 from crdt.entry import SEQ_BYTES, Entry, seq_bytes, seq_bytes_of
 from crdt.header import NONCE_BYTES, Epoch, Header
-from crdt.packed import unpack
+from crdt.packed import pack, unpack
 
-KEY_BYTES_MAX = 255
-RECORD_BYTES_MAX = 16_384
+KEY_BYTES_MAX: Final = 255
+RECORD_BYTES_MAX: Final = 16_384
 """An endpoint's record is about 40 bytes, a VPC's a few hundred, and 10 kB with all its sites. A
 chain with a longer one is refused by everybody: its writer must not get that far."""
 
@@ -134,12 +132,12 @@ class Delta:
         return delta
 
 
-_ENTRY_BYTES_MAX = SEQ_BYTES + RECORD_BYTES_MAX
+_ENTRY_BYTES_MAX: Final = SEQ_BYTES + RECORD_BYTES_MAX
 
 
 def pack_payload(puts: Puts, deletes: Deletes) -> bytes:
     """The canonical form of a flush's content: what `Header.payload_hash` is the SHA-256 of."""
-    return bytes(msgpack.packb([_flat(puts), _flat(deletes)]))
+    return pack([_flat(puts), _flat(deletes)])
 
 
 def _flat(entries: dict[bytes, Entry]) -> list[bytes]:

@@ -10,26 +10,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 from hashlib import sha256
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import msgpack
 
 from crdt.entry import SEQ_MAX
+from crdt.packed import pack
 
-HASH_BYTES = 32
-NONCE_BYTES = 8
-SIGNATURE_BYTES = 64
-COVERS_MAX = 64
+HASH_BYTES: Final = 32
+NONCE_BYTES: Final = 8
+SIGNATURE_BYTES: Final = 64
+COVERS_MAX: Final = 64
 """Earlier epochs that a header names; older counters count as covered whole."""
 
-HEADER_BYTES_MAX = 8192
+HEADER_BYTES_MAX: Final = 8192
 """Twice what the longest header takes, for the fields of newer versions."""
 
-_DOMAIN = b"weft-flush-1"
-_WHOLE_MAX = (1 << 63) - 1
-_TYPES = (bytes, str, int, bytes, int, int, int, int, bytes, bytes, bytes, list)
-_SIZES_BYTES = (16, NONCE_BYTES, HASH_BYTES, HASH_BYTES, HASH_BYTES)
-NO_ROOT = bytes(HASH_BYTES)
+_DOMAIN: Final = b"weft-flush-1"
+_WHOLE_MAX: Final = (1 << 63) - 1
+_TYPES: Final = (bytes, str, int, bytes, int, int, int, int, bytes, bytes, bytes, list)
+_SIZES_BYTES: Final = (16, NONCE_BYTES, HASH_BYTES, HASH_BYTES, HASH_BYTES)
+NO_ROOT: Final = bytes(HASH_BYTES)
 """`prev_root` of an epoch's first flush: nothing precedes it."""
 
 Sign: TypeAlias = Callable[[bytes], bytes]
@@ -99,8 +100,8 @@ class Header(NamedTuple):
             *self[2:9],
             [[*cover.epoch, cover.head, cover.shared] for cover in self.covers],
         ]
-        unsigned = self._replace(packed=bytes(msgpack.packb(fields)))
-        return unsigned._replace(signature=sign(unsigned.message(mesh)))
+        packed = pack(fields)
+        return Header(*self[:10], packed, sign(_DOMAIN + mesh + packed))
 
     def is_same(self, other: Header) -> bool:
         """Whether both are one signed header, to the byte."""

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
-from typing import Literal
+from typing import Final, Literal, NamedTuple
 
 from crdt.chain import Chain, Disproved, Planned, RootMismatch
 from crdt.delta import BadDelta, Delta, Puts
@@ -23,18 +23,17 @@ from crdt.entry import Entry, record_of, seq_of
 from crdt.header import ChainId, Epoch, common_head
 from crdt.root import Plan
 
-BRANCHES_MAX = 16
+BRANCHES_MAX: Final = 16
 """Uncovered epochs kept a chain: the latest. Only clones of a writer make more than two."""
-_DIGEST_MODULUS = 1 << 256
-LOG_MAX = 1024
+_DIGEST_MODULUS: Final = 1 << 256
+LOG_MAX: Final = 1024
 """Changes of chains remembered: what two nodes exchange in a few round trips, at 100 a second."""
-KEYS_MAX = 1 << 62
+KEYS_MAX: Final = 1 << 62
 """More keys than there are: as many as there are."""
-_NO_BRANCHES: dict[Epoch, Chain] = {}
+_NO_BRANCHES: Final[dict[Epoch, Chain]] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
+class Applied(NamedTuple):
     """A delta advanced the lattice. `changed` are the keys whose effective entry may differ."""
 
     chain: Chain

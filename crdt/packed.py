@@ -1,13 +1,32 @@
-"""msgpack from others, unpacked within bounds."""
+"""msgpack: packed with a buffer that is kept, and, from others, unpacked within bounds."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 
-LIST_CONTAINERS_MAX = 64
+LIST_CONTAINERS_MAX: Final = 64
 """Of small things: a list of fields, of which a few are lists."""
+
+KEPT_BYTES_MAX: Final = 1 << 16
+"""A packer keeps a buffer for the longest that it has packed: beyond this it goes."""
+
+_packer = msgpack.Packer()
+
+
+def pack(value: object) -> bytes:
+    """The bytes of lists, maps, bytes, texts and whole numbers.
+
+    As `msgpack.packb`, which takes 256 KiB from the C library and gives them back each time: in a
+    node, where they go back to the system at once, that is 9 us. No Python runs within, so threads
+    do not get in each other's way.
+    """
+    global _packer
+    packed: bytes = _packer.pack(value)
+    if len(packed) > KEPT_BYTES_MAX:
+        _packer = msgpack.Packer()
+    return packed
 
 
 def unpack(data: bytes, containers_max: int) -> Any:

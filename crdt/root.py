@@ -18,35 +18,28 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from hashlib import sha256
 from itertools import islice
+from typing import Final
 from zlib import crc32
 
-import msgpack
-
 from crdt.entry import Entry
+from crdt.packed import pack
 
-BITS_MAX = 20
+BITS_MAX: Final = 20
 """2^20 buckets hold 64 million entries at 64 each: far beyond any quota."""
-BUCKET_ENTRIES_MAX = 1024
+BUCKET_ENTRIES_MAX: Final = 1024
 """A bucket beyond this is refused: an author could otherwise choose keys that collide."""
 ENTRIES_LOW, ENTRIES_HIGH = 16, 64
 """Average entries a bucket between which the author leaves `bits` alone (hysteresis)."""
-MIDDLE_BUCKETS = 64
+MIDDLE_BUCKETS: Final = 64
 
-_TOP = struct.Struct("<QB")  # entry count, bits
-_EMPTY_BUCKET = sha256(b"").digest()
+_TOP: Final = struct.Struct("<QB")  # entry count, bits
+_EMPTY_BUCKET: Final = sha256(b"").digest()
+_EMPTY_MIDDLE: Final = sha256(_EMPTY_BUCKET).digest()
 
 Keys = tuple[bytes, ...]
 """The keys of a bucket in order: 8 B a key, a third of what a set takes, and never sorted anew."""
 Puts = Mapping[bytes, Entry] | Collection[bytes]
 """What is put: key -> entry, or the keys alone"""
-
-
-_PACKED_MAX = 2 * ENTRIES_HIGH
-"""Keys of a bucket that is packed by `_pack`, which keeps a buffer for the longest there was."""
-_pack = msgpack.Packer().pack
-"""As `packb`, which takes 256 KiB from the C library and gives them back each time: in a node,
-where they go back to the system at once, that is 9 us. A list of bytes is packed without any
-Python, so that threads do not get in each other's way."""
 
 
 class BucketOverflow(ValueError):
@@ -73,8 +66,7 @@ def _bucket_hash(keys: Keys, live: Mapping[bytes, Entry], puts: Mapping[bytes, E
         flat[1::2] = [puts[key] if key in puts else live[key] for key in keys]
     else:
         flat[1::2] = map(live.__getitem__, keys)
-    packed = _pack(flat) if len(keys) <= _PACKED_MAX else msgpack.packb(flat)
-    return sha256(packed).digest()
+    return sha256(pack(flat)).digest()
 
 
 def _merged(held: Keys, puts: list[bytes], drops: list[bytes]) -> Keys:
@@ -104,8 +96,8 @@ class RootIndex:
         self.count = 0
         self.buckets: list[Keys] = [()]
         self.hashes: list[bytes] = [_EMPTY_BUCKET]
-        self.middles: list[bytes] = [sha256(_EMPTY_BUCKET).digest()]
-        self.root = _top(0, 0, self.middles)
+        self.middles: list[bytes] = [_EMPTY_MIDDLE]
+        self.root = _EMPTY_ROOT
 
     def copy(self) -> RootIndex:
         twin = RootIndex()
@@ -273,3 +265,6 @@ def _check(count: int, slot: int, bits: int) -> None:
 
 def _top(entries: int, bits: int, middles: list[bytes]) -> bytes:
     return sha256(_TOP.pack(entries, bits) + b"".join(middles)).digest()
+
+
+_EMPTY_ROOT: Final = _top(0, 0, [_EMPTY_MIDDLE])

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
-from typing import Generic
+from typing import Final, Generic
 
 from dataplane.fib import rules
 from dataplane.fib.endpoints import EndpointTable
@@ -53,7 +53,7 @@ from dataplane.fib.rows import (
     mac_bytes,
 )
 
-_ANY_DOMAIN = 0
+_ANY_DOMAIN: Final = 0
 """Stands for the domain in a subnet's key while the VPC's may still change."""
 
 
@@ -375,8 +375,10 @@ class Compiler:
         domain = self.domain(vpc)
         if domain is None:
             return
-        key = key._replace(vni=domain)
-        ids = self._subnets_of.get(vpc, {}).get(key._replace(vni=_ANY_DOMAIN))
+        ids = self._subnets_of.get(vpc, {}).get(
+            SubnetKey(_ANY_DOMAIN, key.network, key.prefix_bits)
+        )
+        key = SubnetKey(domain, key.network, key.prefix_bits)
         if not ids:
             self._subnet_rows.set(key, None)
             return

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import ItemsView, Iterable, Iterator, Mapping
 from itertools import islice
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from zlib import crc32
 
 from dataplane.fib.rows import (
@@ -39,12 +39,12 @@ from dataplane.fib.rows import (
 Part = dict[Addr, PackedRow]
 """Address → row."""
 
-BULK_MIN = 32
+BULK_MIN: Final = 32
 """Addresses that come together, from which on it pays to ask first whether they are all new."""
-_IPV4_ONLY = {IPV4_BYTES}
-_HIGH = itemgetter(slice(0, 2))
+_IPV4_ONLY: Final = {IPV4_BYTES}
+_HIGH: Final = itemgetter(slice(0, 2))
 """The name of an IPv4 address' part."""
-IPV6_PARTS = 32
+IPV6_PARTS: Final = 32
 """Two million IPv6 addresses of one VPC at 65,536 a part."""
 
 
@@ -365,5 +365,5 @@ class EndpointTable(EndpointRows):
         self._after[key] = row
 
 
-_NO_PART: Part = {}
-_NO_PARTS: dict[bytes, Part] = {}
+_NO_PART: Final[Part] = {}
+_NO_PARTS: Final[dict[bytes, Part]] = {}

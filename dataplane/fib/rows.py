@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from struct import Struct
-from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 
 class Ordered(Protocol):
@@ -27,21 +27,21 @@ class Ordered(Protocol):
 K = TypeVar("K", bound=Ordered)
 V = TypeVar("V")
 
-VNI_MAX = 0xFFFFFF
+VNI_MAX: Final = 0xFFFFFF
 """The greatest VNI that a Geneve header can carry (RFC 8926, section 3.4)."""
 
-GROUP_GATEWAYS_MAX = 16
+GROUP_GATEWAYS_MAX: Final = 16
 """Gateways in one next-hop group; a site with more is served by the lowest gateway ids."""
 
-NO_GROUP = 0
+NO_GROUP: Final = 0
 """Not a group: the address is known and packets for it are dropped here."""
 
-MAC_BYTES = 6
+MAC_BYTES: Final = 6
 
-MOVED_MAX = 1 << 14
+MOVED_MAX: Final = 1 << 14
 """Endpoints in one delta that are said to have moved, and remembered by a backend: what is beyond
 that has no grace (see `xdp/bpf/source.h`)."""
-MOVED_GRACE_NS = 10_000_000_000
+MOVED_GRACE_NS: Final = 10_000_000_000
 """For so long the former site of an endpoint may send with its address: that is on its way."""
 
 
@@ -65,7 +65,7 @@ class GroupRow(NamedTuple):
     site_group: int  # of the site that it leads to
 
 
-ANY_SITE = 0
+ANY_SITE: Final = 0
 """Stands for a site's group in the key of what all sites are entitled to."""
 
 
@@ -99,20 +99,20 @@ PackedRow: TypeAlias = bytes
 """An endpoint's row as the map's value begins: group (u32), 4 bytes for the interface index, MAC,
 2 bytes of padding, 16 in all. The name of the interface here follows, if there is one."""
 
-MAPPED = bytes(10) + b"\xff\xff"
+MAPPED: Final = bytes(10) + b"\xff\xff"
 """How IPv4 addresses begin among those of 16 bytes (RFC 4291, section 2.5.5.2)."""
-ADDRESS_BITS = 128
-_MAPPED_BITS = 96
-_MAPPED_NUMBER = 0xFFFF
-IPV4_BYTES = 4
-DOMAIN_BYTES = 4
-HEAD_BYTES = 8
+ADDRESS_BITS: Final = 128
+_MAPPED_BITS: Final = 96
+_MAPPED_NUMBER: Final = 0xFFFF
+IPV4_BYTES: Final = 4
+DOMAIN_BYTES: Final = 4
+HEAD_BYTES: Final = 8
 """Of a packed row: what comes before the MAC."""
-PAD = bytes(2)
-ROW_BYTES = 16
+PAD: Final = bytes(2)
+ROW_BYTES: Final = 16
 """Of a packed row that leads to no interface here."""
-_HEAD = Struct("=II")
-_U32 = Struct("=I")
+_HEAD: Final = Struct("=II")
+_U32: Final = Struct("=I")
 
 
 class EndpointKey(NamedTuple):
@@ -190,18 +190,17 @@ class Tables:
     subnets: Mapping[SubnetKey, SubnetRow] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class TableDelta(Generic[K, V]):
+class TableDelta(NamedTuple, Generic[K, V]):
     """Rows to write and keys to remove, disjoint, each in ascending key order."""
 
-    put: Mapping[K, V] = field(default_factory=dict)
-    remove: tuple[K, ...] = ()
+    put: Mapping[K, V]
+    remove: tuple[K, ...]
 
     def __bool__(self) -> bool:
         return bool(self.put or self.remove)
 
 
-NO_DELTA: TableDelta[Any, Any] = TableDelta()
+NO_DELTA: Final[TableDelta[Any, Any]] = TableDelta({}, ())
 """Most tables do not change most of the time."""
 
 
@@ -209,12 +208,12 @@ NO_DELTA: TableDelta[Any, Any] = TableDelta()
 class FibDelta:
     """What changed since the last delta. Falsy when nothing did."""
 
-    gateways: TableDelta[int, GatewayRow] = field(default_factory=TableDelta)
-    groups: TableDelta[int, GroupRow] = field(default_factory=TableDelta)
-    entitled: TableDelta[EntitledKey, EntitledRow] = field(default_factory=TableDelta)
-    ports: TableDelta[str, PortRow] = field(default_factory=TableDelta)
-    endpoints: TableDelta[PackedKey, PackedRow] = field(default_factory=TableDelta)
-    subnets: TableDelta[SubnetKey, SubnetRow] = field(default_factory=TableDelta)
+    gateways: TableDelta[int, GatewayRow] = NO_DELTA
+    groups: TableDelta[int, GroupRow] = NO_DELTA
+    entitled: TableDelta[EntitledKey, EntitledRow] = NO_DELTA
+    ports: TableDelta[str, PortRow] = NO_DELTA
+    endpoints: TableDelta[PackedKey, PackedRow] = NO_DELTA
+    subnets: TableDelta[SubnetKey, SubnetRow] = NO_DELTA
     moved: Mapping[PackedKey, int] = field(default_factory=dict)
     """Of the endpoints in `endpoints.put` that were behind another group: which."""
 

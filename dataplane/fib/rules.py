@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Final
 
 from dataplane.fib.facts import AttachmentFact, EndpointFact, GatewayFact, SubnetFact, VpcFact
 from dataplane.fib.rows import (
@@ -35,8 +36,8 @@ from dataplane.fib.rows import (
     prefix_of,
 )
 
-ID_MAX = 1 << 32
-PRIVATE_DOMAIN_MIN = VNI_MAX + 1
+ID_MAX: Final = 1 << 32
+PRIVATE_DOMAIN_MIN: Final = VNI_MAX + 1
 """Forwarding domains from here on have no VNI and are never seen in a tunnel."""
 
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from crdt.delta import Delta
 from crdt.header import ChainId
@@ -36,25 +36,25 @@ from mesh.core.ops import MESH_SHARD, NodeId
 from mesh.core.roster import Roster
 from mesh.core.serving import Answers
 
-SECOND_NS = 1_000_000_000
-PERIOD_NS = 10 * SECOND_NS
-AGAIN_NS = SECOND_NS
+SECOND_NS: Final = 1_000_000_000
+PERIOD_NS: Final = 10 * SECOND_NS
+AGAIN_NS: Final = SECOND_NS
 """After an answer brought news, the other peers are asked this soon: it may be news to them."""
-EXCHANGES_MAX = 8
+EXCHANGES_MAX: Final = 8
 """Links that are told all shards at once and have not answered yet: each may be answered with the
 heads of every chain."""
-ANSWER_NS = 2 * SECOND_NS
+ANSWER_NS: Final = 2 * SECOND_NS
 """Who has not answered after so long is not waited for by the others."""
-BUSY_NS = SECOND_NS // 4
+BUSY_NS: Final = SECOND_NS // 4
 """How soon a link that has to wait is looked at again, at most."""
-RECENT_MAX = wire.NAMED_MAX // 2
+RECENT_MAX: Final = wire.NAMED_MAX // 2
 """Chains that one side names: 1.6 s of 20 updates a second, and several round trips."""
 Shards: TypeAlias = frozenset[str] | None
 """None: all."""
 Entitled: TypeAlias = Callable[[NodeId, str], bool]
 """(node, shard) -> whether it may be given it"""
 
-_MODULUS = 1 << 8 * wire.DIGEST_BYTES
+_MODULUS: Final = 1 << 8 * wire.DIGEST_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,12 +267,15 @@ class AntiEntropy:
     def next_deadline_ns(self) -> int | None:
         """When `timer` has something to do. Most frames are pushes, which change nothing of it."""
         if not self._due_known:
-            due = [state.sync_at_ns for state in self._peers.values()]
+            due_ns = self._answers.next_deadline_ns()
+            for state in self._peers.values():
+                if due_ns is None or state.sync_at_ns < due_ns:
+                    due_ns = state.sync_at_ns
             if self._fetching.any_busy:
-                due += self._fetching.deadlines_ns()
-            if (turns_ns := self._answers.next_deadline_ns()) is not None:
-                due.append(turns_ns)
-            self._due_ns, self._due_known = min(due, default=None), True
+                for late_ns in self._fetching.deadlines_ns():
+                    if due_ns is None or late_ns < due_ns:
+                        due_ns = late_ns
+            self._due_ns, self._due_known = due_ns, True
         return self._due_ns
 
     def receive(self, peer: NodeId, frame: wire.Frame, now_ns: int) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from mesh.core.ops import MESH_SHARD
 
-MESH_RECORDS = 10_000
-VPC_RECORDS = 150_000
+MESH_RECORDS: Final = 10_000
+VPC_RECORDS: Final = 150_000
 """Quotas of a chain where the admission names none: a site's endpoints in one VPC fit many times
 over. Nodes of every version must agree on them, so they never change."""
-QUOTA_MAX = 1_000_000
+QUOTA_MAX: Final = 1_000_000
 """The most that an admission may grant a chain. Whoever holds one so large pays 280 MB for it, and
 a second of one core for each time it is verified whole; its 2^15 buckets are far from their bound
 (`crdt.root`)."""
-CHAINS_PER_NODE_MAX = 4096
+CHAINS_PER_NODE_MAX: Final = 4096
 """Shards in which one node has written: VPCs with endpoints at one site."""
 
 
@@ -30,7 +31,7 @@ class Quotas:
         return self.mesh if shard == MESH_SHARD else self.vpc
 
 
-USUAL_QUOTAS = Quotas()
+USUAL_QUOTAS: Final = Quotas()
 
 
 def shard_is_known(shard: str) -> bool:

@@ -7,7 +7,7 @@ higher mobility) or, with the VPC's authority, by evicting it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
 
 from mesh.core import keys, model, validate
 from mesh.core.author import Author
@@ -18,11 +18,10 @@ from mesh.core.model import Claim
 from mesh.core.ops import Delete, Op, Put
 from mesh.core.view import Endpoint, Vpc
 
-_S = 1_000_000_000
+_S: Final = 1_000_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(NamedTuple):
     """An address of a VPC that this node may claim."""
 
     vpc: Vpc
@@ -60,7 +59,7 @@ class EndpointWriter:
                     f"({_shown(own)}); remove it first"
                 )
             mobility = self._beside(place, best, wanted, hidden)
-        return [self._put(place, replace(wanted, mobility=mobility), claims, now_ns)]
+        return [self._put(place, wanted, mobility, claims, now_ns)]
 
     def add_all(
         self, specs: Sequence[EndpointSpec], now_ns: int
@@ -130,7 +129,7 @@ class EndpointWriter:
         if here and all(claim.state != "conflict" for claim in claims):
             return []
         self._require_calm(place, best, now_ns)
-        return [self._put(place, wanted, claims, now_ns)]
+        return [self._put(place, wanted, wanted.mobility, claims, now_ns)]
 
     def _require_calm(self, place: _Place, best: Endpoint, now_ns: int) -> None:
         """Raises Refused while the endpoint has moved too often to be moved once more."""
@@ -225,12 +224,15 @@ class EndpointWriter:
         """Up to which mobility this node is evicted from the place; -1: it is not."""
         return self._view.catalog.hidden_up_to(place.vpc.id, place.addr, self._author.node)
 
-    def _put(self, place: _Place, claim: Claim, seen: Iterable[Endpoint], now_ns: int) -> Put:
-        if claim.mobility > model.MOBILITY_MAX:
+    def _put(
+        self, place: _Place, said: Claim, mobility: int, seen: Iterable[Endpoint], now_ns: int
+    ) -> Put:
+        if mobility > model.MOBILITY_MAX:
             raise _used_up(place)
         hlc = self._author.stamp(now_ns, (other.hlc for other in seen))
         key = keys.EndpointKey(place.addr)
-        return self._author.put(key, replace(claim, hlc=hlc), shard=place.vpc.id)
+        claim = Claim(mobility, hlc, said.mac, said.name, said.host, said.labels)
+        return self._author.put(key, claim, shard=place.vpc.id)
 
     def _evict(self, vpc: str, addr: bytes, claims: Iterable[Endpoint], now_ns: int) -> list[Op]:
         return [

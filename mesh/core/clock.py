@@ -9,13 +9,15 @@ others along.
 
 from __future__ import annotations
 
-COUNTER_BITS = 16
-HLC_MAX = (1 << 64) - 1
+from typing import Final
 
-AHEAD_MAX_MS = 10_000
+COUNTER_BITS: Final = 16
+HLC_MAX: Final = (1 << 64) - 1
+
+AHEAD_MAX_MS: Final = 10_000
 """Well above the skew of machines that run NTP at all, well below what confuses a person."""
 
-_NS_PER_MS = 1_000_000
+_NS_PER_MS: Final = 1_000_000
 
 
 def hlc_of_ns(time_ns: int) -> int:

@@ -19,16 +19,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from mesh.core import wire
 from mesh.core.ops import NodeId
 
-EAGER_MIN = 4
+EAGER_MIN: Final = 4
 """As many as the overlay keeps for a shard: 1,000 nodes with 4 each stay connected, and push
 reaches all."""
-COMPLETE = 9
+COMPLETE: Final = 9
 """Nodes up to which all are linked with all."""
-STALE_SHARE = 4
+STALE_SHARE: Final = 4
 """A resting link that brings more than one part in so many of what the others bring is missed: what
 is on its way when two nodes compare is far less in a busy mesh."""
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 from crdt.delta import RECORD_BYTES_MAX, BadDelta, Delta
 from crdt.header import Header
@@ -31,17 +32,17 @@ from mesh.core.roster import Roster
 from mesh.core.staging import Stage, Stages
 from mesh.core.vectors import Cursor, Held
 
-WANT_CHAINS_MAX = 2048
+WANT_CHAINS_MAX: Final = 2048
 """Chains asked for at once: what a whole partition has changed in one round trip, and small enough
 that several peers share a bootstrap."""
-ASKED_MAX = 8
+ASKED_MAX: Final = 8
 """Peers asked at once."""
-WANT_TIMEOUT_NS = 10_000_000_000
+WANT_TIMEOUT_NS: Final = 10_000_000_000
 VERIFY_KEYS = 4096
 """Keys in one step of verifying a whole chain: 3 ms."""
-VERIFY_STEP_NS = 1_000_000
+VERIFY_STEP_NS: Final = 1_000_000
 """What is left to others between two steps."""
-QUEUE_MAX = 100_000
+QUEUE_MAX: Final = 100_000
 """Chains waiting to be asked for from one peer; the next exchange finds what is left out."""
 
 

@@ -18,24 +18,24 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from mesh.core.ops import MESH_SHARD, NodeId
 
-VPC = b"v"
-SUBNET = b"s"
-PEERING = b"p"
-EVICTION = b"x"
-GATEWAY = b"g"
-BINDING = b"b"
-INTEREST = b"i"
-ENDPOINT = b"e"
+VPC: Final = b"v"
+SUBNET: Final = b"s"
+PEERING: Final = b"p"
+EVICTION: Final = b"x"
+GATEWAY: Final = b"g"
+BINDING: Final = b"b"
+INTEREST: Final = b"i"
+ENDPOINT: Final = b"e"
 
-MESH_KINDS = VPC + SUBNET + PEERING + EVICTION + GATEWAY + BINDING + INTEREST
-ID_BYTES = 16
-ADDR_BYTES = (4, 16)
+MESH_KINDS: Final = VPC + SUBNET + PEERING + EVICTION + GATEWAY + BINDING + INTEREST
+ID_BYTES: Final = 16
+ADDR_BYTES: Final = (4, 16)
 
-_SHARD = re.compile(r"[0-9a-f]{32}")
+_SHARD: Final = re.compile(r"[0-9a-f]{32}")
 
 
 class VpcKey(NamedTuple):

@@ -20,6 +20,7 @@ from typing import Any, Final, TypeAlias, cast
 
 import msgpack
 
+from crdt.packed import pack
 from mesh.core import keys, validate
 from mesh.core.clock import HLC_MAX
 from mesh.core.ops import NodeId
@@ -198,6 +199,7 @@ def same_value(a: Register, b: Register) -> bool:
 # --- packing ---------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=4096)
 def _pack_cidr(cidr: str) -> bytes:
     network = ipaddress.ip_network(cidr)
     return network.network_address.packed + bytes((network.prefixlen,))
@@ -227,8 +229,7 @@ def encode(record: Record) -> bytes:
             fields |= {1: record.hlc, 2: record.vni}
         case _:  # an interest
             fields[1] = record.hlc
-    packed: bytes = msgpack.packb(fields)
-    return packed
+    return pack(fields)
 
 
 def encode_plain(hlc: int, mac: str, name: str = "") -> bytes:
@@ -267,8 +268,7 @@ def encode_over(record: Record, held: bytes | None) -> bytes:
     if not newer or isinstance(record, VpcRecord | SubnetRecord | PeeringRecord):
         return packed
     fields = {**_unpack(packed), **{number: _unpack(value) for number, value in newer}}
-    whole: bytes = msgpack.packb(fields)
-    return whole
+    return pack(fields)
 
 
 def _put_claim(fields: dict[int, Any], claim: Claim) -> None:
@@ -526,7 +526,7 @@ def _cidr_text(packed: bytes) -> str:
 
 def _extra(fields: dict[Any, Any], known_max: int) -> Extra:
     newer = sorted(n for n in fields if type(n) is int and n > known_max)
-    return tuple((number, msgpack.packb(fields[number])) for number in newer)
+    return tuple((number, pack(fields[number])) for number in newer)
 
 
 def _claim(fields: dict[Any, Any]) -> Claim:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 NodeId: TypeAlias = bytes
 """16 bytes: the truncated SHA-256 of the node's first public key. Text form: 32 hex digits."""
 
-MESH_SHARD = "mesh"
+MESH_SHARD: Final = "mesh"
 """The shard of sites, VPCs, subnets and peerings. Every other shard is a VPC id (32 hex digits)."""
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from crdt.chain import Chain
 from crdt.delta import Delta
@@ -26,7 +27,7 @@ from mesh.core.persisting import stored_header
 
 PUTS_TOGETHER = 32
 """From which on it pays to look whether all are puts of one shard."""
-DELETED_MAX = 65_536
+DELETED_MAX: Final = 65_536
 """Beyond it a restored disk's tail may bring back a key that was deleted long before it arrived."""
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import msgpack
-
 from crdt.header import Header
-from crdt.packed import unpack_list
+from crdt.packed import pack, unpack_list
 
 STORED_VERSION = 1
 
 
 def stored_header(header: Header) -> bytes:
-    return bytes(msgpack.packb([STORED_VERSION, header.pack()]))
+    return pack([STORED_VERSION, header.pack()])
 
 
 def load_header(blob: bytes) -> Header:

@@ -21,6 +21,7 @@ trio, the simulator from one heap. It knows chains, not what their records mean.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence, Set
+from typing import Final
 
 from crdt.chain import Chain, Disproved, RootMismatch
 from crdt.delta import RECORD_BYTES_MAX, BadDelta, Delta
@@ -53,23 +54,23 @@ from mesh.core.roster import Roster, Verify
 from mesh.core.rotations import heads_signed, unheard
 from mesh.core.statements import contradict, forks, rotations_among, turned
 
-SECOND_NS = 1_000_000_000
-NEVER_NS = 1 << 62
-OPENING_NS = 2 * SECOND_NS
+SECOND_NS: Final = 1_000_000_000
+NEVER_NS: Final = 1 << 62
+OPENING_NS: Final = 2 * SECOND_NS
 """How long a starting node waits for peers to tell what they hold of its own chains."""
-FAREWELL_NS = SECOND_NS
+FAREWELL_NS: Final = SECOND_NS
 """How long a linked node that was retired is left to hear of it."""
-PROVE_AFTER_NS = SECOND_NS
+PROVE_AFTER_NS: Final = SECOND_NS
 """How long flushes that were taken on their authors' word are gathered before roots are recomputed:
 many flushes of a chain cost little more than one."""
 PROVE_KEYS, PROVE_STEP_NS = 1024, SECOND_NS // 200
 """Changed keys in one step, about 10 ms where each is in a bucket of its own, and what is left to
 others between two steps."""
-UNSIGNED_MAX = 4096
+UNSIGNED_MAX: Final = 4096
 """Headers of one link that no key signs which counts here, before they are taken for forged: every
 chain of a node that has just changed its key."""
-PEERS_MAX = 1024
-STUBS_MAX = 100_000
+PEERS_MAX: Final = 1024
+STUBS_MAX: Final = 100_000
 """Chains dropped with their shards that are remembered, the last ones: 20 MB."""
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from hashlib import sha256
 from types import MappingProxyType
+from typing import Final
 
 from crdt.header import ChainId, Epoch, Header
 from mesh.core import ed25519
@@ -53,7 +54,7 @@ from mesh.core.statements import (
     rank,
 )
 
-SAID_BY_MEMBER_MAX = 64
+SAID_BY_MEMBER_MAX: Final = 64
 """Statements that a member that is no admin may have said: more than the roster takes of it."""
 
 Verify = Callable[[bytes, bytes, bytes], bool]
@@ -425,7 +426,7 @@ class Roster:
     def active(self, node: NodeId) -> Member | None:
         """The member `node` if it is active."""
         member = self.members().get(node)
-        return member if member and member.state == "active" else None
+        return member if member is not None and member.state == "active" else None
 
     def counts(self, statement: Statement) -> bool:
         """Whether membership follows from what a member has said, too: it had the right to, and
@@ -452,7 +453,7 @@ class Roster:
     def quota(self, node: NodeId, shard: str) -> int:
         """Records that the node's chain of `shard` may hold; of one not known yet, the most."""
         member = self.members().get(node)
-        return member.quotas.of(shard) if member else QUOTA_MAX
+        return QUOTA_MAX if member is None else member.quotas.of(shard)
 
     def by_name(self, name: str) -> list[Member]:
         """Members of that name, retired ones too, in the order of their ids."""

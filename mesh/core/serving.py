@@ -14,17 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from crdt.lattice import Lattice
 from mesh.core import sync, wire
 from mesh.core.ops import NodeId
 
-SECOND_NS = 1_000_000_000
-SERVED_MAX = 8
+SECOND_NS: Final = 1_000_000_000
+SERVED_MAX: Final = 8
 """Answers under way. All of a mesh that is linked completely, or twice the links of a shard."""
-TURN_NS = 20 * SECOND_NS
-STALLED_NS = 10 * SECOND_NS
+TURN_NS: Final = 20 * SECOND_NS
+STALLED_NS: Final = 10 * SECOND_NS
 """How long who asks waits for a piece (`fetching.WANT_TIMEOUT_NS`)."""
 
 Shards: TypeAlias = frozenset[str] | None

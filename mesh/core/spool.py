@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from crdt.header import ChainId
 from crdt.lattice import Lattice
@@ -29,7 +30,7 @@ from mesh.core.ops import NodeId
 from mesh.core.persisting import stored_header
 from mesh.core.roster import Roster
 
-RETRY_NS = 2_000_000_000
+RETRY_NS: Final = 2_000_000_000
 """How long a failing store is left alone between two attempts."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
+from typing import Final
 
 from crdt.chain import Chain, Disproved
 from crdt.delta import Delta, Puts
@@ -16,11 +17,11 @@ from crdt.lattice import Lattice
 from mesh.core import wire
 from mesh.core.vectors import ROOT_BYTES, VECTOR_MAX, Cursor, Held, Vector, tag_of
 
-WINDOW = 4
+WINDOW: Final = 4
 """Chunks in flight: 1 MiB, above the bandwidth-delay product of 50 Mb/s over 150 ms."""
-PART_STEP = 64
+PART_STEP: Final = 64
 """Records that a piece grows by, but for its last ones."""
-OFFER_BYTES_MAX = WINDOW * wire.CHUNK_BYTES
+OFFER_BYTES_MAX: Final = WINDOW * wire.CHUNK_BYTES
 """Sent unasked to a peer whose heads show that it lacks it: what may be in flight anyway."""
 
 

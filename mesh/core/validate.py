@@ -9,39 +9,42 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from itertools import pairwise
 from typing import Final, TypeAlias
 
 from mesh.core.errors import BadInput
 
-NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
-MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
-ID = re.compile(r"[0-9a-f]{32}")
+NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+MAC: Final = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
+ID: Final = re.compile(r"[0-9a-f]{32}")
 
-VNI_MAX = (1 << 24) - 1
-HOST_BITS_MIN = 2
+VNI_MAX: Final = (1 << 24) - 1
+HOST_BITS_MIN: Final = 2
 """Of a subnet: network, gateway, one endpoint and broadcast."""
 
-CIDRS_MAX = 32
-SITES_MAX = 128
-LABELS_MAX = 16
-LABEL_CHARS_MAX = 63
-TEXT_CHARS_MAX = 256
+CIDRS_MAX: Final = 32
+SITES_MAX: Final = 128
+LABELS_MAX: Final = 16
+LABEL_CHARS_MAX: Final = 63
+TEXT_CHARS_MAX: Final = 256
 """Version strings and multiaddrs. All five keep a record below `model.RECORD_BYTES_MAX`."""
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-_SHOWN_CHARS_MAX = 80
+_SHOWN_CHARS_MAX: Final = 80
 
-_OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
-_IPV4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}")
+_OCTET: Final = r"(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+_IPV4: Final = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}")
 """Canonical IPv4, which is most of what comes: `ipaddress` takes ten times as long."""
 
-_NOT_FOR_PODS = tuple(ipaddress.IPv4Network(c) for c in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3"))
+_NOT_FOR_PODS: Final = tuple(
+    ipaddress.IPv4Network(c) for c in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3")
+)
 """This network, loopback, multicast and reserved: no host's stack sends to these as to a pod."""
-_NOT_FOR_PODS_6 = tuple(ipaddress.IPv6Network(c) for c in ("::/8", "fe80::/10", "ff00::/8"))
+_NOT_FOR_PODS_6: Final = tuple(ipaddress.IPv6Network(c) for c in ("::/8", "fe80::/10", "ff00::/8"))
 """Unspecified, loopback and IPv4 in other forms; link-local, which no router carries; multicast."""
-_NOT_FOR_PODS_FIRST = frozenset(
+_NOT_FOR_PODS_FIRST: Final = frozenset(
     octet
     for network in _NOT_FOR_PODS
     for octet in range(network.network_address.packed[0], network.broadcast_address.packed[0] + 1)
@@ -155,7 +158,7 @@ def pod_ip(what: str, value: str) -> str:
 def cidr(what: str, value: str) -> Network:
     """A network in canonical text: no host bits set, prefix length as a number."""
     try:
-        network = ipaddress.ip_network(_text(what, value), strict=False)
+        network = _network(_text(what, value))
     except ValueError:
         raise bad(what, value, "give a network such as 10.0.1.0/24") from None
     if "%" in value:
@@ -165,17 +168,26 @@ def cidr(what: str, value: str) -> Network:
     return network
 
 
+@lru_cache(maxsize=4096)
+def _network(text: str) -> Network:
+    """Raises ValueError."""
+    return ipaddress.ip_network(text, strict=False)
+
+
+@lru_cache(maxsize=4096)
+def _for_pods(network: Network) -> bool:
+    if isinstance(network, ipaddress.IPv6Network):
+        return not any(network.overlaps(other) for other in _NOT_FOR_PODS_6)
+    return not any(network.overlaps(other) for other in _NOT_FOR_PODS)
+
+
 def pod_cidr(what: str, value: str) -> Network:
     """A network whose addresses endpoints can have, an IPv4 /30 or IPv6 /126 or larger."""
     network = cidr(what, value)
     prefix_max = network.max_prefixlen - HOST_BITS_MIN
     if network.prefixlen > prefix_max:
         raise bad(what, value, f"too small for a gateway and an endpoint: /{prefix_max} or larger")
-    if isinstance(network, ipaddress.IPv6Network):
-        refused = any(network.overlaps(other) for other in _NOT_FOR_PODS_6)
-    else:
-        refused = any(network.overlaps(other) for other in _NOT_FOR_PODS)
-    if refused:
+    if not _for_pods(network):
         raise bad(what, value, "give a network of unicast addresses that pods can have")
     return network
 

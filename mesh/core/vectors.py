@@ -13,17 +13,17 @@ have one epoch, and theirs are read in half the time and take a fifth less.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from crdt.header import NONCE_BYTES, Epoch
 
-VECTOR_MAX = 8192
+VECTOR_MAX: Final = 8192
 """Chains in one HEADS or WANT frame; longer vectors are split by ranges of chain ids."""
-BRANCHES_MAX = 64
+BRANCHES_MAX: Final = 64
 """Of one chain: an honest node holds one, and a few after restores."""
-SHORT_BYTES = 8
-ROOT_BYTES = 8
-_NUMBERS = 1 << 63
+SHORT_BYTES: Final = 8
+ROOT_BYTES: Final = 8
+_NUMBERS: Final = 1 << 63
 
 
 class Held(NamedTuple):

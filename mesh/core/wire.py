@@ -36,13 +36,11 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias, TypeVar
-
-import msgpack
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from crdt.delta import Delta
 from crdt.header import NONCE_BYTES, Epoch
-from crdt.packed import unpack
+from crdt.packed import pack, unpack
 from mesh.core.errors import PeerError
 from mesh.core.vectors import (
     SHORT_BYTES,
@@ -79,40 +77,40 @@ class Versions(NamedTuple):
         return str(self.lowest) if single else f"{self.lowest} to {self.highest}"
 
 
-WIRE_VERSION = 2
-SPOKEN = Versions(WIRE_VERSION - 1, WIRE_VERSION)
+WIRE_VERSION: Final = 2
+SPOKEN: Final = Versions(WIRE_VERSION - 1, WIRE_VERSION)
 """By this node. A release that adds a version speaks it beside the one before, and pins that one:
 see `tests/releases`."""
-FRAME_BYTES_MAX = 4 << 20
+FRAME_BYTES_MAX: Final = 4 << 20
 """The transport refuses longer frames before it reads them."""
 CHUNK_BYTES = 256 << 10
 """What a frame of deltas is filled to: small enough that a link stays responsive."""
 HEADER_BYTES, PAIR_BYTES = 330, 4
 """About what a delta takes beside its records, and a record beside its key and its entry."""
-PUT_BYTES_MIN = 16
+PUT_BYTES_MIN: Final = 16
 """Of a record with its key and its entry: less than any that says anything."""
-DELTAS_MAX = CHUNK_BYTES // HEADER_BYTES
+DELTAS_MAX: Final = CHUNK_BYTES // HEADER_BYTES
 STATEMENTS_MAX = 1000
 """In one frame: each is a signature to verify, 0.1 ms, and nothing else is done meanwhile."""
 SHARDS_MAX = 20_000
-DIGEST_BYTES = 16
+DIGEST_BYTES: Final = 16
 """Enough between members, who could lie about a digest anyway: what is held is proved by roots."""
-ZIP_BYTES_MIN = 512
+ZIP_BYTES_MIN: Final = 512
 """Shorter frames are mostly hashes, which do not shrink."""
-NAMED_MAX = 64
+NAMED_MAX: Final = 64
 """Chains that one RECENT names: those that the sender knows, and those that it was told of."""
 FIRST, LAST = b"", b"\xff" * (SHORT_BYTES + 1)
 """The range of all chain ids."""
 
 SYNC, SAME, HEADS, DELTAS, WANT, PART, MORE, DONE, HAVE, ASK, STATEMENTS = range(1, 12)
 PROBE, RECENT, TOLD, ZIPPED, REST, WAKE = range(12, 18)
-CONTAINERS_MAX = 20 * VECTOR_MAX
+CONTAINERS_MAX: Final = 20 * VECTOR_MAX
 """Lists in a frame: the largest is a vector of chains with sixteen branches each."""
-_ARRAY = 0x90
+_ARRAY: Final = 0x90
 """msgpack: an array of up to 15; version and kind are one byte each after it."""
-_BIN_HEADS = {0xC4: 2, 0xC5: 3, 0xC6: 5}
+_BIN_HEADS: Final = {0xC4: 2, 0xC5: 3, 0xC6: 5}
 """msgpack: the type byte of a bytes object -> how many bytes stand before what is in it."""
-_GLANCE_BYTES = 512
+_GLANCE_BYTES: Final = 512
 """More than the tables at the start of a compressed stream take."""
 
 
@@ -129,8 +127,7 @@ class Sync:
     """above 0; the answer names it"""
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
+class Probe(NamedTuple):
     digest: bytes
 
 
@@ -148,14 +145,12 @@ class Recent:
     reply: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Same:
+class Same(NamedTuple):
     number: int = 0
     """of the SYNC that this answers; 0: it answers a PROBE"""
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(NamedTuple):
     number: int
     """of the SYNC that this answers"""
 
@@ -173,8 +168,7 @@ class Heads:
     vector: Vector
 
 
-@dataclass(frozen=True, slots=True)
-class Deltas:
+class Deltas(NamedTuple):
     deltas: tuple[Delta, ...]
 
 
@@ -255,7 +249,7 @@ Frame: TypeAlias = (
 
 def encode(frame: Frame, version: int = WIRE_VERSION) -> bytes:
     """The bytes of a frame, of a version that is spoken here."""
-    return bytes(msgpack.packb([version, *_fields(frame, version)]))
+    return pack([version, *_fields(frame, version)])
 
 
 def zipped(data: bytes, version: int = WIRE_VERSION) -> bytes:
@@ -266,7 +260,7 @@ def zipped(data: bytes, version: int = WIRE_VERSION) -> bytes:
     """
     if len(data) < ZIP_BYTES_MIN:
         return data
-    packed = bytes(msgpack.packb([version, ZIPPED, zlib.compress(data, 1)]))
+    packed = pack([version, ZIPPED, zlib.compress(data, 1)])
     return packed if len(packed) < len(data) else data
 
 
@@ -366,7 +360,7 @@ class Codec:
     """as `decode`; what is in a frame is never changed: nodes of one process may share it"""
 
 
-CODEC = Codec(SPOKEN, encode, decode)
+CODEC: Final = Codec(SPOKEN, encode, decode)
 
 
 def kind_of(data: bytes) -> int | None:
@@ -466,7 +460,7 @@ def _statements(raw: Sequence[object]) -> Statements:
     return Statements(tuple(bytes_of(blob) for blob in blobs))
 
 
-_DECODERS: dict[object, Callable[[Sequence[object]], Frame]] = {
+_DECODERS: Final[dict[object, Callable[[Sequence[object]], Frame]]] = {
     SYNC: _sync,
     PROBE: lambda raw: Probe(bytes_of(raw[0], DIGEST_BYTES)),
     RECENT: _recent,

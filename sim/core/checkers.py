@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final
 
 from crdt.chain import Chain
 from crdt.header import NO_ROOT, ChainId, Epoch, Header
@@ -35,16 +36,16 @@ from sim.core.clock import Clock, seconds
 load_header = lru_cache(maxsize=1 << 14)(persisting.load_header)
 """A flush is stored by every node: the same bytes come again and again."""
 
-VIOLATIONS_MAX = 50
+VIOLATIONS_MAX: Final = 50
 """A broken build breaks everywhere: the first ones say what is wrong."""
-MISLED = frozenset({"chain.mismatch"})
+MISLED: Final = frozenset({"chain.mismatch"})
 """What an honest node may say of another because of what a hostile one sent."""
-OF_SUSPECTS = frozenset({"node.cloned", "key.contested"})
+OF_SUSPECTS: Final = frozenset({"node.cloned", "key.contested"})
 """What is said of nodes whose disk was lost or copied: two processes may act as one of them, and a
 key may be replaced twice."""
-CONTENT_ENTRIES_MAX = 256
+CONTENT_ENTRIES_MAX: Final = 256
 """Longer chains are compared at rest only: hashing them at each step would cost the run."""
-SHARED_MAX = 4
+SHARED_MAX: Final = 4
 """Copies of one state that are remembered as compared: nodes share it, but for those that came to
 it in other steps."""
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
-SECOND_NS = 1_000_000_000
-MS_NS = 1_000_000
+SECOND_NS: Final = 1_000_000_000
+MS_NS: Final = 1_000_000
 
 Action: TypeAlias = Callable[[], None]
 

@@ -9,14 +9,15 @@ one octet further left.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from sim.core.chance import Chance, below, pick
 from sim.core.scenario import STRETCHED, Workload
 
-VNI_FIRST = 100
-EXTRA_FIRST = 240
+VNI_FIRST: Final = 100
+EXTRA_FIRST: Final = 240
 """Subnets that come and go."""
-FIRST_HOST = 10
+FIRST_HOST: Final = 10
 
 
 def vpc_name(i: int) -> str:

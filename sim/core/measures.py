@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from crdt.header import ChainId, Epoch, Header
 from crdt.lattice import Lattice
@@ -13,7 +13,7 @@ from mesh.core.ops import NodeId
 from sim.core.checkers import load_header
 from sim.core.clock import SECOND_NS, Clock, seconds
 
-LOOK_NS = SECOND_NS // 20
+LOOK_NS: Final = SECOND_NS // 20
 """How often a run looks at the state of all nodes: the resolution of what is found so."""
 
 

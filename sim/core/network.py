@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, Protocol, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias
 
 from sim.core.chance import Chance, pick
 from sim.core.clock import MS_NS, SECOND_NS, Clock
@@ -30,22 +30,22 @@ from sim.core.upkeep import FRAME_BYTES, Upkeep
 Pair: TypeAlias = tuple[int, int]
 """(from, to), as indexes of nodes"""
 
-RETRANSMIT_NS = 200 * MS_NS
+RETRANSMIT_NS: Final = 200 * MS_NS
 """TCP's shortest retransmission timeout in Linux."""
-RETRANSMITS_MAX = 6
-ESTABLISH_ROUND_TRIPS = 11
+RETRANSMITS_MAX: Final = 6
+ESTABLISH_ROUND_TRIPS: Final = 11
 """Until both ends have a link: TCP, Noise and Yamux, each agreed on in round trips of its own, our
 streams, and what is said first on them. Measured on real nodes 200 ms apart: 11.0 to 12.2."""
-REDIAL_NS = SECOND_NS
+REDIAL_NS: Final = SECOND_NS
 """How often a peer is dialled that was lost less than `EAGER_NS` ago."""
-EAGER_NS = 60 * SECOND_NS
-SLOW_DIALS_PER_S = 2
+EAGER_NS: Final = 60 * SECOND_NS
+SLOW_DIALS_PER_S: Final = 2
 """Of one node after that, to all that it has lost together."""
-REFUSED_NS = 5 * SECOND_NS
+REFUSED_NS: Final = 5 * SECOND_NS
 """A handshake that is refused is tried again so soon."""
-FULL_MESH_NODES = 9
-LINKS_MIN = 4
-STALLED_BYTES_MAX = 8 << 20
+FULL_MESH_NODES: Final = 9
+LINKS_MIN: Final = 4
+STALLED_BYTES_MAX: Final = 8 << 20
 """What a writer gets rid of before a reader that does not read blocks it: measured."""
 
 

@@ -11,6 +11,7 @@ on a version.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Final
 
 import msgpack
 
@@ -20,17 +21,17 @@ from mesh.core import wire
 from mesh.core.errors import PeerError
 from mesh.core.wire import Codec, Frame, Versions
 
-PRESENT = wire.WIRE_VERSION
+PRESENT: Final = wire.WIRE_VERSION
 """This release."""
-RELEASES_MAX = PRESENT + 1
-FRAMES_SHARED = 1 << 14
+RELEASES_MAX: Final = PRESENT + 1
+FRAMES_SHARED: Final = 1 << 14
 """What a thousand nodes send each other in a third of a second: half of it is on its way."""
-DELTAS_SHARED = 1 << 12
-NOTE_KIND = 90
+DELTAS_SHARED: Final = 1 << 12
+NOTE_KIND: Final = 90
 """A kind of frame that the next release adds to this one's version."""
-BUNDLE_KIND = 91
+BUNDLE_KIND: Final = 91
 """Deltas, in the next version."""
-ADDED_FIELD = {"load": 1}
+ADDED_FIELD: Final = {"load": 1}
 
 
 @lru_cache(maxsize=FRAMES_SHARED)

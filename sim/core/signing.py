@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache, partial
 from hashlib import blake2b
-from typing import Protocol
+from typing import Final, Protocol
 
 from crdt.header import Sign
 from mesh.core import ed25519
 
-VERIFIED_MAX = 1 << 16
+VERIFIED_MAX: Final = 1 << 16
 public_key = lru_cache(maxsize=4096)(ed25519.public_key)
 """Runs of one process have the same nodes."""
 

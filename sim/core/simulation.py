@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
+from typing import Final
 
 from crdt.lattice import Lattice
 from mesh.core import wire
@@ -46,17 +47,17 @@ from sim.core.upkeep import FRAME_BYTES
 from sim.core.workload import Users
 from sim.core.world import Identity, World
 
-FAR_NS = 60 * SECOND_NS
+FAR_NS: Final = 60 * SECOND_NS
 """Housekeeping that is due later than this does not keep a run from being at rest."""
-IN_SYNC_BYTES = sum(
+IN_SYNC_BYTES: Final = sum(
     len(wire.encode(f)) + FRAME_BYTES for f in (wire.Probe(bytes(wire.DIGEST_BYTES)), wire.Same())
 )
 """What an end of a link between two that hold the same sends in a period."""
-LOOK_NS_PER_NODE = SECOND_NS // 1000
+LOOK_NS_PER_NODE: Final = SECOND_NS // 1000
 """Looking whether all hold the same costs by the node: a large run looks less often."""
-BRANCHED_READINGS_MAX = 2
+BRANCHED_READINGS_MAX: Final = 2
 """So often in a run that is done where a chain has just come to be held in several epochs."""
-READINGS = 2
+READINGS: Final = 2
 """How often in a run a node's view, whatever it holds at the time, is compared to the reference."""
 
 

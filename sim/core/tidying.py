@@ -13,6 +13,7 @@ Collected earlier, a reader to whom the cause comes later would see neither.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from mesh.core import keys, model
 from mesh.core.clock import AHEAD_MAX_MS, hlc_of_ns, ns_of_hlc
@@ -24,13 +25,13 @@ from sim.core.clock import MS_NS, SECOND_NS
 from sim.core.node import Process
 
 WITHDRAW_AFTER_NS = 30 * SECOND_NS
-LOOK_NS = 2 * SECOND_NS
+LOOK_NS: Final = 2 * SECOND_NS
 """A node looks after its claims once a second, and does not see what passes in between."""
-SEEN_BEFORE_NS = TICK_NS + 10 * MS_NS
+SEEN_BEFORE_NS: Final = TICK_NS + 10 * MS_NS
 """A view has a frame at once; the batch that stores it, by which this hears of it, comes up to a
 tick later in a busy mesh, and once the store has the batch before."""
-DAY_NS = 24 * 3600 * SECOND_NS
-DELETION_KEPT_NS = 90 * DAY_NS
+DAY_NS: Final = 24 * 3600 * SECOND_NS
+DELETION_KEPT_NS: Final = 90 * DAY_NS
 
 
 class TidyChecks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Final
 
 import msgpack
 
@@ -20,24 +21,24 @@ from sim.core.node import Machine, Process
 from sim.core.releases import PRESENT
 from sim.core.scenario import STRETCHED, OpKind, Workload
 
-EXTRAS_MAX = 4
+EXTRAS_MAX: Final = 4
 """VPCs that come and go, and subnets."""
-EXTRA_VNI_FIRST = 10_000
-NEWER_KIND = b"~"
-NEWER_FIELD = 99
-FOREIGN_VNI = 666
-FOREIGN_MOBILITY = 9
-TURNS_PER_WRITE_MAX = 10
+EXTRA_VNI_FIRST: Final = 10_000
+NEWER_KIND: Final = b"~"
+NEWER_FIELD: Final = 99
+FOREIGN_VNI: Final = 666
+FOREIGN_MOBILITY: Final = 9
+TURNS_PER_WRITE_MAX: Final = 10
 """Users who are to make so many writes, and are refused again and again, give up at last."""
-REFUSALS_MAX = 4
+REFUSALS_MAX: Final = 4
 """in a row, after which a user leaves off for now"""
-IDLE_TRIES_MAX = 4
+IDLE_TRIES_MAX: Final = 4
 """Most kinds of requests need something that is there; who is to write tries so many a write."""
-AGAIN_NS = 2 * SECOND_NS
-MORE_NS = SECOND_NS // 4
+AGAIN_NS: Final = 2 * SECOND_NS
+MORE_NS: Final = SECOND_NS // 4
 """On average between what is written after the run's time, or for the sake of frames."""
-SETUP_RETRY_NS = SECOND_NS // 4
-LOOKS_MAX = 4
+SETUP_RETRY_NS: Final = SECOND_NS // 4
+LOOKS_MAX: Final = 4
 """Records that are looked at for one that serves: most do."""
 
 

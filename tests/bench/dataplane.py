@@ -212,7 +212,7 @@ def _in(gateway: Any, call: Callable[[], object]) -> float:
 def _changes(world: Crowd) -> Iterable[float]:
     backend = world.gateway.backend
     for key, row in list(world.tables.endpoints.items())[-CHANGES:]:
-        delta = FibDelta(endpoints=TableDelta(put={key: row}))
+        delta = FibDelta(endpoints=TableDelta({key: row}, ()))
         yield _in(world.gateway, partial(backend.apply, delta))
 
 

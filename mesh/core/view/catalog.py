@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from mesh.core import keys, model
@@ -42,28 +42,42 @@ V = TypeVar("V")
 _NO_LAYOUT = Layout()
 
 
-@dataclass(slots=True)
 class _Marks:
     """What `settle` has to derive anew."""
 
-    vpcs: set[str] = field(default_factory=set)
-    vnis: set[int] = field(default_factory=set)
-    subnets: set[tuple[str, str]] = field(default_factory=set)
-    layouts: set[str] = field(default_factory=set)
-    gateways: set[NodeId] = field(default_factory=set)
-    interests: set[tuple[NodeId, str]] = field(default_factory=set)
-    addrs: set[tuple[str, bytes]] = field(default_factory=set)
-    """(VPC, address) whose evictions changed."""
-    peerings: bool = False
-    conflicts: bool = False
+    __slots__ = (
+        "addrs",
+        "conflicts",
+        "gateways",
+        "interests",
+        "layouts",
+        "peerings",
+        "subnets",
+        "vnis",
+        "vpcs",
+    )
+
+    def __init__(self) -> None:
+        self.vpcs: set[str] = set()
+        self.vnis: set[int] = set()
+        self.subnets: set[tuple[str, str]] = set()
+        self.layouts: set[str] = set()
+        self.gateways: set[NodeId] = set()
+        self.interests: set[tuple[NodeId, str]] = set()
+        self.addrs: set[tuple[str, bytes]] = set()
+        """(VPC, address) whose evictions changed."""
+        self.peerings = False
+        self.conflicts = False
 
 
-@dataclass(slots=True)
 class Rescan:
     """Which claims must be read anew: single addresses, and spans of a VPC."""
 
-    addrs: set[tuple[str, bytes]] = field(default_factory=set)
-    spans: defaultdict[str, list[Span]] = field(default_factory=lambda: defaultdict(list))
+    __slots__ = ("addrs", "spans")
+
+    def __init__(self, addrs: set[tuple[str, bytes]]) -> None:
+        self.addrs = addrs
+        self.spans: defaultdict[str, list[Span]] = defaultdict(list)
 
 
 class VniRank(NamedTuple):
@@ -249,7 +263,7 @@ class Catalog:
     def settle(self, delta: ViewDelta) -> Rescan:
         """Derive what was marked, add to `delta` what came out different."""
         marks, self._marks = self._marks, _Marks()
-        rescan = Rescan(addrs=marks.addrs)
+        rescan = Rescan(marks.addrs)
         before = {vpc: self.vpcs.get(vpc) for vpc in marks.vpcs}
         for vpc in sorted(marks.vpcs):
             self._read_vpc(vpc, marks, rescan)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence, Set
 from itertools import chain
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from mesh.core import keys
 from mesh.core.model import (
@@ -32,18 +32,18 @@ from mesh.core.view.layout import claimable_span
 from mesh.core.view.owners import OwnerIndex
 from mesh.core.view.types import Endpoint, EndpointState
 
-SHOWN_MAX = 4096
+SHOWN_MAX: Final = 4096
 """Keys whose claims are kept as they were read: 2 MB."""
-RULE_ONLY = "only claim"
-RULE_SITE = "one claim with several writers of its site"
-RULE_MOBILITY = "higher mobility"
-RULE_HLC = "earlier hlc"
-RULE_HASH = "lower hash of node and key"
-RULE_FORKED = "the others were written by nodes that signed two histories"
-LOST_FORKED = "written by a node that signed two histories"
-LOST_MOBILITY = "lower mobility"
-LOST_HLC = "later hlc"
-LOST_HASH = "higher hash of node and key"
+RULE_ONLY: Final = "only claim"
+RULE_SITE: Final = "one claim with several writers of its site"
+RULE_MOBILITY: Final = "higher mobility"
+RULE_HLC: Final = "earlier hlc"
+RULE_HASH: Final = "lower hash of node and key"
+RULE_FORKED: Final = "the others were written by nodes that signed two histories"
+LOST_FORKED: Final = "written by a node that signed two histories"
+LOST_MOBILITY: Final = "lower mobility"
+LOST_HLC: Final = "later hlc"
+LOST_HASH: Final = "higher hash of node and key"
 
 
 class Ranked(NamedTuple):
@@ -322,7 +322,7 @@ def _won(best: Ranked, rival: Ranked) -> str:
     return RULE_HLC if best.hlc != rival.hlc else RULE_HASH
 
 
-_LOST = {
+_LOST: Final = {
     RULE_FORKED: LOST_FORKED,
     RULE_MOBILITY: LOST_MOBILITY,
     RULE_HLC: LOST_HLC,

@@ -11,16 +11,16 @@ from bisect import bisect_right, insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from mesh.core.view.types import Subnet
 
 Span: TypeAlias = tuple[bytes, bytes]
 """First and last address of a network."""
 
-AFTER_ALL = b"\xff" * 17
+AFTER_ALL: Final = b"\xff" * 17
 """Greater than any address."""
-EVERYTHING: tuple[Span, ...] = ((b"\0" * 4, b"\xff" * 4), (b"\0" * 16, b"\xff" * 16))
+EVERYTHING: Final[tuple[Span, ...]] = ((b"\0" * 4, b"\xff" * 4), (b"\0" * 16, b"\xff" * 16))
 
 
 @lru_cache(maxsize=65_536)

@@ -27,7 +27,7 @@ IPV6_PARTS: Final = 32
 """Two million IPv6 addresses of one VPC at 65,536 a part."""
 _IPV4_KEY_BYTES: Final = 5
 _IPV4_ONLY: Final = {_IPV4_KEY_BYTES}
-_HIGH = itemgetter(slice(1, 3))
+_HIGH: Final = itemgetter(slice(1, 3))
 """The first two bytes of the address in a key."""
 
 

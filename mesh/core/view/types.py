@@ -7,8 +7,8 @@ stamps (`hlc`) as in `mesh.core.clock`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
 
 from mesh.core import keys
 from mesh.core.ops import NodeId
@@ -71,8 +71,7 @@ class Subnet:
         return not self.restrict or site in self.sites
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(NamedTuple):
     """One node's claim for (VPC, IP) as it stands among the others."""
 
     vpc: str
@@ -137,22 +136,33 @@ class Conflict:
     """The later claim's stamp: before it there was nothing to decide."""
 
 
-@dataclass(slots=True)
 class ViewDelta:
     """What may have changed since the last delta: read the view again for these, and only these.
 
     It may name more than has really changed, never less.
     """
 
-    vpcs: set[str] = field(default_factory=set)
-    subnets: set[str] = field(default_factory=set)
-    endpoints: dict[str, dict[bytes, None]] = field(default_factory=dict)
-    """VPC id → keys of endpoint claims, in the order in which they came. No VPC without a key."""
-    gateways: set[NodeId] = field(default_factory=set)
-    interests: set[tuple[NodeId, str]] = field(default_factory=set)
-    """(node, VPC id) of what nodes say of the shards that they keep."""
-    peerings: bool = False
-    conflicts: bool = False
+    __slots__ = (
+        "conflicts",
+        "endpoints",
+        "gateways",
+        "interests",
+        "peerings",
+        "subnets",
+        "vpcs",
+    )
+
+    def __init__(self) -> None:
+        self.vpcs: set[str] = set()
+        self.subnets: set[str] = set()
+        self.endpoints: dict[str, dict[bytes, None]] = {}
+        """VPC id → keys of endpoint claims, in the order in which they came. No VPC without a
+        key."""
+        self.gateways: set[NodeId] = set()
+        self.interests: set[tuple[NodeId, str]] = set()
+        """(node, VPC id) of what nodes say of the shards that they keep."""
+        self.peerings = False
+        self.conflicts = False
 
     def places(self) -> list[tuple[str, str]]:
         """`endpoints` as (VPC id, IP text), sorted."""

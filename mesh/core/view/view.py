@@ -253,14 +253,12 @@ class View:
             return self._readers[-1]
         catalog = self.catalog
         subnets = (layout.subnets for layout in catalog.layouts.values())
-        delta = ViewDelta(
-            vpcs=set(catalog.vpcs) | set(catalog.removed),
-            subnets={subnet for ids in subnets for subnet in ids},
-            gateways=set(catalog.gateways),
-            interests=catalog.all_interests(),
-            peerings=True,
-            conflicts=True,
-        )
+        delta = ViewDelta()
+        delta.vpcs = {*catalog.vpcs, *catalog.removed}
+        delta.subnets = {subnet for ids in subnets for subnet in ids}
+        delta.gateways = set(catalog.gateways)
+        delta.interests = catalog.all_interests()
+        delta.peerings = delta.conflicts = True
         for vpc in self.table.owners.vpcs():
             for part in self.table.owners.parts(vpc):
                 delta.touch(vpc, islice(part, 1) if brief else part)
@@ -388,7 +386,7 @@ class View:
         return [
             [astuple(vpc) for _, vpc in sorted(self.vpcs.items())],
             [astuple(subnet) for subnet in self.subnets()],
-            [astuple(endpoint) for endpoint in self.endpoints()],
+            list(map(tuple, self.endpoints())),
             [astuple(gateway) for _, gateway in sorted(self.gateways.items())],
             [astuple(peering) for peering in self.peerings()],
             [astuple(conflict) for conflict in self.conflicts()],

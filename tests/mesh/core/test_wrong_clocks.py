@@ -123,8 +123,8 @@ def test_a_clock_that_is_years_off_decides_nothing_but_ties(
     }
     for place in IPS:
         best, worst = one.claims(right.vpc, place), other.claims(wrong.vpc, place)
-        assert {replace(c, hlc=0, state="active", rule="") for c in best} == {
-            replace(c, hlc=0, state="active", rule="") for c in worst
+        assert {c._replace(hlc=0, state="active", rule="") for c in best} == {
+            c._replace(hlc=0, state="active", rule="") for c in worst
         }
         assert [c.mobility for c in best] == [c.mobility for c in worst]
         if best and not ties(right, best):

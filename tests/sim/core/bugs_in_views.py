@@ -29,7 +29,7 @@ def view_not_told_of_deletes(patch: Patch) -> None:
 
     def quiet(self: Lattice, *args: Any) -> Applied:
         applied = install(self, *args)
-        return replace(applied, changed=tuple(applied.puts))
+        return applied._replace(changed=tuple(applied.puts))
 
     patch.setattr(Lattice, "_install", quiet)
 
