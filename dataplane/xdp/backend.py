@@ -48,7 +48,18 @@ from dataplane.fib.rows import (
     address_text,
     ifname_of,
 )
-from dataplane.xdp import headers, kernel, layout, links, loading, pack, pins, privilege, report
+from dataplane.xdp import (
+    ahead,
+    headers,
+    kernel,
+    layout,
+    links,
+    loading,
+    pack,
+    pins,
+    privilege,
+    report,
+)
 from dataplane.xdp.changes import Changes
 from dataplane.xdp.maps import TABLES, Maps
 from dataplane.xdp.state import Resolved, Rows
@@ -467,8 +478,13 @@ def lacking() -> str | None:
         return "not Linux on x86-64 or aarch64"
     if names := privilege.missing():
         return f"this process lacks {' and '.join(names)}"
+    if ahead.object_file() is not None:
+        return None
     if importlib.util.find_spec("bcc") is None:
-        return "bcc not importable (Debian: apt install python3-bpfcc)"
+        return (
+            "bcc not importable (Debian: apt install python3-bpfcc), and no programs built ahead"
+            f" ({ahead.OBJECT_VARIABLE})"
+        )
     return headers.missing()
 
 

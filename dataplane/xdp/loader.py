@@ -15,7 +15,7 @@ import json
 import sys
 from pathlib import Path
 
-from dataplane.xdp import cache, kernel, layout, programs
+from dataplane.xdp import ahead, cache, kernel, layout, programs
 from dataplane.xdp.programs import Programs
 
 
@@ -41,7 +41,10 @@ def load_all(made: Programs, pin_dir: Path) -> tuple[dict[str, int], bool]:
 
 def load_any(pin_dir: Path, where: Path) -> tuple[dict[str, int], bool, bool]:
     """The same, of programs that were compiled before if there are any, and whether any were
-    compiled now. What the kernel refuses of the former is compiled again."""
+    compiled now. What the kernel refuses of the former is compiled again; what was built ahead of
+    time is taken or nothing is."""
+    if (given := ahead.object_file()) is not None:
+        return (*load_all(ahead.read(given), pin_dir), False)
     name = cache.key()
     kept = cache.read(where, name)
     if kept is not None:

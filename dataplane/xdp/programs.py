@@ -21,7 +21,7 @@ SOURCE_DIR = Path(__file__).parent / "bpf"
 TREE_VARIABLE = "BCC_KERNEL_SOURCE"
 INSTRUCTION_BYTES = 8
 _LOAD_64 = 0x18  # BPF_LD | BPF_IMM | BPF_DW
-_MAP_FD = 1  # BPF_PSEUDO_MAP_FD, in the upper half of the second byte
+MAP_FD = 1  # BPF_PSEUDO_MAP_FD, in the upper half of the second byte
 _IMMEDIATE = struct.Struct("=i")
 _INCLUDE = re.compile(r'^#include "([a-z_]+\.h)"$', re.MULTILINE)
 _LOOKUP = re.compile(r"\bLOOKUP\((\w+),\s*([^()]+)\)")
@@ -93,5 +93,5 @@ def references(instructions: bytes) -> Iterator[int]:
     """Where maps are referred to: a load of 64 bits in two instructions, whose first has the
     descriptor for its immediate (`struct bpf_insn` in linux/bpf.h)."""
     for at in range(0, len(instructions), INSTRUCTION_BYTES):
-        if instructions[at] == _LOAD_64 and instructions[at + 1] >> 4 == _MAP_FD:
+        if instructions[at] == _LOAD_64 and instructions[at + 1] >> 4 == MAP_FD:
             yield at + 4

@@ -30,8 +30,8 @@ from dataplane.fib.facts import (
     SubnetFact,
     VpcFact,
 )
+from dataplane.xdp import ahead, links, pins
 from dataplane.xdp import backend as xdp_backend
-from dataplane.xdp import links, pins
 
 WAIT_S = 30.0
 _IPV6_OFF = "/proc/sys/net/ipv6/conf/{}/disable_ipv6"
@@ -398,8 +398,31 @@ def routed_pair(xdp_machine: None) -> Iterator[RoutedPair]:
         yield pair
 
 
+@pytest.fixture(scope="session")
+def built_ahead(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs as clang builds them, in an object file."""
+    path: Path = tmp_path_factory.mktemp("ahead") / "weft.o"
+    try:
+        ahead.build(path)
+    except ahead.NoPrograms as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+    return path
+
+
+@pytest.fixture(scope="module", params=["bcc", "clang"])
+def either_build(request: Any) -> Iterator[None]:
+    """Backends that a module opens have programs of either build."""
+    with pytest.MonkeyPatch.context() as environment:
+        if request.param == "clang":
+            built = request.getfixturevalue("built_ahead")
+            environment.setenv(ahead.OBJECT_VARIABLE, str(built))
+        yield
+
+
 @pytest.fixture(scope="module")
-def module_pair(xdp_machine: None) -> Iterator[SitePair]:
+def module_pair(xdp_machine: None, either_build: None) -> Iterator[SitePair]:
     """A pair that the tests of a module share; they only look at what they change."""
     with made_pair() as pair:
         yield pair

@@ -12,20 +12,24 @@ import contextlib
 import random
 import socket
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
+from itertools import product
+from pathlib import Path
 from typing import Any
 
+import pytest
 from pyroute2 import IPRoute
 
 from dataplane.fib.facts import EndpointFact, GatewayFact
 from dataplane.fib.rows import mac_text
 from dataplane.reasons import DropReason
-from dataplane.xdp import kernel, links
+from dataplane.xdp import ahead, kernel, links
 from tests.dataplane import workbench as wb
 from tests.dataplane.conftest import Packets, SitePair, SixPair, made_pair
 from tests.dataplane.reference import (
@@ -79,9 +83,13 @@ class World:
 
 
 @contextlib.contextmanager
-def world(kind: type[SitePair] = SitePair) -> Iterator[World]:
-    with made_pair(kind) as pair:
-        yield furnished(pair)
+def world(kind: type[SitePair] = SitePair, built: Path | None = None) -> Iterator[World]:
+    """`built`: the programs' object file; they are compiled by BCC otherwise."""
+    with pytest.MonkeyPatch.context() as environment:
+        if built is not None:
+            environment.setenv(ahead.OBJECT_VARIABLE, str(built))
+        with made_pair(kind) as pair:
+            yield furnished(pair)
 
 
 def near(gateway: Any, number: int) -> str:
@@ -397,14 +405,17 @@ def main(args: Sequence[str]) -> int:
     start_s = time.monotonic()
     verdicts: Counter[int] = Counter()
     reasons: Counter[DropReason | None] = Counter()
-    for kind in (SitePair, SixPair):
-        with world(kind) as here:
-            comparison = Comparison(here, Maker(here, random.Random(seed)), verdicts, reasons)
-            try:
-                comparison.run(count // 2)
-            except Differs as error:
-                sys.stderr.write(f"{error}\nseed {seed}: ./just frames {count} {seed}\n")
-                return 1
+    with tempfile.TemporaryDirectory() as directory:
+        built = Path(directory) / "weft.o"
+        ahead.build(built)
+        for kind, of in product((SitePair, SixPair), (None, built)):
+            with world(kind, of) as here:
+                comparison = Comparison(here, Maker(here, random.Random(seed)), verdicts, reasons)
+                try:
+                    comparison.run(count // 4)
+                except Differs as error:
+                    sys.stderr.write(f"{error}\nseed {seed}: ./just frames {count} {seed}\n")
+                    return 1
     spent_s = time.monotonic() - start_s
     names = {DROP: "dropped", PASS: "passed", REDIRECT: "sent on"}
     lines = [

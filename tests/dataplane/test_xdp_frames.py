@@ -25,9 +25,12 @@ UNREACHED = {
 }
 
 
-@pytest.fixture(scope="module", params=[SitePair, SixPair])
+@pytest.fixture(scope="module", params=[(SitePair, "bcc"), (SixPair, "clang")])
 def world(xdp_machine: None, request: Any) -> Iterator[World]:
-    with frames.world(request.param) as made:
+    """One build over IPv4 and the other over IPv6: `./just frames` has all four."""
+    kind, build = request.param
+    built = request.getfixturevalue("built_ahead") if build == "clang" else None
+    with frames.world(kind, built) as made:
         yield made
 
 

@@ -26,7 +26,7 @@ from tests.dataplane.workbench import (
 
 
 @pytest.fixture(scope="module")
-def bench(xdp_machine: None, packets: Any) -> Iterator[Bench]:
+def bench(xdp_machine: None, either_build: None, packets: Any) -> Iterator[Bench]:
     with made_pair(SixPair) as pair:
         yield make_bench(pair, packets)
 

@@ -90,7 +90,7 @@ def test_pods_and_the_kernel_s_device_reach_each_other(
 
 
 @pytest.fixture(scope="module", params=[SitePair, SixPair])
-def bench(xdp_machine: None, request: Any, packets: Any) -> Iterator[Bench]:
+def bench(xdp_machine: None, either_build: None, request: Any, packets: Any) -> Iterator[Bench]:
     with made_pair(request.param) as pair:
         made = make_bench(pair, packets)
         pair.a.compiler.set_gateway(pair.b.id, replace(pair.b.fact, vxlan=True))
