@@ -45,6 +45,8 @@ class EntitlementChecks:
         if id.shard == MESH_SHARD or id.node == me or not process.replica.lattice.branches(id):
             return
         assert process.interests is not None
+        if process.replica.lacks:
+            return  # who may have what may be among that: it drops nothing before it is told
         if not process.interests.entitled(me, id.shard):
             self._violations.add(
                 "nothing of a VPC that is not for the site",
