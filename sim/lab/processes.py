@@ -62,6 +62,15 @@ def alive(process: ProcessId) -> bool:
     return identify(process.pid) == process
 
 
+def waited_s(process: ProcessId) -> float:
+    """How long it could have run so far and did not, since others had the processors; 0 where the
+    kernel does not count that (/proc/PID/schedstat, second field)."""
+    try:
+        return int(Path(f"/proc/{process.pid}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
+
+
 def spawn(
     netns: str, argv: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None
 ) -> ProcessId:

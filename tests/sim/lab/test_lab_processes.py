@@ -95,6 +95,14 @@ def test_the_remains_of_a_process_are_no_process() -> None:
     child.wait()
 
 
+def test_what_a_process_waited_for_a_processor_only_grows() -> None:
+    me = processes.identify(os.getpid())
+    assert me is not None
+    first = processes.waited_s(me)
+    assert 0 <= first <= processes.waited_s(me)
+    assert processes.waited_s(ProcessId(1 << 22, 0)) == 0.0, "none has this pid"
+
+
 def test_a_process_does_not_get_the_terminals_signals(namespace: str, tmp_path: Path) -> None:
     process = processes.spawn(namespace, ["sleep", "60"], log=tmp_path / "log")
     assert os.getsid(process.pid) == process.pid

@@ -142,6 +142,13 @@ def test_the_demo_tells_its_story(xdp: None, capsys: pytest.CaptureFixture[str])
     assert code == 0, told
     assert "✗" not in told
     assert "0 of" in told
+    assert told.count("s that are promised") == 1
+
+
+def test_the_demo_says_whether_a_heal_took_as_long_as_is_promised() -> None:
+    assert demo.in_time(1.234, 9.0) == "1.23 s after: within the 5 s that are promised"
+    late = "7.10 s after: NOT within the 5 s that are promised (the nodes waited 2.5 s"
+    assert demo.in_time(7.1, 2.5).startswith(late)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
