@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from itertools import islice, takewhile
 
@@ -36,6 +36,10 @@ class RootMismatch(Exception):
     """
 
 
+class Oversize(Exception):
+    """The chain would hold more bytes than it may. It is as it was."""
+
+
 class Disproved(Exception):
     """The author signed a root that its own flushes do not lead to: the chain is of no use."""
 
@@ -43,11 +47,12 @@ class Disproved(Exception):
 class Planned:
     """A verified delta, ready to be adopted by the chain that planned it."""
 
-    __slots__ = ("delta", "drops", "plan", "puts")
+    __slots__ = ("delta", "drops", "plan", "puts", "puts_bytes")
 
     def __init__(self, delta: Delta, puts: Puts, drops: tuple[bytes, ...], plan: Plan) -> None:
         self.delta = delta
         self.puts = puts
+        self.puts_bytes = bytes_of(puts)
         self.drops = drops
         self.plan = plan
 
@@ -66,6 +71,7 @@ class Chain:
         "live",
         "ring",
         "short",
+        "size_bytes",
     )
 
     def __init__(self, id: ChainId, epoch: Epoch) -> None:
@@ -75,6 +81,8 @@ class Chain:
         self.head = 0
         self.floor = 0
         self.live: dict[bytes, Entry] = {}
+        self.size_bytes = 0
+        """of all live keys and entries"""
         self.ring: deque[bytes] = deque()
         """seq (packed) + key of the last deletes"""
         self.index = RootIndex()
@@ -103,6 +111,7 @@ class Chain:
         twin = Chain(self.id, self.epoch)
         twin.head, twin.floor = self.head, self.floor
         twin.live, twin.ring = dict(self.live), deque(self.ring)
+        twin.size_bytes = self.size_bytes
         twin.index, twin.header = self.index.copy(), self.header
         twin._pending = set(self._pending)
         return twin
@@ -117,16 +126,18 @@ class Chain:
     def put(self, key: bytes, record: bytes) -> int:
         """Write `record` under `key`; the seq it took."""
         self.head += 1
-        self.live.pop(key, None)  # to the end: insertion order is seq order
+        if key in self.live:
+            self._remove((key,))  # to the end: insertion order is seq order
         self.live[key] = entry.pack(self.head, record)
+        self.size_bytes += len(key) + SEQ_BYTES + len(record)
         self._pending.add(key)
         return self.head
 
     def put_all(self, records: Mapping[bytes, bytes]) -> None:
         """As `put` for each, in their order."""
         live, head = self.live, self.head
-        for key in live.keys() & records.keys():
-            del live[key]  # to the end: insertion order is seq order
+        self._remove(live.keys() & records.keys())  # to the end: insertion order is seq order
+        self.size_bytes += SEQ_BYTES * len(records) + bytes_of(records)
         for key, record in records.items():
             head += 1
             live[key] = head.to_bytes(SEQ_BYTES, "big") + record
@@ -135,8 +146,9 @@ class Chain:
 
     def delete(self, key: bytes) -> int | None:
         """Delete `key`; the seq it took, or None when there is nothing under it."""
-        if self.live.pop(key, None) is None:
+        if key not in self.live:
             return None
+        self._remove((key,))
         self.head += 1
         self._remember(seq_bytes(self.head), key)
         self._pending.add(key)
@@ -221,11 +233,10 @@ class Chain:
         drops = tuple(key for key in deletes if key in live) if deletes else ()
         if len(live) + len(puts) - len(again) - len(drops) != delta.header.entries:
             return None
-        for key in again:
-            del live[key]  # to the end: insertion order is seq order
+        self._remove(again)  # to the end: insertion order is seq order
         live.update(puts)
-        for key in drops:
-            del live[key]
+        self.size_bytes += bytes_of(puts)
+        self._remove(drops)
         for key, seq in deletes.items():
             self._remember(seq, key)
         self._pending.update(puts, drops)
@@ -304,17 +315,22 @@ class Chain:
             raise BadDelta(str(error)) from None
         return _planned(delta, puts, drops, plan)
 
+    def size_after(self, planned: Planned) -> int:
+        """The bytes that the chain would hold."""
+        live = self.live
+        gone = (*planned.drops, *(live.keys() & planned.puts.keys()))
+        return self.size_bytes + planned.puts_bytes - sum(len(k) + len(live[k]) for k in gone)
+
     def adopt(self, planned: Planned) -> None:
         """Apply a plan made by this chain since its last change."""
         delta, live = planned.delta, self.live
-        for key in planned.drops:
-            del live[key]
+        self._remove(planned.drops)
         if live:
-            for key in live.keys() & planned.puts.keys():
-                del live[key]
+            self._remove(live.keys() & planned.puts.keys())
             live.update(planned.puts)
         else:
             self.live = dict(planned.puts)  # a copy in one go: a quarter of the time
+        self.size_bytes += planned.puts_bytes
         self.index.adopt(planned.plan)
         if delta.keep is None:
             mark = seq_bytes(self.head + 1)
@@ -328,6 +344,12 @@ class Chain:
         self._follow(delta.header)
 
     # ---- inner ----
+
+    def _remove(self, keys: Iterable[bytes]) -> None:
+        """Of live keys."""
+        live = self.live
+        for key in keys:
+            self.size_bytes -= len(key) + len(live.pop(key))
 
     def _follow(self, header: Header) -> None:
         self.header = header
@@ -377,6 +399,11 @@ class Chain:
             if key not in self.live:
                 deletes.setdefault(key, seq_bytes_of(dot))
         return dict(reversed(deletes.items()))
+
+
+def bytes_of(entries: Mapping[bytes, bytes]) -> int:
+    """Of keys and values."""
+    return sum(map(len, entries)) + sum(map(len, entries.values()))
 
 
 def _planned(delta: Delta, puts: Puts, drops: tuple[bytes, ...], plan: Plan) -> Planned:

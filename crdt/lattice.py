@@ -17,7 +17,7 @@ from hashlib import sha256
 from itertools import islice
 from typing import Final, Literal, NamedTuple
 
-from crdt.chain import Chain, Disproved, Planned, RootMismatch
+from crdt.chain import Chain, Disproved, Oversize, Planned, RootMismatch
 from crdt.delta import BadDelta, Delta, Puts
 from crdt.entry import Entry, record_of, seq_of
 from crdt.header import ChainId, Epoch, common_head
@@ -28,6 +28,8 @@ BRANCHES_MAX: Final = 16
 _DIGEST_MODULUS: Final = 1 << 256
 LOG_MAX: Final = 1024
 """Changes of chains remembered: what two nodes exchange in a few round trips, at 100 a second."""
+BYTES_MAX: Final = 1 << 62
+"""More bytes than there are."""
 KEYS_MAX: Final = 1 << 62
 """More keys than there are: as many as there are."""
 _NO_BRANCHES: Final[dict[Epoch, Chain]] = {}
@@ -207,20 +209,26 @@ class Lattice:
 
     # ---- joining ----
 
-    def apply(self, delta: Delta, made: Plan | None = None) -> Applied | Rejected:
+    def apply(
+        self, delta: Delta, made: Plan | None = None, bytes_max: int = BYTES_MAX
+    ) -> Applied | Rejected:
         """Join a delta whose signature the caller has checked. `made`: of a snapshot, the index of
-        its entries, where that has been made already.
+        its entries, where that has been made already. `bytes_max`: that the branch may hold.
 
         Raises BadDelta (no honest peer sends it), RootMismatch (ask for the whole chain; when
-        this was it, the sender lies) or Disproved (call `prove`: what is held is of no use).
-        Nothing is changed then.
+        this was it, the sender lies), Oversize, or Disproved (call `prove`: what is held is of no
+        use). Nothing is changed then.
         """
         header = delta.header
         held = self._branches.get(header.chain, {})
         branch = held.get(header.epoch)
         if len(held) == (branch is not None):
             chain = branch or Chain(header.chain, header.epoch)
-            if chain.continues(delta) and (drops := chain.extend(delta)) is not None:
+            if (
+                chain.continues(delta)
+                and chain.size_bytes + len(delta.packed_payload()) <= bytes_max
+                and (drops := chain.extend(delta)) is not None
+            ):
                 return self._extended(chain, delta, drops, held)
         if any(
             chain.header is not None
@@ -238,7 +246,10 @@ class Lattice:
             for chain in held.values():
                 chain.prove()
             del self._unproved[header.chain]
-        return self._install(target, target.plan(delta, made), held, branch)
+        planned = target.plan(delta, made)
+        if target.size_bytes + planned.puts_bytes > bytes_max < target.size_after(planned):
+            raise Oversize
+        return self._install(target, planned, held, branch)
 
     def _extended(
         self, chain: Chain, delta: Delta, drops: tuple[bytes, ...], held: dict[Epoch, Chain]

@@ -325,8 +325,9 @@ class Fetching:
                     stage.go_on(delta)
                 else:
                     fetch.stages[short] = Stage.of(delta, fetch.asked[short])
-            quota = self._roster.quota(*delta.header.chain)
-            fetch.stages[short].add(delta, peer, quota)
+            id = delta.header.chain
+            quota, quota_bytes = self._roster.quota(*id), self._roster.quota_bytes(*id)
+            fetch.stages[short].add(delta, peer, quota, quota_bytes)
         except BadDelta as error:
             raise PeerError(f"delta: {error}") from None
 

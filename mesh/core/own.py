@@ -146,6 +146,12 @@ class OwnChains:
         latest = self._lattice.latest(ChainId(self.node, shard))
         return len(latest.live) if latest else 0
 
+    def size_bytes(self, shard: str) -> int:
+        """Bytes of own keys and entries in `shard`."""
+        own = self._open.get(shard)
+        chain = own.chain if own is not None else self._lattice.latest(ChainId(self.node, shard))
+        return chain.size_bytes if chain is not None else 0
+
     def opened(self, shard: str) -> Epoch | None:
         """The epoch that this process writes in, once it has written to `shard`."""
         own = self._open.get(shard)

@@ -23,8 +23,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Final
 
-from crdt.chain import Chain, Disproved, RootMismatch
+from crdt.chain import Chain, Disproved, Oversize, RootMismatch
 from crdt.delta import RECORD_BYTES_MAX, BadDelta, Delta
+from crdt.entry import SEQ_BYTES
 from crdt.header import ChainId, Epoch, Header, Sign
 from crdt.lattice import KEYS_MAX, Applied, Lattice
 from crdt.root import Plan
@@ -253,13 +254,23 @@ class Replica:
                 if self._opens_at_ns == NEVER_NS
                 else "still asking peers for what this node wrote before: try again in 2 s"
             )
+        self._check_quotas(ops)
+        wrote = self._own.write_all(ops)
+        self._note_own_changes()
+        return wrote
+
+    def _check_quotas(self, ops: Sequence[Op]) -> None:
+        """Raises Refused where own chains would hold more than everybody takes."""
         puts: dict[str, list[bytes]] = {}
+        put_bytes: dict[str, int] = {}
         for op in ops:
             if isinstance(op, Put):
                 if len(op.record) > RECORD_BYTES_MAX:
                     size = f"{len(op.record)} bytes, and {RECORD_BYTES_MAX} is the limit"
                     raise Refused(f"the record would have {size}: use fewer or shorter fields")
                 puts.setdefault(op.shard, []).append(op.key)
+                size_bytes = SEQ_BYTES + len(op.key) + len(op.record)
+                put_bytes[op.shard] = put_bytes.get(op.shard, 0) + size_bytes
         for shard, keys in puts.items():
             quota, count = self.roster.quota(self.node, shard), len(keys)
             if self._own.count(shard) + count > quota:  # unless some of them are there already
@@ -269,9 +280,16 @@ class Replica:
                     f"more than {quota} records of this node in shard {shard}: remove some, or"
                     " spread them over more gateways"
                 )
-        wrote = self._own.write_all(ops)
-        self._note_own_changes()
-        return wrote
+            quota_bytes = self.roster.quota_bytes(self.node, shard)
+            more_bytes = put_bytes[shard]
+            if self._own.size_bytes(shard) + more_bytes > quota_bytes:
+                held = ((key, self._own.record(shard, key)) for key in set(keys))
+                more_bytes -= sum(SEQ_BYTES + len(k) + len(r) for k, r in held if r is not None)
+            if self._own.size_bytes(shard) + more_bytes > quota_bytes:
+                raise Refused(
+                    f"more than {quota_bytes} bytes of records of this node in shard {shard}:"
+                    " remove some, or use shorter names and labels"
+                )
 
     def receive(self, peer: NodeId, data: bytes, now_ns: int) -> None:
         """Take a frame of a linked peer."""
@@ -521,7 +539,10 @@ class Replica:
             if refused:
                 return True
         try:
-            result = self.lattice.apply(delta, made)
+            result = self.lattice.apply(delta, made, self.roster.quota_bytes(*id))
+        except Oversize:
+            self._effects.append(Alarm("chain.over_quota", {"node": id.node, "shard": id.shard}))
+            return True
         except RootMismatch:
             if alone and delta.lo == 0 and delta.keep is not None:
                 raise PeerError("snapshot does not verify") from None

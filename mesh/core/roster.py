@@ -21,7 +21,7 @@ from typing import Final
 
 from crdt.header import ChainId, Epoch, Header
 from mesh.core import ed25519
-from mesh.core.bounds import QUOTA_MAX, Quotas
+from mesh.core.bounds import QUOTA_MAX, Quotas, bytes_of
 from mesh.core.errors import PeerError, Refused
 from mesh.core.members import Member
 from mesh.core.membership import Authority, members_by
@@ -454,6 +454,10 @@ class Roster:
         """Records that the node's chain of `shard` may hold; of one not known yet, the most."""
         member = self.members().get(node)
         return QUOTA_MAX if member is None else member.quotas.of(shard)
+
+    def quota_bytes(self, node: NodeId, shard: str) -> int:
+        """As `quota`, in bytes."""
+        return bytes_of(self.quota(node, shard))
 
     def by_name(self, name: str) -> list[Member]:
         """Members of that name, retired ones too, in the order of their ids."""

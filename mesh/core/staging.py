@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from crdt import liveseq
-from crdt.chain import Chain
+from crdt.chain import Chain, bytes_of
 from crdt.delta import BadDelta, Deletes, Delta, Puts, kept
 from crdt.entry import SEQ_BYTES, seq_bytes, seq_of
 from crdt.header import Epoch
@@ -24,6 +24,8 @@ STAGES_MAX = 64
 """Chains of which a part is kept while no peer is giving the rest."""
 STAGED_RECORDS_MAX = 300_000
 """In all of them: two chains of the largest size that is usual; 50 MB."""
+STAGED_BYTES_MAX = 128 << 20
+"""Of their keys and entries, should they be larger than is usual."""
 STAGE_NS = 300_000_000_000
 """After five minutes it is as well to begin anew: the memory is better used."""
 
@@ -46,6 +48,8 @@ class Stage:
     keep: set[bytes] | None = None
     """packed seqs up to `cursor` that stand, where deletes are not known by their keys"""
     senders: set[NodeId] = field(default_factory=set)
+    size_bytes: int = 0
+    """of the keys and entries in `puts`"""
 
     @classmethod
     def of(cls, delta: Delta, held: tuple[Held, ...]) -> Stage:
@@ -73,15 +77,17 @@ class Stage:
             self.puts = {
                 key: entry for key, entry in self.puts.items() if entry[:SEQ_BYTES] in keep
             }
+            self.size_bytes = bytes_of(self.puts)
             self.keep, self.deletes = None if self.whole else keep, {}
         for key, seq in delta.deletes.items():
-            self.puts.pop(key, None)
+            if key in self.puts:
+                self.size_bytes -= len(key) + len(self.puts.pop(key))
             self.deletes.pop(key, None)  # to the end: what was deleted up to the cursor is before
             if not self.whole:
                 self.deletes[key] = seq
         self.epoch = delta.header.epoch
 
-    def add(self, piece: Delta, sender: NodeId, records_max: int) -> None:
+    def add(self, piece: Delta, sender: NodeId, records_max: int, bytes_max: int) -> None:
         """Add the puts of a piece. Raises PeerError or BadDelta."""
         piece.check_entries()
         self.senders.add(sender)
@@ -93,12 +99,15 @@ class Stage:
         # To the end: they are in the order of their seqs. Where one is put twice in an answer it
         # has been gone on with; mostly that is none.
         for key in self.puts.keys() & puts.keys():
-            del self.puts[key]
+            self.size_bytes -= len(key) + len(self.puts.pop(key))
         self.puts.update(puts)
+        self.size_bytes += bytes_of(puts)
         for key in self.deletes.keys() & puts.keys():
             del self.deletes[key]
         if max(len(self.puts), len(self.deletes)) > records_max:
             raise PeerError(f"answer of more than {records_max} records")
+        if self.size_bytes > bytes_max:  # who has a chain that large was to refuse it, too
+            raise PeerError(f"answer of more than {bytes_max} bytes of records")
         self.cursor = seq_of(next(reversed(puts.values())))
 
     def finished(self, last: Delta, base: Chain | None) -> Delta | None:
@@ -138,7 +147,7 @@ class Stages:
 
     def __init__(self) -> None:
         self._stages: dict[tuple[bytes, NodeId | None], tuple[Stage, int]] = {}
-        self._records = 0
+        self._records = self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._stages)
@@ -147,7 +156,12 @@ class Stages:
         self.take(short, owner, stage.held, now_ns)
         self._stages[short, owner] = (stage, now_ns)
         self._records += len(stage.puts)
-        while len(self._stages) > STAGES_MAX or self._records > STAGED_RECORDS_MAX:
+        self._bytes += stage.size_bytes
+        while (
+            len(self._stages) > STAGES_MAX
+            or self._records > STAGED_RECORDS_MAX
+            or self._bytes > STAGED_BYTES_MAX
+        ):
             self._drop(next(iter(self._stages)))
 
     def take(
@@ -170,4 +184,5 @@ class Stages:
     def _drop(self, key: tuple[bytes, NodeId | None]) -> Stage:
         stage, _ = self._stages.pop(key)
         self._records -= len(stage.puts)
+        self._bytes -= stage.size_bytes
         return stage

@@ -20,6 +20,7 @@ from crdt.chain import Chain
 from crdt.header import NO_ROOT, ChainId, Epoch, Header
 from crdt.lattice import Lattice
 from mesh.core import persisting
+from mesh.core.bounds import bytes_of
 from mesh.core.effects import (
     Alarm,
     AlarmOver,
@@ -142,7 +143,7 @@ class StepChecks:
                 touched[effect.chain] = None
                 if effect.chain.node not in leaving:
                     self._member(node, effect.chain, members)
-                self._quota(node, effect, members)
+                self._quota(node, effect, members, lattice)
                 self._persist(node, effect, lattice)
             elif isinstance(effect, DropBranches):
                 for epoch in effect.epochs:
@@ -165,8 +166,16 @@ class StepChecks:
                 "nothing is held of strangers and forgotten nodes", f"node {node}: {chain_text(id)}"
             )
 
-    def _quota(self, node: int, effect: Persist, members: Mapping[NodeId, Member]) -> None:
+    def _quota(
+        self, node: int, effect: Persist, members: Mapping[NodeId, Member], lattice: Lattice
+    ) -> None:
         member = members.get(effect.chain.node)
+        branch = lattice.branch(effect.chain, effect.epoch)
+        if member is not None and branch is not None:
+            most_bytes = bytes_of(member.quotas.of(effect.chain.shard))
+            if branch.size_bytes > most_bytes:
+                words = f"node {node}: {chain_text(effect.chain)} of {branch.size_bytes} bytes"
+                self._violations.add("no chain beyond its quota", words)
         entries = load_header(effect.header).entries
         if member is not None and entries > member.quotas.of(effect.chain.shard):
             words = f"node {node}: {chain_text(effect.chain)} of {entries} entries"

@@ -17,7 +17,7 @@ from typing import TypeAlias
 from crdt.chain import Chain
 from crdt.delta import Delta
 from crdt.header import ChainId, Epoch
-from crdt.lattice import Applied, Lattice, Rejected
+from crdt.lattice import BYTES_MAX, Applied, Lattice, Rejected
 from crdt.root import Plan
 from mesh.core.effects import Persist, Stored
 from mesh.core.ops import NodeId
@@ -88,11 +88,13 @@ class SharedLattice(Lattice):
         for id in [id for id in self._branches if id.node == node]:
             self._make_own(id)
 
-    def apply(self, delta: Delta, made: Plan | None = None) -> Applied | Rejected:
+    def apply(
+        self, delta: Delta, made: Plan | None = None, bytes_max: int = BYTES_MAX
+    ) -> Applied | Rejected:
         header = delta.header
         id = header.chain
         if id.node == self._node:
-            return super().apply(delta, made)
+            return super().apply(delta, made, bytes_max)
         held = self._branches.get(id)
         given = (
             _identity(held),
@@ -104,7 +106,7 @@ class SharedLattice(Lattice):
         )
         step = self._steps.joined(given)
         if step is None:
-            return self._join(id, held, given, delta, made)
+            return self._join(id, held, given, delta, made, bytes_max)
         self.origin = None
         if held is None:
             self._register(id, step.after)
@@ -118,12 +120,18 @@ class SharedLattice(Lattice):
         return step.result
 
     def _join(
-        self, id: ChainId, held: Held | None, given: _Given, delta: Delta, made: Plan | None
+        self,
+        id: ChainId,
+        held: Held | None,
+        given: _Given,
+        delta: Delta,
+        made: Plan | None,
+        bytes_max: int,
     ) -> Applied | Rejected:
         if held is not None:
             self._make_own(id)
         try:
-            result = super().apply(delta, made)
+            result = super().apply(delta, made, bytes_max)
         except Exception:
             if held is not None:
                 self._branches[id] = held

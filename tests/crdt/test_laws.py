@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import crdt.chain
 from crdt import entry, liveseq
-from crdt.chain import Chain, RootMismatch
+from crdt.chain import Chain, RootMismatch, bytes_of
 from crdt.delta import BadDelta, Delta
 from crdt.entry import Entry
 from crdt.header import ChainId, Cover, Epoch, Header
@@ -64,6 +64,9 @@ def lattice_of(*chains: Chain) -> Lattice:
 
 
 def content(lattice: Lattice) -> object:
+    for id in lattice.chains():
+        for chain in lattice.branches(id):
+            assert chain.size_bytes == bytes_of(chain.live)
     return [
         (id, [(c.epoch, c.head, c.root, list(c.live.items())) for c in lattice.branches(id)])
         for id in lattice.chains()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crdt.chain import Chain
+from crdt.chain import Chain, bytes_of
 from crdt.header import ChainId
 from crdt.lattice import Applied, Lattice
 from mesh.core import own
@@ -210,6 +210,8 @@ def test_records_put_together_are_as_if_put_singly(
     held, expected = together.own.live(ID.shard), single.own.live(ID.shard)
     assert held is not None and expected is not None
     assert list(held.items()) == list(expected.items())
+    sizes_bytes = {owner.own.size_bytes(ID.shard) for owner in (together, single)}
+    assert sizes_bytes == {bytes_of(held)}
     sealed, sealed_singly = (
         [(s.persist.puts, s.persist.deletes) for s in owner.own.seal()]
         for owner in (together, single)

@@ -16,7 +16,7 @@ from crdt.delta import RECORD_BYTES_MAX
 from crdt.header import ChainId, Epoch
 from crdt.lattice import Lattice
 from mesh.core import ed25519, model, wire
-from mesh.core.bounds import Quotas
+from mesh.core.bounds import Quotas, bytes_of
 from mesh.core.effects import Alarm, DropBranches, DropPeer, Effect, Persist, Send
 from mesh.core.errors import NotReady, Refused
 from mesh.core.fetching import VERIFY_STEP_NS
@@ -417,6 +417,46 @@ def test_a_chain_is_held_to_the_quotas_of_its_nodes_admission(shard: str) -> Non
     assert len(held.live) == quotas.of(shard)
     over = [e for i, e in mesh.effects if i == 0 and isinstance(e, Alarm)]
     assert {alarm.event for alarm in over} == {"chain.over_quota"}
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_chain_is_held_to_as_many_bytes_as_its_records_may_take_on_average(linked: bool) -> None:
+    """Whether its flushes are heard one by one, or the whole of it at once."""
+    quotas = Quotas(mesh=30)
+    mesh = Wire(2, quotas)
+    mesh.link(0, 1)
+    mesh.tick()
+    most = (bytes_of(quotas.mesh) - 100) // 16_000
+    for i in range(most):
+        put(mesh.replicas[1], b"k%d" % i, bytes(16_000))
+    put(mesh.replicas[1], b"k0", bytes([1]) * 16_000)
+    with pytest.raises(Refused, match="bytes of records"):
+        put(mesh.replicas[1], b"more", bytes(16_000))
+    mesh.tick()
+    assert len(mesh.digests()) == 1
+
+    # One that does not keep to it is refused by the others, until it does.
+    if not linked:
+        mesh.unlink(0, 1)
+    mesh.replicas[1].roster.quota = lambda node, shard: 100  # type: ignore[method-assign]
+    for key in (b"more", b"and more"):
+        put(mesh.replicas[1], key, bytes(16_000))
+        mesh.run()
+    mesh.link(0, 1)
+    mesh.tick()
+    held = mesh.replicas[0].lattice.latest(ChainId(mesh.nodes[1], "mesh"))
+    assert held is not None
+    assert held.size_bytes <= bytes_of(quotas.mesh) and b"more" not in held.live
+    said = [e.event for i, e in mesh.effects if i == 0 and isinstance(e, Alarm)]
+    assert set(said) <= {"chain.over_quota", "peer.misbehaved"} and said
+    for key in (b"more", b"and more"):
+        mesh.replicas[1].local([Delete("mesh", key)], mesh.now_ns)
+    mesh.run()
+    if mesh.replicas[0].peers() == []:
+        mesh.unlink(0, 1)
+    mesh.link(0, 1)
+    mesh.tick()
+    assert len(mesh.digests()) == 1
 
 
 def test_an_author_that_lies_about_its_root_loses_its_chain_everywhere() -> None:

@@ -204,14 +204,28 @@ def test_stages_are_bounded_in_number_and_records(monkeypatch: pytest.MonkeyPatc
     stages = Stages()
     for i in range(3):
         stage = Stage.of(author.chain.snapshot(), ())
-        stage.add(author.chain.snapshot(), PEERS[0], 100)
+        stage.add(author.chain.snapshot(), PEERS[0], 100, 1 << 20)
         stages.keep(b"%08d" % i, None, stage, i)
     assert len(stages) == 1
     for i in range(STAGES_MAX + 5):
         stages.keep(b"e%07d" % i, PEERS[i % 2], Stage.of(author.chain.snapshot(), ()), i)
     assert len(stages) == STAGES_MAX
     with pytest.raises(PeerError):
-        Stage.of(author.chain.snapshot(), ()).add(author.chain.snapshot(), PEERS[0], 5)
+        Stage.of(author.chain.snapshot(), ()).add(author.chain.snapshot(), PEERS[0], 5, 1 << 20)
+    held_bytes = author.chain.size_bytes
+    Stage.of(author.chain.snapshot(), ()).add(author.chain.snapshot(), PEERS[0], 100, held_bytes)
+    with pytest.raises(PeerError, match="bytes of records"):
+        Stage.of(author.chain.snapshot(), ()).add(
+            author.chain.snapshot(), PEERS[0], 100, held_bytes - 1
+        )
+    monkeypatch.setattr(staging, "STAGED_BYTES_MAX", 2 * held_bytes)
+    monkeypatch.setattr(staging, "STAGED_RECORDS_MAX", 1000)
+    stages = Stages()
+    for i in range(3):
+        stage = Stage.of(author.chain.snapshot(), ())
+        stage.add(author.chain.snapshot(), PEERS[0], 100, held_bytes)
+        stages.keep(b"%08d" % i, None, stage, i)
+    assert len(stages) == 2
 
 
 # ---- between nodes ----

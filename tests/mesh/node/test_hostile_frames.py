@@ -17,6 +17,7 @@ import trio
 
 from crdt.header import ChainId, Epoch
 from mesh.core import keys, model, wire
+from mesh.core.bounds import MESH_RECORDS, bytes_of
 from mesh.core.clock import hlc_of_ns
 from mesh.core.ops import MESH_SHARD
 from mesh.core.replica import UNSIGNED_MAX
@@ -135,6 +136,17 @@ def beyond_the_quota(member: Hostile) -> Iterable[Said]:
     return [wire.Deltas((replace(delta, header=header),))]
 
 
+def beyond_the_quota_of_bytes(member: Hostile) -> Iterable[Said]:
+    """A few hundred records, as large as they may be, in a shard for thousands of small ones."""
+    chain = member.chain()
+    said: list[Said] = []
+    while chain.size_bytes <= bytes_of(MESH_RECORDS):
+        for _ in range(15):
+            chain.put(b"k%d" % chain.head, bytes(16_000))
+        said.append(wire.Deltas((member.flush(chain),)))
+    return said
+
+
 COSTS_THE_LINK = [
     not_msgpack, deep_nesting, wide_nesting, millions_of_empty_things, a_zip_bomb, many_statements,
     thousands_of_own_statements, thousands_of_tiny_deltas, a_forged_delta,
@@ -249,7 +261,8 @@ def kinds_of_a_later_version(member: Hostile) -> Iterable[Said]:
 PASSED_OVER = [
     a_zip_in_a_zip, statements_it_may_not_make, beyond_the_quota, syncs_of_a_universe, probes,
     recents, heads_of_a_universe, wants_of_a_universe, the_same_want_for_ever,
-    answers_nobody_asked_for, questions_about_the_roster, chains_in_thousands_of_shards,
+    beyond_the_quota_of_bytes, answers_nobody_asked_for, questions_about_the_roster,
+    chains_in_thousands_of_shards,
     epochs_without_end, records_that_are_nonsense, kinds_of_a_later_version,
 ]  # fmt: skip
 
