@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from crdt.chain import Chain
 from crdt.delta import Delta
@@ -19,12 +20,12 @@ from mesh.core.effects import Alarm, AlarmOver, Effect
 from mesh.core.ops import NodeId
 from mesh.core.own import OwnChains
 
-GONE_NS = 60_000_000_000
+GONE_NS: Final = 60_000_000_000
 """A process that runs writes now and then, and is dialled or dials within seconds: two that are
 linked with one mesh know of each other long before."""
-AGAIN_NS = 1_000_000_000
+AGAIN_NS: Final = 1_000_000_000
 """How soon it is looked again whether peers have told everything."""
-NAMED_MAX = 8
+NAMED_MAX: Final = 8
 """Shards that an alarm names."""
 
 
