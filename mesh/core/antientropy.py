@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final, TypeAlias
 
-from crdt.delta import Delta
 from crdt.header import ChainId
 from crdt.lattice import Lattice
 from mesh.core import sync, wire
@@ -315,10 +314,14 @@ class AntiEntropy:
         elif not self._fetching.part(peer, frame, now_ns):
             self._give_up(peer, now_ns)
 
-    def answers(self, peer: NodeId, deltas: Iterable[Delta]) -> None:
-        """A frame with these whole deltas has come."""
+    def given(self, peer: NodeId, answer: wire.Answer) -> None:
+        """Whole deltas have come that the peer says were asked for."""
+        self._fetching.given(peer, answer)
+
+    def given_in_1(self, peer: NodeId, deltas: wire.Deltas) -> None:
+        """The same in version 1, or a push."""
         if self._fetching.any_busy:
-            self._fetching.answers(peer, (delta.header.chain.short() for delta in deltas))
+            self._fetching.given_in_1(peer, deltas)
 
     def verifying(self) -> list[NodeId]:
         """Peers of which a large chain is being verified: `verify` goes on with it."""

@@ -1,8 +1,8 @@
 """Asking peers for what is lacking, and taking their answers.
 
 - A chain is asked of one peer at a time. WANT names what is held of each chain, and what is staged
-  of it; the answer is DELTAS and PARTs, `sync.WINDOW` chunks ahead and one more for each MORE, then
-  DONE. So the receiver sets the pace, and a big answer never queues up in the sender.
+  of it; the answer is whole deltas and PARTs, `sync.WINDOW` chunks ahead and one more for each
+  MORE, then DONE. So the receiver sets the pace, and a big answer never queues up in the sender.
 - A few peers are asked at once, the next one when one of those is done; one that is long about it
   is not waited for.
 - Nothing of a large answer is applied before its last piece is there. When it breaks off, what has
@@ -17,7 +17,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -165,10 +165,10 @@ class Fetching:
     # ---- asking ----
 
     def enqueue(self, peer: NodeId, short: bytes, *, fresh: bool = False) -> None:
-        """Ask the peer for the chain, or for the whole of it, with the next WANT."""
+        """Ask the peer for the chain, or for the whole of it, with the next WANT: if it is being
+        asked for it already, for what it has written since."""
         fetch = self._fetches[peer]
-        under_way = self._wanted.get(short)
-        if under_way is not None and not (fresh and under_way == peer):
+        if self._wanted.get(short, peer) != peer:
             return
         if len(fetch.queue) < QUEUE_MAX:
             fetch.queue[short] = None
@@ -227,13 +227,19 @@ class Fetching:
         fetch.deadline_ns = now_ns + WANT_TIMEOUT_NS
         return True
 
-    def answers(self, peer: NodeId, shorts: Iterable[bytes]) -> None:
-        """A frame with whole deltas of these chains has come: if it is of an answer, there is room
-        for one more. (Should it be a push, the peer goes ahead by no more than it may anyway.)"""
-        if self._wanted and any(self._wanted.get(short) == peer for short in shorts):
-            want = self._fetches[peer].want
-            if want is not None:
-                self._host.send(peer, wire.More(want))
+    def given(self, peer: NodeId, answer: wire.Answer) -> None:
+        """Whole deltas of an answer have come: there is room for one more frame of it."""
+        if self._fetches[peer].want == answer.id:
+            self._host.send(peer, wire.More(answer.id))
+
+    def given_in_1(self, peer: NodeId, deltas: wire.Deltas) -> None:
+        """The same where a frame does not say that it is of an answer: a push of a chain that is
+        asked for is taken for one, and the peer gets ahead by it."""
+        fetch = self._fetches[peer]
+        if fetch.want is not None and any(
+            delta.header.chain.short() in fetch.asked for delta in deltas.deltas
+        ):
+            self._host.send(peer, wire.More(fetch.want))
 
     def postpones(self, peer: NodeId, frame: wire.Part | wire.Done) -> bool:
         """Whether the frame is to wait for a chain that is being verified. Raises PeerError."""

@@ -300,7 +300,8 @@ class Replica:
         try:
             frame = self._codec.decode(data)
             if type(frame) is wire.Deltas:  # most of all
-                self._sync.answers(peer, frame.deltas)
+                if self._versions[peer] == 1:
+                    self._sync.given_in_1(peer, frame)
                 for delta in frame.deltas:
                     self._take_delta(peer, delta, True, now_ns)
             elif frame is not None:
@@ -512,6 +513,10 @@ class Replica:
                 self._send_statements(peer, blobs)
             case wire.Statements():
                 self._take_statements(frame.blobs, peer, now_ns)
+            case wire.Answer():
+                self._sync.given(peer, frame)
+                for delta in frame.deltas:
+                    self._take_delta(peer, delta, True, now_ns)
             case _:
                 self._sync.receive(peer, frame, now_ns)
 

@@ -206,7 +206,7 @@ class Serving:
             for delta in answers(lattice.branches(id), theirs, cursor):
                 size_bytes = wire.size_of(delta)
                 if group and group_bytes + size_bytes > wire.CHUNK_BYTES:
-                    yield wire.Deltas(tuple(group))
+                    yield wire.Answer(self.want, tuple(group))
                     group, group_bytes = [], 0
                 if size_bytes > wire.CHUNK_BYTES or (delta.base, delta.lo) == cursor:
                     yield from self._parts(delta)
@@ -214,7 +214,7 @@ class Serving:
                     group.append(delta)
                     group_bytes += size_bytes
         if group:
-            yield wire.Deltas(tuple(group))
+            yield wire.Answer(self.want, tuple(group))
         yield wire.Done(self.want)
 
     def _parts(self, delta: Delta) -> Iterator[wire.Frame]:

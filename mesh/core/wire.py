@@ -14,9 +14,10 @@ A frame that is malformed raises PeerError and costs its sender. Sizes are check
     SAME       number                                        equal, nothing to do
     TOLD       number                                        the heads of all that differs came
     HEADS      shard, first, last, vector
-    DELTAS     [delta, …]                                    pushes, and small answers
+    DELTAS     [delta, …]                                    pushes, and what is given unasked
     WANT       id, vector, [[chain, counter, nonce, seq], …] "send me these, I hold and staged that"
-    PART       id, delta, more, index                        a piece of a large answer
+    ANSWER     id, [delta, …]                                some of the answer to WANT id
+    PART       id, delta, more, index                        a piece of a large delta of it
     MORE       id                                            credit for one more piece
     DONE       id                                            the answer to WANT id is complete
     HAVE       [statement hash, …]                           the roster's
@@ -26,9 +27,9 @@ A frame that is malformed raises PeerError and costs its sender. Sizes are check
     WAKE                                                     "push again"
     ZIPPED     bytes                                         another frame, compressed (RFC 1950)
 
-Vectors are in `vectors`; the HEADS of version 2 have columns, and that is all in which it differs
-from version 1. `named` is, chain by chain, its 8 bytes and 16 of its weight. Digests and weights
-are the low 16 bytes of the lattice's sums.
+Vectors are in `vectors`. Version 2 differs from version 1 in two kinds: its HEADS have columns, and
+version 1 has DELTAS in place of ANSWER, for which a push can be taken. `named` is, chain by chain,
+its 8 bytes and 16 of its weight. Digests and weights are the low 16 bytes of the lattice's sums.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ FIRST, LAST = b"", b"\xff" * (SHORT_BYTES + 1)
 """The range of all chain ids."""
 
 SYNC, SAME, HEADS, DELTAS, WANT, PART, MORE, DONE, HAVE, ASK, STATEMENTS = range(1, 12)
-PROBE, RECENT, TOLD, ZIPPED, REST, WAKE = range(12, 18)
+PROBE, RECENT, TOLD, ZIPPED, REST, WAKE, ANSWER = range(12, 19)
 CONTAINERS_MAX: Final = 20 * VECTOR_MAX
 """Lists in a frame: the largest is a vector of chains with sixteen branches each."""
 _ARRAY: Final = 0x90
@@ -182,6 +183,12 @@ class Want:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    id: int
+    deltas: tuple[Delta, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     id: int
     delta: Delta
@@ -236,6 +243,7 @@ Frame: TypeAlias = (
     | Heads
     | Deltas
     | Want
+    | Answer
     | Part
     | More
     | Done
@@ -297,6 +305,9 @@ def _fields(frame: Frame, version: int) -> list[object]:
         case Want():
             staged = [[short, *at.epoch, at.seq] for short, at in frame.staged.items()]
             return [WANT, frame.id, pack_vector(frame.vector), staged]
+        case Answer():
+            deltas = [delta.pack() for delta in frame.deltas]
+            return [DELTAS, deltas] if version == 1 else [ANSWER, frame.id, deltas]
         case Part():
             return [PART, frame.id, frame.delta.pack(), frame.more, frame.index]
         case More():
@@ -331,7 +342,7 @@ def _pack_named(named: dict[bytes, int]) -> bytes:
 def decode(data: bytes, unpack_delta: Callable[[object], Delta] = Delta.unpack) -> Frame | None:
     """The frame in `data`; None for a kind or version this node does not know.
 
-    `unpack_delta`: what unpacks those of DELTAS. Raises PeerError.
+    `unpack_delta`: what unpacks those of DELTAS and ANSWER. Raises PeerError.
     """
     if len(data) > FRAME_BYTES_MAX:
         raise PeerError(f"frame of {len(data)} bytes")
@@ -339,13 +350,16 @@ def decode(data: bytes, unpack_delta: Callable[[object], Delta] = Delta.unpack) 
         raw = _unpacked(data)
         if raw[1] == ZIPPED and _is_spoken(raw):
             raw = _unpacked(unzipped(bytes_of(raw[2])))
-        if not _is_spoken(raw) or (raw[1] != DELTAS and raw[1] not in _DECODERS):
+        if not _is_spoken(raw):
             return None
         if raw[1] == DELTAS:
             return Deltas(tuple(map(unpack_delta, list_of(raw[2], DELTAS_MAX))))
+        if raw[1] == ANSWER:
+            return Answer(number_of(raw[2]), tuple(map(unpack_delta, list_of(raw[3], DELTAS_MAX))))
         if raw[0] == 1 and raw[1] == HEADS:
             return _heads_in_rows(raw[2:])
-        return _DECODERS[raw[1]](raw[2:])
+        decoder = _DECODERS.get(raw[1])
+        return None if decoder is None else decoder(raw[2:])
     except (ValueError, TypeError, IndexError, RecursionError) as error:
         raise PeerError(f"frame: {error}") from None
 
@@ -447,14 +461,6 @@ def _part(raw: Sequence[object]) -> Part:
     )
 
 
-def _have(raw: Sequence[object]) -> Have:
-    return Have(_hashes(raw[0]))
-
-
-def _ask(raw: Sequence[object]) -> Ask:
-    return Ask(_hashes(raw[0]))
-
-
 def _statements(raw: Sequence[object]) -> Statements:
     blobs = list_of(raw[0], STATEMENTS_MAX)
     return Statements(tuple(bytes_of(blob) for blob in blobs))
@@ -471,8 +477,8 @@ _DECODERS: Final[dict[object, Callable[[Sequence[object]], Frame]]] = {
     PART: _part,
     MORE: lambda raw: More(number_of(raw[0])),
     DONE: lambda raw: Done(number_of(raw[0])),
-    HAVE: _have,
-    ASK: _ask,
+    HAVE: lambda raw: Have(_hashes(raw[0])),
+    ASK: lambda raw: Ask(_hashes(raw[0])),
     STATEMENTS: _statements,
     REST: lambda raw: Rest(bool(raw[0])),
     WAKE: lambda raw: Wake(),

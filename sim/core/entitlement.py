@@ -70,7 +70,7 @@ def _shards_in(process: Process, data: bytes) -> Iterator[str]:
     except PeerError:
         return
     match frame:
-        case wire.Deltas():
+        case wire.Deltas() | wire.Answer():
             yield from sorted({delta.header.chain.shard for delta in frame.deltas})
         case wire.Part():
             yield frame.delta.header.chain.shard

@@ -54,7 +54,7 @@ FRAME_GROUPS = {
         wire.REST,
         wire.WAKE,
     ),
-    "catching up": (wire.WANT, wire.PART, wire.MORE, wire.DONE),
+    "catching up": (wire.WANT, wire.ANSWER, wire.PART, wire.MORE, wire.DONE),
     "roster": (wire.HAVE, wire.ASK, wire.STATEMENTS),
 }
 """What frames are for: the kinds of `mesh.core.wire`, put together."""

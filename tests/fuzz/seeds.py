@@ -66,7 +66,8 @@ def seeds() -> dict[str, list[bytes]]:
         wire.Recent(MESH, MESH, {short: 5}, True), wire.Deltas(deltas),
         wire.Heads("mesh", wire.FIRST, wire.LAST, vector), wire.Have((b"h" * 32,)),
         wire.Want(1, vector, {short: Cursor(chain.epoch, 2)}), wire.Ask((b"h" * 32,)),
-        wire.Part(1, flush, True, 0), wire.Statements((b"s",)), wire.Rest(True), wire.Wake(),
+        wire.Answer(1, deltas), wire.Part(1, flush, True, 0), wire.Statements((b"s",)),
+        wire.Rest(True), wire.Wake(),
     ]  # fmt: skip
     founding = found_mesh("edge", b"r" * 32, SEED, "a1", "a")
     key = ed25519.public_key(SEED)

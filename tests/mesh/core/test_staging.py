@@ -98,7 +98,7 @@ class Receiver:
         serving.credit = 1 << 30
         taken = len(self.alone)
         for frame in serving.frames():
-            if isinstance(frame, wire.Deltas):
+            if isinstance(frame, wire.Answer):
                 for delta in frame.deltas:
                     self._take(peer, delta, True, 0, None)
             elif isinstance(frame, wire.Part):
@@ -341,6 +341,38 @@ def test_who_sends_more_than_it_was_asked_for_while_a_chain_is_verified_is_dropp
     drops = [effect.peer for effect in asker.drain() if isinstance(effect, DropPeer)]
     assert drops == [relay]
     assert not asker._sync.verifying()
+
+
+def test_what_a_peer_writes_while_it_answers_does_not_make_it_go_further_ahead() -> None:
+    """Pushes of a chain that is being asked for are no part of the answer: who takes them for one
+    has it go on before what has come is verified, and drops it for that."""
+    mesh = Wire(3)
+    asker, *authors = mesh.replicas
+    # Of the two that are asked for in one go the later one waits while the other is verified.
+    other, author = sorted(authors, key=lambda replica: ChainId(replica.node, SHARD).short())
+    for replica, records in ((other, 2 * VERIFY_KEYS), (author, 5 * VERIFY_KEYS)):
+        for start in range(0, records, VERIFY_KEYS):
+            keys = [b"k%06d" % i for i in range(start, start + VERIFY_KEYS)]
+            replica.local([Put(SHARD, key, b"r" * 100) for key in keys], 0)
+            replica.drain()
+    author.lattice.join(other.lattice)
+    verified = mesh._verified
+    written = 0
+
+    def writing() -> bool:
+        nonlocal written
+        if written < 2 * WINDOW and asker._sync.verifying():
+            written += 1
+            put(author, b"meanwhile %d" % written, shard=SHARD)
+            return True
+        return verified()
+
+    mesh._verified = writing  # type: ignore[method-assign]
+    mesh.link(0, mesh.replicas.index(author))
+    mesh.run()
+    assert written == 2 * WINDOW
+    assert not [effect for _, effect in mesh.effects if isinstance(effect, DropPeer)]
+    assert asker.lattice.digest(SHARD) == author.lattice.digest(SHARD)
 
 
 def test_an_answer_of_many_small_chains_does_not_wait_for_anything() -> None:

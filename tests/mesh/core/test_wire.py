@@ -54,6 +54,7 @@ FRAMES: dict[str, wire.Frame] = {
     "named heads": wire.Heads("", wire.FIRST, wire.FIRST, HEADS),
     "deltas": wire.Deltas((CHAIN.since(CHAIN.epoch, 0),)),
     "want": wire.Want(7, VECTOR, {b"c" * 8: Cursor(Epoch(2, b"e" * 8), 9)}),
+    "answer": wire.Answer(7, (CHAIN.since(CHAIN.epoch, 0), CHAIN.snapshot())),
     "part": wire.Part(7, CHAIN.snapshot(), True, 3),
     "more": wire.More(7),
     "done": wire.Done(7),
@@ -61,6 +62,15 @@ FRAMES: dict[str, wire.Frame] = {
     "ask": wire.Ask((b"h" * 32,)),
     "statements": wire.Statements((b"blob",)),
 }
+
+
+def meant(name: str, version: int) -> wire.Frame:
+    """What is read of a frame: one of version 1 does not say that it is an answer."""
+    frame = FRAMES[name]
+    if version == 1 and isinstance(frame, wire.Answer):
+        return wire.Deltas(frame.deltas)
+    return frame
+
 
 GOLDEN = {
     "sync": "dba91a9cb82ff812f37343e671cf7222",
@@ -71,6 +81,7 @@ GOLDEN = {
     "heads": "6987666af7b776d709b8945f69e98ddb",
     "named heads": "1be8287817bff1a15e9704eedea60fc0",
     "deltas": "21a542a3d435ff340417eb4fdebfec04",
+    "answer": "8ccb8149b4400e65b26eb795fcd341be",
     "want": "73f754e97bc21d071cb6e1ded9ae6962",
     "part": "cae18502f3821eaf669f14d1c2bbf070",
     "more": "71014944abb3b78e7661dbef44f43e7f",
@@ -81,6 +92,7 @@ GOLDEN = {
 }
 """First 16 bytes of SHA-256 over the frame's bytes, wire version 1: a change breaks older nodes."""
 SECOND = {
+    "answer": "3076c1f61f5c9414a9dd871ef4763348",
     "heads": "19ae49bcf0b6b49fb59770dd77a0bdef",
     "named heads": "a4b29ee1ee46f5daf449998769633ec3",
 }
@@ -90,7 +102,7 @@ SECOND = {
 @pytest.mark.parametrize("name", FRAMES)
 def test_a_frame_round_trips(name: str) -> None:
     for version in range(wire.SPOKEN.lowest, wire.SPOKEN.highest + 1):
-        assert wire.decode(wire.encode(FRAMES[name], version)) == FRAMES[name]
+        assert wire.decode(wire.encode(FRAMES[name], version)) == meant(name, version)
 
 
 @pytest.mark.parametrize("name", FRAMES)
