@@ -54,8 +54,9 @@ class Housekeeper:
         self._interest_changed = False
         self._outranked: dict[tuple[str, str], int] = {}
         """Own claim → since when it is seen outranked. In that order, as time does not go back."""
-        self._hosted: dict[str, set[bytes]] = {}
-        """VPC → keys that this node claims, where the claim counts."""
+        self._hosted: dict[str, dict[bytes, None]] = {}
+        """VPC → keys that this node claims, where the claim counts. No sets: those a collection of
+        garbage goes through key by key, and a dictionary of bytes it leaves out."""
         self._removed_seen_ns: dict[str, int] = {}
         """Removed VPC → since when this process sees it so: its remover's clock may be ahead."""
         self._sweep_at_ns = 0
@@ -129,18 +130,18 @@ class Housekeeper:
         ops: list[Op] = []
         author, view = self._author, self._view
         for vpc, ip in self._of_concern(delta):
-            hosted = self._hosted.get(vpc, set())
+            hosted = self._hosted.get(vpc, {})
             claims = view.claims(vpc, ip)
             self._damper.note((vpc, ip), claims[0] if claims else None, now_ns)
             own = next((c for c in claims if c.node == author.node), None)
             if own is None:
-                hosted.discard(_key(ip))
+                hosted.pop(_key(ip), None)
                 self._outranked.pop((vpc, ip), None)
                 if self._evicted(vpc, ip):
                     ops.append(_drop_claim(vpc, keys.addr_of(ip)))
                 continue
             if _key(ip) not in hosted:
-                self._hosted.setdefault(vpc, hosted).add(_key(ip))
+                self._hosted.setdefault(vpc, hosted)[_key(ip)] = None
                 delta.vpcs.add(vpc)
             if own.state == "shadowed":
                 self._outranked.setdefault((vpc, ip), now_ns)
@@ -160,12 +161,12 @@ class Housekeeper:
             calm -= {key for key in calm if key in tracked}
             if self._outranked:
                 calm -= {key for key in calm if (vpc, keys.ip_of(key[1:])) in self._outranked}
-            hosted = self._hosted.get(vpc, set())
-            if not calm <= hosted:
-                self._hosted.setdefault(vpc, hosted).update(calm)
+            hosted = self._hosted.get(vpc, {})
+            if not calm <= hosted.keys():
+                self._hosted.setdefault(vpc, hosted).update(dict.fromkeys(calm))
                 delta.vpcs.add(vpc)
             wanted |= tracked & touched.keys()
-            wanted |= hosted & touched.keys()
+            wanted |= hosted.keys() & touched.keys()
             places += ((vpc, keys.ip_of(key[1:])) for key in wanted - calm)
         return sorted(places)
 

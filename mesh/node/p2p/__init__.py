@@ -15,6 +15,7 @@
     punch.py      making a direct connection out of a relayed one (DCUtR)
     twins.py      two processes of one node, told apart
     join.py       how somebody who is not a member yet asks to become one
+    strangers.py  what such people may cost: few places, and not too often
     transport.py  all of them together: accepting, dialling, one link per peer
 
 Of py-libp2p 0.8.1 the parts that speak the wire protocols are used: multistream-select, Noise XX

@@ -34,12 +34,11 @@ from mesh.node.p2p.events import (
     PeerUp,
 )
 from mesh.node.p2p.framing import FRAME_BYTES_MAX
-from mesh.node.p2p.join import JOIN_PROTOCOL, JOIN_S, JoinHandler, serve_join
+from mesh.node.p2p.join import JOIN_PROTOCOL, JoinHandler
 from mesh.node.p2p.link import (
     AGREE_S,
     DUPLICATE,
     NOT_NEEDED,
-    PROTOCOLS,
     SECOND,
     SOFT_STATE_BYTES_MAX,
     Crowd,
@@ -49,7 +48,8 @@ from mesh.node.p2p.link import (
 )
 from mesh.node.p2p.overlay import LINKS_MAX
 from mesh.node.p2p.pulse import Pulse
-from mesh.node.p2p.session import Identity, Keys, NotAdmittedError, Session, Stream, open_session
+from mesh.node.p2p.session import Identity, Keys, NotAdmittedError, Stream, open_session
+from mesh.node.p2p.strangers import Strangers
 from mesh.node.p2p.tcp import Address, Conduit, Listener, Net, NoFamily, TcpNet
 from mesh.node.p2p.traversal import Traversal
 from mesh.node.p2p.twins import Instance, Twins
@@ -66,11 +66,6 @@ neighbour has been restarted) waits in the kernel's queue and is let in one afte
 it each would push another out before it has had its turn, and all would come again."""
 
 EVENTS_MAX = 32
-
-STRANGERS_MAX = 4
-JOIN_BURST = 8
-JOINS_PER_S = 1.0
-"""What people who are not members may cost: a handshake is some 10 ms of CPU."""
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
@@ -123,7 +118,6 @@ class Transport:
         self._listen = tuple(listen)
         self._identify_key = identify
         self._keys = Keys(lambda key: self._identify(key) is not None, take_shown, set())
-        self._join_handler = join_handler
         self._net: Net = net or TcpNet()
         self._clock_ns = clock_ns
         self._speaks = speaks
@@ -148,14 +142,12 @@ class Transport:
         self._up_since_ns: dict[NodeId, int] = {}
         self._claims: dict[NodeId, trio.Lock] = {}
         self._pulse = Pulse()
+        self._strangers = Strangers(join_handler, self._pulse, self._log)
         self._pending: dict[Conduit, tuple[trio.CancelScope, float]] = {}
         """scope, and since when by trio's clock"""
         self._pending_fewer = trio.Event()
         self._addrs: tuple[str, ...] = ()
         self._soft_state = b""
-        self._joining = False
-        self._strangers = 0
-        self._join_tokens, self._join_tokens_at_s = float(JOIN_BURST), 0.0
         self._wake_reporter = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._emit_channel: trio.MemorySendChannel[Event]
@@ -279,7 +271,7 @@ class Transport:
 
     def open_joining(self, allowed: bool) -> None:
         """Let unknown keys in, to `/weft/join/1` and nothing else, or stop doing so."""
-        self._joining = allowed and self._join_handler is not None
+        self._strangers.open(allowed)
 
     def set_soft_state(self, soft_state: bytes) -> None:
         """What our next heartbeats say. Raises ValueError beyond SOFT_STATE_BYTES_MAX bytes."""
@@ -376,7 +368,7 @@ class Transport:
             if sender is not None and node != sender:
                 return False
             if node is None:
-                stranger = attempt is None and self._admit_stranger()
+                stranger = attempt is None and self._strangers.admit()
                 return stranger
             if attempt is not None:
                 self._dialler.found(attempt, node)
@@ -395,11 +387,11 @@ class Transport:
             ) as session:
                 watch.kill = session.kill
                 if stranger:
-                    await self._serve_stranger(session, conduit)
+                    await self._strangers.serve(session, conduit)
                     return
-                first = None if attempt else await self._first_stream(session)
+                first = None if attempt else await self._strangers.first_stream(session)
                 if first is not None and first.protocol == JOIN_PROTOCOL:
-                    await self._serve_join(session, first, conduit)
+                    await self._strangers.answer(session, first, conduit)
                     return
                 node = self._identify(session.key)
                 if node is None:
@@ -424,18 +416,12 @@ class Transport:
         finally:
             self._pulse.forget(conduit)
             if stranger:
-                self._strangers -= 1
+                self._strangers.leave()
             if link is not None and self._links.get(link.node) is link:
                 await self._take_down(link)
         if attempt is not None and not attempt.linked:
             # The end of a session cancels what goes on in it, without a word.
             raise PeerError(f"ended before there was a link: {session.ended}")
-
-    async def _first_stream(self, session: Session) -> Stream:
-        joinable = {JOIN_PROTOCOL} if self._joining else set()
-        with trio.move_on_after(AGREE_S):
-            return await session.accept_stream(PROTOCOLS | joinable)
-        raise PeerError("no stream was opened")
 
     async def _agree(self, link: Link, first: Stream | None) -> None:
         """Make `link` the link to its node, with the consent of both ends, or raise PeerError."""
@@ -536,39 +522,6 @@ class Transport:
             self._overlay.down(link.node, now_ns(), lost=NOT_NEEDED not in reason)
             self._dialler.wake()
 
-    # -- joining --------------------------------------------------------------------------------
-
-    def _admit_stranger(self) -> bool:
-        """Take a place for somebody who is not a member, if there is one and it is not too soon."""
-        now_s = trio.current_time()
-        earned = (now_s - self._join_tokens_at_s) * JOINS_PER_S
-        self._join_tokens = min(float(JOIN_BURST), self._join_tokens + earned)
-        self._join_tokens_at_s = now_s
-        if not self._joining or self._join_tokens < 1 or self._strangers >= STRANGERS_MAX:
-            return False
-        self._join_tokens -= 1
-        self._strangers += 1
-        return True
-
-    async def _serve_stranger(self, session: Session, conduit: Conduit) -> None:
-        with trio.move_on_after(JOIN_S):
-            stream = await session.accept_stream(frozenset({JOIN_PROTOCOL}))
-            await self._serve_join(session, stream, conduit)
-
-    async def _serve_join(self, session: Session, stream: Stream, conduit: Conduit) -> None:
-        assert self._join_handler is not None
-        # Silence is not a sign of anything while the other end waits for our answer.
-        self._pulse.forget(conduit)
-        with trio.move_on_after(JOIN_S):
-            refusal = await serve_join(session, stream, self._join_handler)
-            self._log.event(
-                "p2p.join_refused" if refusal else "p2p.join_served",
-                level=logging.INFO,
-                key=session.key,
-                addr=conduit.remote,
-                reason=refusal,
-            )
-
     # -- standing tasks -------------------------------------------------------------------------
 
     def _beat(self) -> None:
@@ -615,7 +568,7 @@ class Transport:
             if not isinstance(error, DuplicateError):
                 self._log.event("p2p.inbound_failed", level=logging.INFO, error=error)
         except Exception as error:
-            # A mistake of ours, which a peer has found a way to: say where it is.
+            # A mistake of ours that a peer has found a way to.
             if self._log.event("p2p.internal_error", level=logging.ERROR, error=repr(error)):
                 _logger.error("p2p.internal_error", exc_info=error)
 

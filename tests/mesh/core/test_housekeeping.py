@@ -456,7 +456,7 @@ def test_own_claims_are_noted_in_bulk_as_they_would_be_one_by_one(seed: int) -> 
             for endpoint in view.endpoints(red)
             if endpoint.node == node_id(name)
         }
-        assert keeper._hosted.get(red, set()) == own
+        assert keeper._hosted.get(red, {}).keys() == own
         shadowed = {
             (red, endpoint.ip)
             for endpoint in view.endpoints(red)

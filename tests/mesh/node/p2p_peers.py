@@ -162,7 +162,7 @@ class Peer:
     def idle(self) -> bool:
         """No connection but those of the links."""
         transport = self.transport
-        if transport._dialler.attempts or transport._strangers or transport._pending:
+        if transport._dialler.attempts or transport._strangers.count or transport._pending:
             return False
         return len(transport._pulse.watches) == len(transport._links)
 

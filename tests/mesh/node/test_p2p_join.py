@@ -21,8 +21,8 @@ from mesh.node.p2p.join import (
 )
 from mesh.node.p2p.link import CHANNEL_PROTOCOLS, LINK_PROTOCOL
 from mesh.node.p2p.session import Identity, Session, open_session
+from mesh.node.p2p.strangers import JOIN_BURST, JOINS_PER_S, STRANGERS_MAX
 from mesh.node.p2p.tcp import Address, TcpNet
-from mesh.node.p2p.transport import JOIN_BURST, JOINS_PER_S, STRANGERS_MAX
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tests.mesh.node.p2p_peers import (
@@ -76,7 +76,7 @@ async def test_a_request_is_answered_and_leaves_nothing_behind() -> None:
             await eventually(a.idle)
         assert desk.asked == [(key_of(9), request)]
         assert not a.log
-        assert a.transport._strangers == 0
+        assert a.transport._strangers.count == 0
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ async def test_somebody_else_at_the_address_learns_nothing() -> None:
         with pytest.raises(NotReady):
             await ask(other)
         # Not even who we are: our key would have been shown after theirs.
-        assert not desk.asked and other.transport._join_tokens == JOIN_BURST
+        assert not desk.asked and other.transport._strangers.tokens == JOIN_BURST
         await eventually(other.idle)
 
 
@@ -263,7 +263,7 @@ async def test_strangers_get_a_place_not_too_often(autojump_clock: MockClock) ->
                     net.view(9),
                 )
                 welcome += 1
-            await eventually(lambda: a.transport._strangers == 0)
+            await eventually(lambda: a.transport._strangers.count == 0)
         earned = JOINS_PER_S * (trio.current_time() - began_s)
         assert earned < JOIN_BURST
         assert JOIN_BURST <= welcome <= JOIN_BURST + earned + 1
