@@ -74,7 +74,7 @@ async def test_found_invite_join_write_restart(tmp_path: Path) -> None:
     async with running(first.config) as a:
         await write_vpc(a)
         token = await a.joining.invite("b", 60)
-        await until(lambda: a.transport._joining)
+        await until(lambda: bool(a.transport._strangers.protocols()))
         with pytest.raises(Refused, match="site b"):
             await join(new_node(tmp_path, "c1", "c"), token)
         assert not (tmp_path / "c1").exists()
@@ -160,7 +160,7 @@ async def test_who_lost_something_of_its_own_hears_first_however_often_it_starts
 
 async def opened(node: Node) -> str:
     token = await node.joining.invite("", 60)
-    await until(lambda: node.transport._joining)
+    await until(lambda: bool(node.transport._strangers.protocols()))
     return token
 
 
@@ -213,6 +213,25 @@ async def test_a_vpc_of_others_is_kept_while_it_is_of_concern_and_dropped_after(
                 await until(lambda o=overlay, n=other: o._shards.get(vpc, [()])[0] == {n.id})  # type: ignore[misc]
         async with running(second.config) as b:
             await until(lambda: equal(a, b))
+
+
+def is_dialled(node: Node, other: NodeId, addr: str) -> bool:
+    """Whether the other one is dialled at that address, when it is dialled."""
+    return addr in map(str, node.transport._dialler.targets.get(other, ()))
+
+
+async def test_who_listens_elsewhere_is_dialled_there(tmp_path: Path) -> None:
+    """By its new registration: a link that it made itself says nothing of where it listens."""
+    first = found(new_node(tmp_path, "a1", "a"), "m")
+    async with running(first.config) as a:
+        second = await join(new_node(tmp_path, "b1", "b"), await opened(a))
+        (former,) = read_config(second.config).listen
+        now = f"/ip4/127.0.0.1/tcp/{free_port()}"
+        for listen in (former, now):
+            second.config.write_text(second.config.read_text().replace(former, listen))
+            async with running(second.config) as b:
+                await until(partial(is_dialled, a, b.id, listen))
+        assert not is_dialled(a, b.id, former)
 
 
 async def test_all_vpcs_are_kept_where_the_file_says_so(tmp_path: Path) -> None:
