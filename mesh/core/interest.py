@@ -161,7 +161,8 @@ class Interests:
         return standing is not None and (standing.admitted is None or site in standing.admitted)
 
     def _read_peerings(self) -> set[str]:
-        """The VPCs whose peerings are not what they were. Those of removed VPCs stay."""
+        """The VPCs whose peerings are not what they were. Those of removed VPCs stay for what is
+        left of these, and count no longer for the VPCs at their other ends."""
         now: defaultdict[str, set[str]] = defaultdict(set)
         for peering in self._view.peerings():
             if peering.state == "active":
@@ -170,8 +171,6 @@ class Interests:
         for vpc, others in self._peered.items():
             if vpc in self._catalog.removed:
                 now[vpc] |= others
-                for other in others:
-                    now[other].add(vpc)
         before, self._peered = self._peered, dict(now)
         changed = {
             vpc for vpc in before.keys() | now.keys() if before.get(vpc) != self._peered.get(vpc)

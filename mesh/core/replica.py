@@ -389,12 +389,12 @@ class Replica:
         """
         shards = frozenset((MESH_SHARD, *vpcs))
         self._seal()
-        self._drops_late = False
+        lacks, self._drops_late = self.lacks, False
         for shard in self.lattice.shards():
             if shard not in shards:
                 for id in list(self.lattice.chains(shard)):
                     if id.node != self.node:
-                        if self.lacks:
+                        if lacks:
                             self._drops_late = True
                         else:
                             self._drop(id)
@@ -402,8 +402,10 @@ class Replica:
 
     @property
     def lacks(self) -> bool:
-        """Whether chains were left out at the start, and peers have not told yet what they have."""
-        self._lacks = self._lacks and not self._sync.all_told()
+        """Whether chains were left out at the start, and peers have not told yet what they have, or
+        the view has not read it."""
+        if self._lacks and not self.holdings.touched:
+            self._lacks = not self._sync.all_told()
         return self._lacks
 
     @property
@@ -447,7 +449,8 @@ class Replica:
     @property
     def has_news(self) -> bool:
         """Whether there is anything to take: most frames bring what has come before."""
-        return bool(self._effects or self._outbox or self.holdings.touched)
+        news = self._effects or self._outbox or self.holdings.touched
+        return bool(news) or self._drops_late
 
     def take_touched(self, bulk_max: int | None = None) -> list[Touched]:
         """The records touched since the last call, for the view, which reads `holdings`.

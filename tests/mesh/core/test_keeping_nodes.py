@@ -133,7 +133,8 @@ def test_who_lacks_what_a_vpc_is_kept_by_drops_it_only_when_peers_have_told(peer
     assert nodes.holders(red) == ([1] if peers == "have what it lacks" else [])
 
 
-def test_a_peering_brings_the_other_vpc_and_its_end_takes_it_away() -> None:
+@pytest.mark.parametrize("ends", ["the peering is removed", "a VPC is removed"])
+def test_a_peering_brings_the_other_vpc_and_its_end_takes_it_away(ends: str) -> None:
     nodes = Nodes(3)
     vpcs = []
     for i, (name, cidr) in enumerate((("red", "10.0.0.0/16"), ("blue", "10.1.0.0/16"))):
@@ -150,8 +151,13 @@ def test_a_peering_brings_the_other_vpc_and_its_end_takes_it_away() -> None:
     assert (nodes.holders(red), nodes.holders(blue)) == ([1], [0])
     nodes.agree(red, (0, 1))
     nodes.agree(blue, (0, 1))
-    nodes.do(1, "remove_peering", "blue", "red")
-    assert (nodes.holders(red), nodes.holders(blue)) == ([], [])
+    if ends == "the peering is removed":
+        nodes.do(1, "remove_peering", "blue", "red")
+        assert (nodes.holders(red), nodes.holders(blue)) == ([], [])
+    else:
+        nodes.do(1, "remove_vpc", "blue", force=True)
+        assert (nodes.holders(red), nodes.holders(blue)) == ([], [0]), "what is left of it goes on"
+    assert not nodes.interests[0].admits(red, "s1")
     assert not any(isinstance(effect, DropPeer | Alarm) for _, effect in nodes.effects)
 
 

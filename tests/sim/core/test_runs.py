@@ -92,6 +92,7 @@ FOUND = {
         300009,  # claims in a removed VPC, of which one had its own chain only, made views differ
         500725,  # own claims where the site is not admitted any more made views differ
         500761,  # a node whose registration was damaged dropped what its writer had lost
+        500378,  # a peering with a VPC that was removed went on to entitle to the other one
         500133,  # a VPC was held a moment longer, since the disk lacked who may have it
         201019,  # a key was overtaken by what it signs: a frame that a cut held, by a later one
     ],
