@@ -202,7 +202,7 @@ def native(ifindex: int) -> bool:
     with IPRoute() as netlink:
         (link,) = netlink.get_links(ifindex)
         xdp = link.get_attr("IFLA_XDP")
-        return bool(xdp is not None and xdp.get_attr("IFLA_XDP_ATTACHED") == 1)
+        return bool(xdp is not None and xdp.get_attr("IFLA_XDP_ATTACHED") == "xdp")
 
 
 def family(address: str) -> socket.AddressFamily:

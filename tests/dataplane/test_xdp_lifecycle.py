@@ -532,3 +532,19 @@ def test_the_header_tree_is_ours_and_has_no_links(tmp_path: Path) -> None:
     assert not [path for path in files if path.is_symlink()]
     with pytest.raises(FileExistsError):
         headers.make_tree(tmp_path / "tree")
+
+
+def test_how_the_programs_run_is_told(site_pair: Any) -> None:
+    site_pair.open()
+
+    def look() -> tuple[bool, bool, bool]:
+        wan, loopback = socket.if_nametoindex("wan0"), 1
+        before = links.native(loopback)
+        fd = site_pair.a.backend._programs["xdp_wan"]
+        link = kernel.link_create_xdp(fd, loopback, kernel.XDP_FLAGS_SKB)
+        try:
+            return links.native(wan), before, links.native(loopback)
+        finally:
+            os.close(link)
+
+    assert site_pair.a.run(look) == (True, False, False)
