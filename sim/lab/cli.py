@@ -65,16 +65,23 @@ def lab() -> None:
 @click.option("--gateways", type=int, default=1, show_default=True, help="Gateways of each site.")
 @click.option("--pods", type=int, default=1, show_default=True, help="Pods per VPC and site.")
 @click.option("--vpcs", type=int, default=2, show_default=True, help="VPCs v1, v2, …")
+@click.option(
+    "--underlay", default="ipv4", show_default=True, help="ipv4 or ipv6, between gateways."
+)
 @name_option
 @prints
-def up(out: Output, sites: int, gateways: int, pods: int, vpcs: int, name: str) -> None:
+def up(
+    out: Output, sites: int, gateways: int, pods: int, vpcs: int, underlay: str, name: str
+) -> None:
     """Make a lab and wait until it is ready.
 
     Every VPC has a tenant of its own, the CIDR 10.0.0.0/16 and the same subnets: 10.0.I.0/24 homed
     at site I (home-a, home-b, …) and 10.0.200.0/24 (stretched) over all sites. Pods have the
     addresses 10.0.I.10 and up; the second pod of a site and VPC is in the stretched subnet.
     """
-    spec = LabSpec(name=name, sites=sites, gateways=gateways, pods=pods, vpcs=vpcs)
+    spec = LabSpec(
+        name=name, sites=sites, gateways=gateways, pods=pods, vpcs=vpcs, underlay=underlay
+    )
     made = Lab.up(spec, lambda line: click.echo(line, err=True))
     if out.json:
         out.document(made.status())

@@ -31,6 +31,7 @@ from sim.lab.topology import (
 )
 
 NETNS_DIR: Final = Path("/run/netns")
+_NO_PROBE: Final = 0x02  # IFA_F_NODAD: the address is to be had at once
 
 _T = TypeVar("_T")
 
@@ -128,8 +129,14 @@ def add_gateway(topology: Topology, gateway: Gateway) -> None:
             )
             index = _index(netlink, WAN_IF)
             netlink.link("set", index=index, state="up")
+            if topology.underlay == "ipv6":
+                Path(f"/proc/sys/net/ipv6/conf/{WAN_IF}/disable_ipv6").write_text("0")
             netlink.addr(
-                "add", index=index, address=gateway.underlay_ip, prefixlen=UNDERLAY_PREFIX_BITS
+                "add",
+                index=index,
+                address=gateway.underlay_ip,
+                prefixlen=UNDERLAY_PREFIX_BITS[topology.underlay],
+                flags=_NO_PROBE if topology.underlay == "ipv6" else 0,
             )
 
     def at_bridge() -> None:
@@ -156,11 +163,11 @@ def add_pod(topology: Topology, pod: Pod) -> None:
                 "add",
                 ifname=pod.ifname,
                 kind="veth",
-                mtu=POD_MTU,
+                mtu=POD_MTU[topology.underlay],
                 peer={
                     "ifname": POD_IF,
                     "address": pod.mac,
-                    "mtu": POD_MTU,
+                    "mtu": POD_MTU[topology.underlay],
                     "net_ns_fd": pod.netns,
                 },
             )

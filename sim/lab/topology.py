@@ -8,7 +8,7 @@ Nothing here touches the machine. A lab named NAME with gateways `a1`, `a2`, `b1
     10.0.1.10/24              198.18.1.1/16
 
 - The underlay is 198.18.0.0/16, a range that RFC 2544 keeps for labs: gateway G of site number I
-  has 198.18.I.G.
+  has 198.18.I.G. An IPv6 underlay is fd00:c612::/64, with the addresses fd00:c612::I:G.
 - Every VPC has the CIDR 10.0.0.0/16, subnet `home-a` 10.0.I.0/24 homed at each site, and subnet
   `stretched` 10.0.200.0/24 over all sites. Each VPC belongs to a tenant of its own.
 - Pod 1 of a site and VPC is 10.0.I.10, pod 3 10.0.I.12 and so on. Pod 2, where there is one, lives
@@ -37,8 +37,10 @@ BRIDGE: Final = "br0"
 WAN_IF: Final = "wan0"
 POD_IF: Final = "eth0"
 UNDERLAY_MTU: Final = 1500
-POD_MTU: Final = 1450  # leaves the 50 bytes of Ethernet, IPv4, UDP and Geneve
-UNDERLAY_PREFIX_BITS: Final = 16
+UNDERLAYS: Final = ("ipv4", "ipv6")
+UNDERLAY_PREFIX_BITS: Final = {"ipv4": 16, "ipv6": 64}
+POD_MTU: Final = {"ipv4": 1450, "ipv6": 1430}
+"""Leaves the 50 bytes of Ethernet, IPv4, UDP and Geneve, or 70 with IPv6."""
 VPC_CIDR: Final = "10.0.0.0/16"
 STRETCHED: Final = "stretched"
 STRETCHED_CIDR: Final = "10.0.200.0/24"
@@ -60,9 +62,12 @@ class LabSpec:
     gateways: int = 1  # of each site
     pods: int = 1  # of each VPC at each site
     vpcs: int = 2
+    underlay: str = "ipv4"
 
     def __post_init__(self) -> None:
         check_lab_name(self.name)
+        if self.underlay not in UNDERLAYS:
+            raise BadInput(f"--underlay {self.underlay}: give one of {', '.join(UNDERLAYS)}")
         _check_range("--sites", self.sites, 1, SITES_MAX)
         _check_range("--gateways", self.gateways, 1, GATEWAYS_PER_SITE_MAX)
         _check_range("--pods", self.pods, 0, PODS_PER_SITE_AND_VPC_MAX)
@@ -131,6 +136,11 @@ class Topology:
     vpcs: tuple[Vpc, ...]
     subnets: tuple[Subnet, ...]
     interest: str = "hosted"  # which VPCs' endpoints the nodes keep, as in weft.toml
+
+    @property
+    def underlay(self) -> str:
+        """Of UNDERLAYS."""
+        return "ipv6" if any(":" in gateway.underlay_ip for gateway in self.gateways) else "ipv4"
 
     def gateway(self, name: str) -> Gateway:
         """Raises NotFound."""
@@ -214,7 +224,7 @@ def plan(spec: LabSpec) -> Topology:
         wan_netns=_netns(spec.name, "wan"),
         sites=sites,
         gateways=tuple(
-            _gateway(spec.name, site, site_number, number)
+            _gateway(spec, site, site_number, number)
             for site_number, site in enumerate(sites, start=1)
             for number in range(1, spec.gateways + 1)
         ),
@@ -317,15 +327,16 @@ def _netns(lab: str, member: str) -> str:
     return f"{NAMESPACE_PREFIX}-{lab}-{member}"
 
 
-def _gateway(lab: str, site: str, site_number: int, number: int) -> Gateway:
+def _gateway(spec: LabSpec, site: str, site_number: int, number: int) -> Gateway:
     name = f"{site}{number}"
     octets = (198, 18, site_number, number)
+    six = spec.underlay == "ipv6"
     return Gateway(
         name=name,
         site=site,
-        netns=_netns(lab, name),
+        netns=_netns(spec.name, name),
         port=f"w-{name}",
-        underlay_ip=".".join(map(str, octets)),
+        underlay_ip=f"fd00:c612::{site_number:x}:{number:x}" if six else ".".join(map(str, octets)),
         mac=_mac(0xFF, octets),
     )
 

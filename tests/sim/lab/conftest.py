@@ -85,8 +85,9 @@ def built(root: None, lab_name: str) -> Iterator[Callable[..., Topology]]:
     """Make the namespaces and links of a lab, without nodes; they go at the end of the test."""
     made: list[Topology] = []
 
-    def build(**size: int) -> Topology:
-        topology = plan(LabSpec(name=f"{lab_name}-{len(made)}", **size))
+    def build(underlay: str = "ipv4", **size: int) -> Topology:
+        spec = LabSpec(name=f"{lab_name}-{len(made)}", underlay=underlay, **size)
+        topology = plan(spec)
         made.append(topology)
         netns.build(topology)
         return topology

@@ -214,5 +214,5 @@ def test_down_twice(stand_in_lab: Lab, run: Run) -> None:
 def test_help_names_the_defaults_of_the_manual(run: Run) -> None:
     text = run("up", "--help").stdout
     assert LabSpec() == LabSpec(name="lab", sites=3, gateways=1, pods=1, vpcs=2)
-    for option in ("--sites", "--gateways", "--pods", "--vpcs", "--name"):
+    for option in ("--sites", "--gateways", "--pods", "--vpcs", "--underlay", "--name"):
         assert option in text

@@ -71,7 +71,7 @@ def test_a_lab_has_the_links_of_its_plan_and_leaves_nothing(built: Build) -> Non
     assert set(_links(topology.wan_netns)) == {"lo", "br0", "w-a1", "w-b1"}
     gateway, pod = topology.gateway("a1"), topology.pod("a-v1-1")
     assert set(_links(gateway.netns)) == {"lo", WAN_IF, pod.ifname}
-    assert _links(pod.netns)[POD_IF] == _links(gateway.netns)[pod.ifname] == POD_MTU
+    assert _links(pod.netns)[POD_IF] == _links(gateway.netns)[pod.ifname] == POD_MTU["ipv4"]
 
     netns.remove_namespaces(topology.namespaces())
     assert not set(topology.namespaces()) & set(netns.list_namespaces())
@@ -177,7 +177,7 @@ def test_a_pod_added_later_is_like_the_others(built: Build) -> None:
     pod = plan_pod(topology, name="a-v1-9", gateway="a1", vpc="v1", ip="10.0.1.99")
     try:
         netns.add_pod(topology, pod)
-        assert _links(pod.netns)[POD_IF] == POD_MTU
+        assert _links(pod.netns)[POD_IF] == POD_MTU["ipv4"]
         assert pod.ifname in _links(topology.gateway("a1").netns)
     finally:
         netns.remove_namespace(pod.netns)

@@ -27,6 +27,7 @@ specs = st.builds(
     gateways=st.integers(1, 9),
     pods=st.integers(0, 8),
     vpcs=st.integers(0, 4),
+    underlay=st.sampled_from(["ipv4", "ipv6"]),
 )
 
 
@@ -42,6 +43,12 @@ def test_names_and_addresses_fit_and_are_unique(spec: LabSpec) -> None:
     assert len(pods) == spec.sites * spec.vpcs * spec.pods
     assert _distinct([*topology.namespaces()])
     assert _distinct([g.underlay_ip for g in gateways])
+    network = {"ipv4": "198.18.0.0/16", "ipv6": "fd00:c612::/64"}[spec.underlay]
+    for gateway in gateways:
+        address = ipaddress.ip_address(gateway.underlay_ip)
+        assert str(address) == gateway.underlay_ip
+        assert address in ipaddress.ip_network(network)
+    assert topology.underlay == spec.underlay
     macs = [*(g.mac for g in gateways), *(p.mac for p in pods)]
     assert _distinct([*macs])
     assert _distinct([(p.vpc, p.ip) for p in pods])
@@ -116,6 +123,7 @@ def test_a_topology_survives_json(spec: LabSpec) -> None:
         ({"pods": 101}, "--pods 101"),
         ({"vpcs": 33}, "--vpcs 33"),
         ({"sites": 26, "pods": 50, "vpcs": 3}, "3900 pods"),
+        ({"underlay": "ipx"}, "--underlay ipx"),
         ({"name": "Lab"}, "'Lab'"),
         ({"name": "a/b"}, "'a/b'"),
         ({"name": ""}, "''"),

@@ -26,9 +26,10 @@ DEADLINE_S = 60.0
 
 @pytest.fixture(scope="module")
 def lab(xdp: None) -> Iterator[Lab]:
-    """Two gateways at each of two sites; the second pod of each is in the stretched subnet."""
+    """Two gateways at each of two sites; the second pod of each is in the stretched subnet. The
+    underlay is IPv6: other tests' labs have IPv4."""
     name = f"t{os.getpid()}-whole"
-    lab = Lab.up(LabSpec(name=name, sites=2, gateways=2, pods=2, vpcs=2))
+    lab = Lab.up(LabSpec(name=name, sites=2, gateways=2, pods=2, vpcs=2, underlay="ipv6"))
     yield lab
     lab.down()
     assert leftovers(name) == []
