@@ -481,10 +481,7 @@ def lacking() -> str | None:
     if ahead.object_file() is not None:
         return None
     if importlib.util.find_spec("bcc") is None:
-        return (
-            "bcc not importable (Debian: apt install python3-bpfcc), and no programs built ahead"
-            f" ({ahead.OBJECT_VARIABLE})"
-        )
+        return "bcc not importable (Debian: apt install python3-bpfcc)"
     return headers.missing()
 
 
