@@ -98,6 +98,10 @@ DIGEST_BYTES: Final = 16
 """Enough between members, who could lie about a digest anyway: what is held is proved by roots."""
 ZIP_BYTES_MIN: Final = 512
 """Shorter frames are mostly hashes, which do not shrink."""
+ZIP_SHORT_BYTES: Final = 8192
+_ZIP_SHORT_MEMORY: Final = 5
+"""zlib's `memLevel` for frames up to that: half the time, most of which goes into clearing memory,
+and they come out as short."""
 NAMED_MAX: Final = 64
 """Chains that one RECENT names: those that the sender knows, and those that it was told of."""
 FIRST, LAST = b"", b"\xff" * (SHORT_BYTES + 1)
@@ -268,8 +272,14 @@ def zipped(data: bytes, version: int = WIRE_VERSION) -> bytes:
     """
     if len(data) < ZIP_BYTES_MIN:
         return data
-    packed = pack([version, ZIPPED, zlib.compress(data, 1)])
+    packed = pack([version, ZIPPED, _compressed(data)])
     return packed if len(packed) < len(data) else data
+
+
+def _compressed(data: bytes) -> bytes:
+    memory = _ZIP_SHORT_MEMORY if len(data) <= ZIP_SHORT_BYTES else zlib.DEF_MEM_LEVEL
+    squeezer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, memory)
+    return squeezer.compress(data) + squeezer.flush()
 
 
 def unzipped(data: bytes) -> bytes:
