@@ -41,7 +41,8 @@ nav a { margin-right: 1rem; }
 .figures { display: flex; flex-wrap: wrap; gap: .4rem 1.5rem; list-style: none; padding: 0;
   margin: .6rem 0 .8rem; }
 .figures li { max-width: 10.5rem; color: #52606d; font-size: .92rem; line-height: 1.3; }
-.figures b { display: block; color: #1f2933; font-size: 1.15rem; font-weight: 600; }
+.figures b { display: block; color: #1f2933; font-size: 1.15rem; font-weight: 600;
+  white-space: nowrap; }
 figure { margin: .5rem 0 1rem; overflow-x: auto; }
 figure svg { display: block; width: 100%; min-width: 44rem; height: auto; }
 figcaption, .note { color: #52606d; font-size: .92rem; }
@@ -214,7 +215,7 @@ def _what_ran(run: Run) -> str:
     if leapt_ns := run.recording.clock.leapt_ns:
         said = (
             f"{words.duration(leapt_ns / SECOND_NS)} in which nothing was under way and linked"
-            " nodes held the same; what they would have told each other is not in the bytes"
+            " nodes held the same; what they told each other then is counted, not played"
         )
         facts.insert(5, ("Leapt over", said))
     source = run.source[:SOURCE_CHARS_MAX]

@@ -43,6 +43,10 @@ LINES_MAX: Final = 60
 """Updates drawn one by one."""
 BARS_MAX: Final = 40
 """Sites that have a bar each; more are drawn as a curve."""
+CHANGES_MAX: Final = 250
+"""Steps of a line that can be told from one another; of more, least, most and average are drawn."""
+SPANS: Final = 160
+"""Parts of the run for that."""
 RANKS_MAX: Final = 400
 """Points of that curve."""
 LABEL_MAX: Final = 38
@@ -255,6 +259,41 @@ def _steps(
     )
 
 
+def spans_of(
+    series: Series, column: int, end_ns: int, count: int
+) -> list[tuple[int, int, int, float]]:
+    """(from when, the least, the most, the average by time) of one of a series' numbers in each of
+    so many equal parts of the run, for those from its first row on."""
+    rows = list(zip(series.at_ns, [row[column] for row in series.rows], strict=True))
+    found = []
+    now, next_row = rows[0][1], 1
+    for part in range(rows[0][0] * count // end_ns, count):
+        from_ns, until_ns = part * end_ns // count, (part + 1) * end_ns // count
+        if next_row < len(rows) and rows[next_row][0] == from_ns:
+            now, next_row = rows[next_row][1], next_row + 1
+        least = most = now
+        total, at_ns = 0, from_ns
+        while next_row < len(rows) and rows[next_row][0] < until_ns:
+            total += now * (rows[next_row][0] - at_ns)
+            at_ns, now = rows[next_row]
+            least, most = min(least, now), max(most, now)
+            next_row += 1
+        total += now * (until_ns - at_ns)
+        found.append((from_ns, least, most, total / (until_ns - from_ns)))
+    return found
+
+
+def _band(axes: Axes, series: Series, column: int, unit: words.Unit, end_ns: int) -> None:
+    """What would be a line too dense to be read, as its average between its least and most."""
+    spans = spans_of(series, column, end_ns, SPANS)
+    spans.append((end_ns, *spans[-1][1:]))
+    times = [unit.of(at_ns) for at_ns, *_ in spans]
+    least, most = [row[1] for row in spans], [row[2] for row in spans]
+    label = f"least and most of each {words.duration(end_ns / SPANS / SECOND_NS)}"
+    axes.fill_between(times, least, most, step="post", color=SKY, alpha=0.4, lw=0, label=label)
+    axes.step(times, [row[3] for row in spans], where="post", color=BLUE, label="in agreement")
+
+
 def agreement(recording: Recording) -> Plot:
     """How many nodes run, and how many of them hold the same."""
     series = recording.agreement.series
@@ -266,14 +305,17 @@ def agreement(recording: Recording) -> Plot:
         _steps(
             axes, series, 0, unit, recording.ended_ns, color=GREY, ls="--", lw=1.4, label="running"
         )
-        _steps(axes, series, 1, unit, recording.ended_ns, color=BLUE, label="in agreement")
+        if len(series.rows) > CHANGES_MAX:
+            _band(axes, series, 1, unit, recording.ended_ns)
+        else:
+            _steps(axes, series, 1, unit, recording.ended_ns, color=BLUE, label="in agreement")
         axes.set_ylim(0, max(row[0] for row in series.rows) * 1.06 + 0.02)
         axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_ylabel("nodes")
         time_axis(axes, unit, recording.ended_ns)
         handles, _ = axes.get_legend_handles_labels()
         handles.append(Patch(color="#e3e6ea", label="something is wrong"))
-        fig.legend(handles=handles, loc="outside upper right", ncols=3)
+        fig.legend(handles=handles, loc="outside upper right", ncols=len(handles))
         running, agreeing = series.rows[-1]
         fewest = min(row[1] for row in series.rows)
         alt = (

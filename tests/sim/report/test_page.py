@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sim.core.checkers import Violation
 from sim.core.episodes import Episode
-from sim.core.recording import Recording
+from sim.core.recording import Recording, Series
 from sim.core.scenario import parse
 from sim.core.simulation import run
 from sim.report import page, plots, words
@@ -295,3 +297,35 @@ def test_the_figures_that_people_look_for_are_on_top(ran: Run) -> None:
 def test_the_slowest_updates_go_by_the_names_of_their_vpcs(ran: Run) -> None:
     assert set(ran.recording.vpcs.values()) == {"vpc-0"}
     assert "<td>vpc-0</td>" in render(ran)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(0, 9)), min_size=1, max_size=30),
+    st.integers(0, 50),
+    st.integers(1, 20),
+)
+def test_the_parts_of_a_dense_line_have_its_least_most_and_average(
+    steps: list[tuple[int, int]], after: int, count: int
+) -> None:
+    series, at_ns, by_ns = Series(), 0, list[int]()
+    for lasts_ns, number in steps:
+        series.add(at_ns, (number,))
+        by_ns += [number] * lasts_ns
+        at_ns += lasts_ns
+    by_ns += [by_ns[-1]] * (after + count)
+    end_ns = len(by_ns)
+    spans = plots.spans_of(series, 0, end_ns, count)
+    assert len(spans) == count
+    for (from_ns, least, most, average), part in zip(spans, range(count), strict=True):
+        mine = by_ns[from_ns : (part + 1) * end_ns // count]
+        assert from_ns == part * end_ns // count
+        assert (least, most) == (min(mine), max(mine))
+        assert average == pytest.approx(sum(mine) / len(mine))
+
+
+def test_a_line_with_too_many_steps_is_drawn_as_least_most_and_average(
+    ran: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "least and most" not in render(ran)
+    monkeypatch.setattr(plots, "CHANGES_MAX", 1)
+    assert "least and most of each" in render(ran)
