@@ -22,12 +22,11 @@ import trio
 
 from mesh.core import keys, model
 from mesh.core.ops import MESH_SHARD, Put
-from mesh.core.wire import Versions
 from mesh.node.api import serve
 from mesh.node.config import read_config
 from mesh.node.memory import give_back
 from mesh.node.node import Node
-from mesh.node.p2p.events import Channel
+from mesh.node.p2p.events import Channel, PeerUp
 from mesh.node.p2p.link import now_ns
 
 FILL_BATCH = 1000
@@ -79,14 +78,14 @@ class Child:
 
     def _hook(self) -> None:
         """Note when the view has taken a change, right after it has, when a push was given to a
-        link, and the first link."""
-        peer_up = self._node.replica.peer_up
+        link, and the first link: in the shell, since what is compiled cannot be hooked."""
+        met = self._node.neighbours.met
 
-        def linked(peer: bytes, at_ns: int, speaks: Versions) -> None:
+        def linked(up: PeerUp) -> None:
             self._linked_ns = self._linked_ns or time.monotonic_ns()
-            peer_up(peer, at_ns, speaks)
+            met(up)
 
-        self._node.replica.peer_up = linked  # type: ignore[method-assign, assignment]
+        self._node.neighbours.met = linked  # type: ignore[method-assign]
         absorb: Callable[[], None] = self._node._absorb
 
         def noting() -> None:
