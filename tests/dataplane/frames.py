@@ -257,9 +257,9 @@ class Maker:
         size, kind = self.one_of(SIZES), self.chance.random()
         sport, dport = self.one_of(((1000, 2000), (1001, 2000), (53, 53)))
         if kind < 0.5:
-            return 17, Packets.udp(sport, dport, bytes(size))
+            return 17, Packets.udp(sport, dport, self.chance.randbytes(size))
         if kind < 0.7:
-            return 6, Packets.udp(sport, dport, bytes(size))
+            return 6, Packets.udp(sport, dport, self.chance.randbytes(size))
         if kind < 0.9:
             types = (128, 129, 1, 2, 3, 135, 136) if six else (8, 0, 3, 11, 5)
             head = bytes([self.one_of(types), self.one_of((0, 0, 4))])
