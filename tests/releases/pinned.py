@@ -13,6 +13,7 @@ speaks its version no more.
 from __future__ import annotations
 
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -47,6 +48,11 @@ def unpack(version: int) -> Path:
         except OSError:  # another run was faster
             shutil.rmtree(made)
     return home
+
+
+def environment() -> dict[str, str]:
+    """For its processes: none of this release's modules instead of its own, compiled or not."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def pin(commit: str) -> Path:

@@ -76,6 +76,8 @@ class Process:
         self.log = home / "log"
         self.source = Path(__file__).parents[3]
         """the tree that it runs from: another release's, perhaps"""
+        self.environment: dict[str, str] | None = None
+        """None: this process's"""
         self._child: subprocess.Popen[bytes] | None = None
 
     @property
@@ -97,7 +99,9 @@ class Process:
         if netns:
             command = ["ip", "netns", "exec", netns, *command]
         with self.log.open("ab") as log:
-            self._child = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.source)
+            self._child = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=self.source, env=self.environment
+            )
         if wait:
             self.until(lambda: bool(self.status()["ready"]), "ready")
 
