@@ -125,7 +125,7 @@ def run_command(out: Output, file: Path, seed: int, report: Path | None, small: 
     What it prints:
       converged        whether all held the same, and were at rest, within quiet_s
       heal_s           the longest time from when nothing was wrong until all had everything
-      bytes_per_site   what a site's gateways sent, on average
+      bytes_per_site   what a site's gateways sent, on average, heartbeats and all
       push_p50_s       from a write to each other node, while nothing is wrong: the median,
       push_p99_s       and what 99 of 100 take at most
       lost             writes that were taken and are nowhere (lost disks aside)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 import tomllib
 from collections.abc import Mapping
@@ -86,6 +87,12 @@ def _tables(text: str, name: str) -> dict[str, Any]:
 def _words_of(said: str, text: str) -> tuple[str, int]:
     """What tomllib says, for people, and the line."""
     said = said.replace("Cannot overwrite a value", "this key is written twice")
+    if declared := re.match(r"Cannot declare \('(\w+)',\) twice", said):
+        name = declared[1]
+        twice = (
+            f"[{name}] is there twice: write all into one, or [[{name}]] where there are several"
+        )
+        said = twice + said[declared.end() :]
     words, _, place = said.rpartition(" (at ")
     line, _, column = place.rstrip(")").removeprefix("line ").partition(", column ")
     if not line.isdecimal() and "twice" in words:

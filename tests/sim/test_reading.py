@@ -94,6 +94,10 @@ def test_the_line_of_a_mistake_is_found(place: Place, line: int | None) -> None:
             "[[event]]\nat_s = 3\ncrash = 'c'\n[small]\nsites = 2",
             ", line 3: [[event]] 1 crash: no node 'c'",
         ),
+        (
+            "[event]\nat_s = 1\n[event]",
+            ", line 3: is not TOML: [event] is there twice: write all into one, or [[event]] where",
+        ),
         ("[network\nloss = 1", ", line 1: is not TOML: Expected ']'"),
         ("[small]\nsites = 0", ", line 2: sites: 0 is out of bounds: use 1 to 1000"),
         ("sites = 2\n[small]\nsites = 0", ", line 3: sites: 0 is out of bounds"),
