@@ -199,7 +199,7 @@ def epoch_reused(patch: Patch) -> None:
         return known
 
     patch.setattr(own.OwnChains, "_opened", opened)
-    patch.setattr(Replica, "_is_clone", lambda self, delta: False)
+    patch.setattr(Clones, "refuses", lambda self, delta: False)
 
 
 def older_snapshot_accepted(patch: Patch) -> None:
