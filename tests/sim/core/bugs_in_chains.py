@@ -206,10 +206,10 @@ def older_snapshot_accepted(patch: Patch) -> None:
     """A delta from the beginning replaces what is held, whatever its head."""
     apply = Lattice.apply
 
-    def credulous(self: Lattice, delta: Delta, made: Plan | None = None) -> Applied | Rejected:
+    def credulous(self: Lattice, delta: Delta, *args: Any) -> Applied | Rejected:
         held = self._branches.get(delta.header.chain, {})
         if delta.lo or delta.header.epoch not in held:
-            return apply(self, delta, made)
+            return apply(self, delta, *args)
         target = Chain(delta.header.chain, delta.header.epoch)
         return self._install(target, target.plan(delta), held, held[delta.header.epoch])
 
