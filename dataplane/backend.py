@@ -26,6 +26,9 @@ from dataplane.fib.rows import (
 )
 
 Mode: TypeAlias = Literal["xdp", "memory"]
+Hook: TypeAlias = Literal["xdp", "tc"]
+"""Where programs meet packets: as early as can be, which is best for many small ones; or where the
+kernel has made its own of them, with what belongs together in one, which is best for bulk TCP."""
 Json: TypeAlias = dict[str, Any]
 
 AUDIT_NAMES_MAX = 1000
@@ -185,6 +188,7 @@ def open_backend(
     underlay: str,
     wan_ifname: str | None = None,
     capacity: Capacity = DEFAULT_CAPACITY,
+    hook: Hook = "xdp",
 ) -> tuple[Backend, str]:
     """The backend for a node, and `MODE: why` in words.
 
@@ -205,6 +209,7 @@ def open_backend(
             underlay=underlay,
             wan_ifname=wan_ifname,
             capacity=capacity,
+            hook=hook,
         )
     except Unavailable as error:
         loading.dismiss()

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from dataplane.backend import Hook
 from dataplane.xdp import headers, layout, programs
 from dataplane.xdp.programs import Programs, Shape
 
@@ -84,8 +85,10 @@ def build(to: Path) -> None:
         raise NoPrograms(f"{CLANG} refuses: {done.stderr.strip()}")
 
 
-def read(path: Path) -> Programs:
-    """The programs of an object file. NoPrograms if it is none, or of another source."""
+def read(path: Path, hook: Hook = "xdp") -> Programs:
+    """The programs of an object file. NoPrograms if it is none, or of another source, or hook."""
+    if hook != "xdp":
+        raise NoPrograms(f"{path} has programs for XDP, not for {hook}: [dataplane] hook = 'xdp'")
     try:
         with path.open("rb") as file:
             raw = file.read(OBJECT_BYTES_MAX)
@@ -138,7 +141,7 @@ class _Object:
     def programs(self) -> Programs:
         maps = self._maps()
         places = {name: place for place, (name, _) in enumerate(maps)}
-        return Programs(maps, {name: self._linked(name, places) for name in layout.PROGRAMS})
+        return Programs(maps, {name: self._linked(name, places) for name in layout.PROGRAMS["xdp"]})
 
     def _maps(self) -> tuple[tuple[str, Shape], ...]:
         section = self.sections["maps"]

@@ -33,6 +33,7 @@ from dataplane.backend import (
     AuditReport,
     Capacity,
     DataplaneError,
+    Hook,
     Json,
     TableFull,
     Unavailable,
@@ -47,6 +48,7 @@ from dataplane.fib.rows import (
     address_bytes,
     address_text,
     ifname_of,
+    number_addr,
 )
 from dataplane.xdp import (
     ahead,
@@ -104,6 +106,7 @@ class XdpBackend:
         underlay: str,
         wan_ifname: str | None = None,
         capacity: Capacity = DEFAULT_CAPACITY,
+        hook: Hook = "xdp",
     ) -> XdpBackend:
         """Adopt or create the instance's maps and load its programs.
 
@@ -113,6 +116,11 @@ class XdpBackend:
         """
         require_xdp()
         address = links.canonical(underlay)
+        if hook == "tc" and len(number_addr(address)) != layout.U32.size:
+            raise DataplaneError(
+                "tc programs carry no tunnels over IPv6, where outer UDP has a checksum that is not"
+                " to be had of packets with offloads: [dataplane] hook = 'xdp' does"
+            )
         wan_ifname = wan_ifname or links.interface_with_address(underlay)
         if wan_ifname is None:
             raise Unavailable(f"no interface has the underlay address {underlay}")
@@ -129,8 +137,8 @@ class XdpBackend:
         try:
             maps = Maps(directory, capacity)
             try:
-                loading.load(directory.path)
-                return cls(directory, maps, lock, wan_ifname, address)
+                loading.load(directory.path, hook)
+                return cls(directory, maps, lock, wan_ifname, address, hook)
             except BaseException:
                 maps.close()
                 raise
@@ -142,7 +150,13 @@ class XdpBackend:
             raise
 
     def __init__(
-        self, directory: pins.PinDir, maps: Maps, lock: int, wan_ifname: str, underlay: int
+        self,
+        directory: pins.PinDir,
+        maps: Maps,
+        lock: int,
+        wan_ifname: str,
+        underlay: int,
+        hook: Hook,
     ) -> None:
         self._directory = directory
         self._maps = maps
@@ -151,7 +165,8 @@ class XdpBackend:
         self._underlay = underlay
         self._generation = maps.generation()
         self._maps.configure(underlay, self._generation)
-        self._programs = {name: directory.program(name) for name in ("xdp_pod", "xdp_wan")}
+        self._hook: Hook = hook
+        self._programs = {name: directory.program(name) for name in layout.PROGRAMS[hook][:2]}
         self._switched = False
         self._groups: dict[int, GroupRow] = {}
         self._state = Resolved(underlay)
@@ -166,7 +181,8 @@ class XdpBackend:
 
     def describe(self) -> str:
         """What runs where, in words."""
-        return f"tunnels on {self._wan_ifname}, pinned at {self._directory.path}"
+        where = f"tunnels on {self._wan_ifname}, pinned at {self._directory.path}"
+        return where if self._hook == "xdp" else f"tc programs, {where}"
 
     # ---- rows -----------------------------------------------------------------------------------
 
@@ -375,10 +391,11 @@ class XdpBackend:
 
         With `thorough`, also look whether each link is alive and runs the present program.
         """
-        wanted = {interface.ifindex: "xdp_pod" for interface in self._state.interfaces.values()}
+        pod_program, wan_program = self._programs
+        wanted = {interface.ifindex: pod_program for interface in self._state.interfaces.values()}
         wan = links.interface(self._wan_ifname)
         if wan is not None:
-            wanted[wan.ifindex] = "xdp_wan"
+            wanted[wan.ifindex] = wan_program
         pinned = dict(self._directory.links())
         older = self._directory.older() if thorough else []
         for ifindex, program in wanted.items():
@@ -387,7 +404,7 @@ class XdpBackend:
             if current and thorough:
                 current = links.attached(pin, ifindex, kernel.prog_id(fd))
             if not current:
-                links.attach(fd, ifindex, pin, [path / pin.name for path in older])
+                links.attach(fd, ifindex, pin, [path / pin.name for path in older], self._hook)
         for ifindex, path in pinned.items():
             if ifindex not in wanted:
                 pins.end_link(path)

@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from dataplane.backend import Hook
 from dataplane.xdp import headers, layout, programs
 from dataplane.xdp.programs import Programs
 
@@ -40,23 +41,23 @@ def directory() -> Path:
     return Path(os.environ.get("CACHE_DIRECTORY") or DEFAULT_DIRECTORY)
 
 
-def key() -> str:
+def key(hook: Hook = "xdp") -> str:
     """What programs compiled now would be kept under.
 
     The compiler is dozens of megabytes in several libraries: loading them tells which these are,
     and their sizes and times stand for their contents. OSError if it cannot be loaded.
     """
     digest = hashlib.sha256()
-    for part in _parts():
+    for part in _parts(hook):
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)
     return digest.hexdigest()
 
 
-def _parts() -> Iterator[bytes]:
-    text = programs.source()
+def _parts(hook: Hook) -> Iterator[bytes]:
+    text = programs.source(hook)
     yield text.encode()
-    yield json.dumps([headers.ours(), headers.search_paths(), layout.PROGRAMS]).encode()
+    yield json.dumps([headers.ours(), headers.search_paths(), layout.PROGRAMS[hook]]).encode()
     for path, contents in sorted(headers.included(text).items()):
         yield path.encode()
         yield contents

@@ -28,13 +28,16 @@ BATCH_ROWS = 4096
 
 UPDATE_ANY = 0
 UPDATE_NEW = 1
+PROG_TYPE_SCHED_CLS = 3
 PROG_TYPE_XDP = 6
 ATTACH_XDP = 37
+ATTACH_TCX_INGRESS = 46
 XDP_FLAGS_SKB = 2  # generic
 XDP_FLAGS_DRV = 4  # native
 XDP_HAS_FRAGS = 32
 MAP_NO_PREALLOC = 1
 LINK_TYPE_XDP = 6
+LINK_TYPE_TCX = 11
 LIVE_BATCH_PACKETS = 64
 _TEST_RUN_LIVE = 2  # BPF_F_TEST_XDP_LIVE_FRAMES
 VERIFIER_LOG_BYTES = 1 << 20
@@ -197,8 +200,15 @@ def get_pinned(path: str) -> int:
     return _bpf(_Cmd.OBJ_GET, _attr("=QII", _address(name), 0, 0))
 
 
-def prog_load(instructions: bytes, name: str, *, flags: int, log: bool = False) -> int:
-    """Load an XDP program. With `log`, a refusal carries the verifier's last words."""
+def prog_load(
+    instructions: bytes,
+    name: str,
+    *,
+    flags: int,
+    log: bool = False,
+    type: int = PROG_TYPE_XDP,
+) -> int:
+    """Load a program. With `log`, a refusal carries the verifier's last words."""
     code = _buffer(instructions)
     license = _buffer(b"GPL\0")
     words = _buffer(VERIFIER_LOG_BYTES if log else 1)
@@ -208,7 +218,7 @@ def prog_load(instructions: bytes, name: str, *, flags: int, log: bool = False) 
             _Cmd.PROG_LOAD,
             _attr(
                 "=IIQQIIQII16s",
-                PROG_TYPE_XDP,
+                type,
                 len(instructions) // 8,
                 _address(code),
                 _address(license),
@@ -229,6 +239,12 @@ def link_create_xdp(prog_fd: int, ifindex: int, flags: int) -> int:
     return _bpf(_Cmd.LINK_CREATE, _attr("=IIIIQQ", prog_fd, ifindex, ATTACH_XDP, flags, 0, 0))
 
 
+def link_create_tcx(prog_fd: int, ifindex: int) -> int:
+    """Of a program for what comes in, behind those that are there (BPF_LINK_CREATE, Linux 6.6)."""
+    attr = _attr("=IIIIIIQ", prog_fd, ifindex, ATTACH_TCX_INGRESS, 0, 0, 0, 0)
+    return _bpf(_Cmd.LINK_CREATE, attr)
+
+
 def link_update(link_fd: int, prog_fd: int) -> None:
     """Change the program of a link atomically: each packet sees the old one or the new one."""
     _bpf(_Cmd.LINK_UPDATE, _attr("=IIII", link_fd, prog_fd, 0, 0))
@@ -243,14 +259,20 @@ def link_detach(link_fd: int) -> None:
     _bpf(_Cmd.LINK_DETACH, _attr("=I", link_fd))
 
 
-def prog_test_run(prog_fd: int, packet: bytes, *, ifindex: int, repeat: int = 1) -> TestRun:
+def prog_test_run(
+    prog_fd: int, packet: bytes, *, ifindex: int, repeat: int = 1, type: int = PROG_TYPE_XDP
+) -> TestRun:
     """Run a program on a packet, as if it came in by `ifindex` (of this namespace).
 
     Repeated, it sees the packet as it left it the last time; `duration_ns` is the mean of the runs.
     """
     data, out = _buffer(packet), _buffer(len(packet) + 512)
-    # struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex
-    context = _buffer(struct.pack("=6I", 0, len(packet), 0, ifindex, 0, 0))
+    if type == PROG_TYPE_XDP:
+        # struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex
+        context = _buffer(struct.pack("=6I", 0, len(packet), 0, ifindex, 0, 0))
+    else:
+        # struct __sk_buff: among much else ingress_ifindex, ifindex
+        context = _buffer(struct.pack("=36xII148x", ifindex, ifindex))
     attr = _attr(
         "=IIIIQQIIIIQQIII4x",
         prog_fd,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from dataplane.backend import DEFAULT_CAPACITY, Capacity
+from dataplane.backend import DEFAULT_CAPACITY, Capacity, Hook
 from dataplane.fib.rows import ANY_SITE, GROUP_GATEWAYS_MAX, MOVED_GRACE_NS, MOVED_MAX
 from dataplane.reasons import REASONS_MAX, DropReason
 from dataplane.xdp.kernel import MAP_NO_PREALLOC, MapType
@@ -273,7 +273,11 @@ def maps(capacity: Capacity = DEFAULT_CAPACITY) -> dict[str, MapSpec]:
     return {spec.name: spec for spec in specs}
 
 
-PROGRAMS = ("xdp_pod", "xdp_wan", "xdp_pass")
+PROGRAMS: dict[Hook, tuple[str, ...]] = {
+    "xdp": ("xdp_pod", "xdp_wan", "xdp_pass"),
+    "tc": ("tc_pod", "tc_wan"),
+}
+"""By where they are attached: for ports, for the underlay, others."""
 
 
 def assertions() -> str:

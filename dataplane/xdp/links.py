@@ -20,12 +20,14 @@ from typing import Any, NamedTuple, TypeVar
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from dataplane.backend import DataplaneError
+from dataplane.backend import DataplaneError, Hook
 from dataplane.fib.rows import address_of
 from dataplane.xdp import kernel
 from dataplane.xdp.pack import Adjacency, Interface
 
 T = TypeVar("T")
+
+_LINK_TYPES: dict[Hook, int] = {"xdp": kernel.LINK_TYPE_XDP, "tc": kernel.LINK_TYPE_TCX}
 
 _CLONE_NEWNET = 0x40000000
 _SIOCETHTOOL = 0x8946
@@ -111,33 +113,57 @@ def attach_pass(ifname: str) -> None:
 # ---- programs -----------------------------------------------------------------------------------
 
 
-def attach(prog_fd: int, ifindex: int, pin: Path, former: Iterable[Path] = ()) -> None:
+def attach(
+    prog_fd: int, ifindex: int, pin: Path, former: Iterable[Path] = (), hook: Hook = "xdp"
+) -> None:
     """Have a pinned link run this program on an interface.
 
     A pinned link of ours that is alive (at `pin`, or at one of `former`, an older ABI's) gets the
-    new program atomically; otherwise one is made, native if the driver can, generic if not.
-    DataplaneError if the interface has somebody else's program.
+    new program atomically; otherwise one is made, native if the driver can, generic if not. One of
+    the other hook ends when the new one is at work. DataplaneError if the interface has somebody
+    else's program.
     """
-    for path in (pin, *former):
-        if not path.exists():
-            continue
-        fd = kernel.get_pinned(str(path))
-        try:
-            if kernel.link_info(fd).ifindex != ifindex:
-                path.unlink()  # the interface it was for is gone, and its index was given again
+    other: int | None = None
+    try:
+        for path in (pin, *former):
+            if not path.exists():
                 continue
-            kernel.link_update(fd, prog_fd)
-            if path != pin:
-                kernel.pin(fd, str(pin))
-                path.unlink()
-            return
+            fd = kernel.get_pinned(str(path))
+            try:
+                info = kernel.link_info(fd)
+                if info.ifindex != ifindex:
+                    path.unlink()  # the interface it was for is gone, and its index given again
+                elif info.type != _LINK_TYPES[hook]:
+                    path.unlink()
+                    other = os.dup(fd)
+                else:
+                    kernel.link_update(fd, prog_fd)
+                    if path != pin:
+                        kernel.pin(fd, str(pin))
+                        path.unlink()
+                    return
+            finally:
+                os.close(fd)
+        fd = _link(prog_fd, ifindex) if hook == "xdp" else _link_tcx(prog_fd, ifindex)
+        try:
+            kernel.pin(fd, str(pin))
         finally:
             os.close(fd)
-    fd = _link(prog_fd, ifindex)
-    try:
-        kernel.pin(fd, str(pin))
+        if other is not None:
+            kernel.link_detach(other)
     finally:
-        os.close(fd)
+        if other is not None:
+            os.close(other)
+
+
+def _link_tcx(prog_fd: int, ifindex: int) -> int:
+    try:
+        return kernel.link_create_tcx(prog_fd, ifindex)
+    except OSError as error:
+        name = socket.if_indextoname(ifindex)
+        raise DataplaneError(
+            f"cannot attach tc programs to {name}: {error.strerror} (Linux 6.6 or later can)"
+        ) from error
 
 
 def _link(prog_fd: int, ifindex: int) -> int:

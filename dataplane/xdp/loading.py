@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import dataplane
-from dataplane.backend import Unavailable
+from dataplane.backend import Hook, Unavailable
 
 LOADER_TIMEOUT_S = 120
 """A compile takes a second of CPU; on a busy machine with many nodes starting, far longer."""
@@ -32,11 +32,11 @@ def dismiss() -> None:
         _waiting.pop().communicate("")
 
 
-def load(directory: Path) -> None:
+def load(directory: Path, hook: Hook = "xdp") -> None:
     """Have the programs loaded and pinned; Unavailable with the loader's last words."""
     process = _waiting.pop() if _waiting else _start()
     try:
-        out, words = process.communicate(f"{directory}\n", timeout=LOADER_TIMEOUT_S)
+        out, words = process.communicate(f"{hook} {directory}\n", timeout=LOADER_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
         process.kill()
         process.communicate()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from dataplane.backend import Hook
 from dataplane.xdp import headers, kernel, layout
 
 SOURCE_DIR = Path(__file__).parent / "bpf"
@@ -48,30 +49,35 @@ class Programs:
         return {name: exchanged(code, placed) for name, code in self.instructions.items()}
 
 
-def source() -> str:
-    """The whole program text: our headers inlined, look-ups in BCC's form, assertions at the end.
+def source(hook: Hook = "xdp") -> str:
+    """The program text for a hook: our headers inlined, look-ups in BCC's form, assertions.
 
     BCC rewrites look-ups in the main file only, and not inside macros; hence both substitutions.
     """
     text = (SOURCE_DIR / "weft.c").read_text()
+    if hook == "tc":
+        text = "#define FOR_TC\n" + text
     text = _INCLUDE.sub(lambda match: (SOURCE_DIR / match.group(1)).read_text(), text)
     return _LOOKUP.sub(r"\1.lookup(\2)", text) + layout.assertions()
 
 
-def compiled(more: str = "", names: Iterable[str] = layout.PROGRAMS) -> Programs:
-    """Compile these programs, out of the source and what is added to it: a second of CPU, and over
-    100 MB in this process from then on."""
+def compiled(more: str = "", names: Iterable[str] = (), hook: Hook = "xdp") -> Programs:
+    """Compile these programs, or all of a hook, out of the source and what is added to it: a second
+    of CPU, and over 100 MB in this process from then on."""
     with tempfile.TemporaryDirectory(prefix="weft-headers-") as tree:
         headers.make_tree(Path(tree))
         os.environ[TREE_VARIABLE] = tree
         from bcc import BPF
 
-        made: Any = BPF(text=(source() + more).encode(), cflags=headers.search_paths())
+        made: Any = BPF(text=(source(hook) + more).encode(), cflags=headers.search_paths())
     fds = {name: int(made[name.encode()].map_fd) for name in layout.maps()}
     places = {fd: place for place, fd in enumerate(fds.values())}
     return Programs(
         tuple((name, shape(fd)) for name, fd in fds.items()),
-        {name: exchanged(bytes(made.dump_func(name.encode())), places) for name in names},
+        {
+            name: exchanged(bytes(made.dump_func(name.encode())), places)
+            for name in names or layout.PROGRAMS[hook]
+        },
     )
 
 

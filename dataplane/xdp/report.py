@@ -110,8 +110,9 @@ def _audit_links(
     wan_ifname: str,
     programs: Mapping[str, int],
 ) -> None:
-    wanted = {ifname: "xdp_pod" for ifname in tables.ports if ifname in state.interfaces}
-    wanted[wan_ifname] = "xdp_wan"
+    pod_program, wan_program = programs
+    wanted = {ifname: pod_program for ifname in tables.ports if ifname in state.interfaces}
+    wanted[wan_ifname] = wan_program
     for ifname, program in sorted(wanted.items()):
         interface = links.interface(ifname)
         id = kernel.prog_id(programs[program])

@@ -61,6 +61,7 @@ class Config:
     gateways_max: int = DEFAULT_CAPACITY.gateways
     ports_max: int = DEFAULT_CAPACITY.ports
     encapsulation: str = "geneve"
+    hook: str = "xdp"
     metrics_listen: str | None = None
     log_level: str = "info"
     bootstrap: tuple[str, ...] = ()

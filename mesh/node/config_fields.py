@@ -21,6 +21,7 @@ CONFIG_NAME: Final = "weft.toml"
 DEFAULT_SOCKET: Final = "/run/weft/weft.sock"
 DEFAULT_PORT: Final = 7400
 DATAPLANE_MODES: Final = ("auto", "xdp", "memory")
+HOOKS: Final = ("xdp", "tc")
 INTERESTS: Final = ("hosted", "all")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -334,6 +335,13 @@ FIELDS: Final = (
         "geneve, or vxlan where the underlay knows no other: what this gateway and all others send"
         " each other.",
         "restart", lambda _: "geneve", '"geneve"', why="others are told when the node starts",
+    ),
+    Field(
+        "dataplane", "hook", "hook", Text(one_of(HOOKS)),
+        "Where the kernel's programs meet packets. xdp: as early as can be, best for many small"
+        " packets; pods' interfaces are to be fit for it. tc: as senders make them, best for bulk"
+        " TCP, with pods' interfaces as they come, Linux 6.6 and an underlay of IPv4.",
+        "restart", lambda _: "xdp", '"xdp"', why=_OPENED,
     ),
     Field(
         "dataplane", "endpoints_max", "endpoints_max", Number(ENDPOINTS_LOW, ENDPOINTS_HIGH),

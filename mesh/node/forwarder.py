@@ -121,6 +121,7 @@ class Forwarder:
                 underlay=config.underlay,
                 wan_ifname=config.wan_if,
                 capacity=config.capacity,
+                hook=config.hook,  # type: ignore[arg-type]  # likewise
             )
         try:
             backend, self.reason = await self._in_thread(opener)

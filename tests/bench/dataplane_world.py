@@ -19,7 +19,7 @@ from typing import Any
 
 from pyroute2 import IPRoute
 
-from dataplane.backend import Capacity
+from dataplane.backend import Capacity, Hook
 from dataplane.fib.facts import EndpointFact
 from dataplane.fib.rows import (
     MAPPED,
@@ -196,11 +196,16 @@ class Joined:
 
 
 @contextlib.contextmanager
-def joined_by_weft() -> Iterator[Joined]:
+def joined_by_weft(hook: Hook = "xdp") -> Iterator[Joined]:
+    """Pods have their interfaces as is best with the hook."""
     with made_pair() as pair:
         pair.vpc(VPC, VNI, {"10.1.0.0/24": ("a",), "10.2.0.0/24": ("b",)})
-        pods = pair.pod(pair.a, "one", VPC, PODS[0]), pair.pod(pair.b, "two", VPC, PODS[1])
-        pair.open()
+        raw = hook == "tc"
+        pods = (
+            pair.pod(pair.a, "one", VPC, PODS[0], offloads=raw),
+            pair.pod(pair.b, "two", VPC, PODS[1], offloads=raw),
+        )
+        pair.open(hook=hook)
         a, b = (End(pod.netns, pod.ip, pod.mac) for pod in pods)
         yield Joined(a, b, ROUTER)
 

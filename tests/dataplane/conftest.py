@@ -274,11 +274,13 @@ class SitePair:
         mtu: int = 1450,
         *,
         mute: bool = False,
+        offloads: bool = False,
     ) -> Pod:
         """Attach a workload, claim its address, and make its interface fit for XDP.
 
         One that is `mute` has no address in its own kernel, which looks for routers and neighbours
-        when it likes otherwise, and is counted.
+        when it likes otherwise, and is counted. One with `offloads` has its interface as it comes,
+        which is not for XDP.
         """
         number = len(self.pods) + 1
         mac = f"02:00:00:00:01:{number:02x}"
@@ -287,22 +289,23 @@ class SitePair:
         if mute:
             configure(pod.netns, "eth0", mac=pod.mac)
         else:
-            self.furnish(pod)
+            self.furnish(pod, offloads=offloads)
         gateway.compiler.set_attachment(pod.ifname, pod.attachment)
         self.tell("endpoint", pod.claim)
         self.pods[name] = pod
         return pod
 
     @staticmethod
-    def furnish(pod: Pod) -> None:
+    def furnish(pod: Pod, *, offloads: bool = False) -> None:
         """Address, default route and offloads of a new `eth0`."""
         bits = 64 if ":" in pod.ip else 24
         first = str(ip_interface(f"{pod.ip}/{bits}").network[1])
         if ":" in pod.ip:
             pod.run(lambda: _ipv6_on("eth0"))
         configure(pod.netns, "eth0", mac=pod.mac, address=f"{pod.ip}/{bits}", route=first)
-        pod.run(lambda: links.disable_tx_checksum("eth0"))
-        pod.run(lambda: links.attach_pass("eth0"))
+        if not offloads:
+            pod.run(lambda: links.disable_tx_checksum("eth0"))
+            pod.run(lambda: links.attach_pass("eth0"))
 
     @staticmethod
     def add_address(gateway: Gateway, address: str, bits: int = 32) -> None:
@@ -310,9 +313,9 @@ class SitePair:
             gateway.run(lambda: _ipv6_on("wan0"))
         configure(gateway.netns, "wan0", address=f"{address}/{bits}")
 
-    def open(self) -> None:
+    def open(self, **options: Any) -> None:
         for gateway in self.gateways:
-            gateway.open()
+            gateway.open(**options)
         self.sync()
 
     def sync(self) -> None:

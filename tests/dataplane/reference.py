@@ -152,6 +152,8 @@ class Reference:
     ways: Mapping[int, Adjacency]
     underlay: int
     ifindexes: Mapping[str, int]
+    quoted: tuple[int, int] = (28, 56)
+    """Bytes of an IPv4 and an IPv6 packet in an error."""
     peers: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -391,8 +393,7 @@ class Reference:
 
     # ---- answers --------------------------------------------------------------------------------
 
-    @staticmethod
-    def _answer(packet: Packet, dropped: Dropped) -> bool | None:
+    def _answer(self, packet: Packet, dropped: Dropped) -> bool | None:
         """True if the sender is told; else None."""
         if dropped.reason not in (DropReason.TOO_BIG, DropReason.TTL_EXPIRED):
             return None
@@ -403,13 +404,12 @@ class Reference:
         if packet.six:
             error = protocol == ICMP6 and message[0] < 128
             wanted = expired or bool(dropped.mtu)
-            return (wanted and not error and packet.size >= ETHERNET + 56) or None
+            return (wanted and not error and packet.size >= ETHERNET + self.quoted[1]) or None
         error = protocol == ICMP and message[0] not in (0, 8)
         wanted = expired or bool(_u16(packet.ip, 6) & 0x4000 and dropped.mtu)
-        return (wanted and not error and packet.size >= ETHERNET + 28) or None
+        return (wanted and not error and packet.size >= ETHERNET + self.quoted[0]) or None
 
-    @staticmethod
-    def _error(packet: Packet, dropped: Dropped, near: SubnetRow | None, mac: bytes) -> bytes:
+    def _error(self, packet: Packet, dropped: Dropped, near: SubnetRow | None, mac: bytes) -> bytes:
         """The ICMP error that is made of a packet."""
         expired = dropped.reason is DropReason.TTL_EXPIRED
         mtu = 0 if expired else dropped.mtu
@@ -417,11 +417,13 @@ class Reference:
         ends = address_bytes(source), address_bytes(packet.src)
         macs = packet.frame[6:12] + mac + packet.frame[12:14]
         if packet.six:
-            body = struct.pack("!BBHI", 3 if expired else 2, 0, 0, mtu) + packet.ip[:56]
+            body = (
+                struct.pack("!BBHI", 3 if expired else 2, 0, 0, mtu) + packet.ip[: self.quoted[1]]
+            )
             head = struct.pack("!IHBB", 6 << 28, len(body), ICMP6, 64) + b"".join(ends)
             return macs + head + _summed6(head, body)
         kind = (11, 0) if expired else (3, 4)
-        body = struct.pack("!BBHHH", *kind, 0, 0, mtu) + packet.ip[:28]
+        body = struct.pack("!BBHHH", *kind, 0, 0, mtu) + packet.ip[: self.quoted[0]]
         body = body[:2] + internet_checksum(body).to_bytes(2, "big") + body[4:]
         head = struct.pack("!BBHHHBBH", 0x45, 0xC0, 20 + len(body), 0, 0x4000, 64, ICMP, 0)
         head += ends[0][12:] + ends[1][12:]
@@ -541,4 +543,6 @@ def reference_of(gateway: Any) -> Reference:
     ifindexes = {name: interface.ifindex for name, interface in state.interfaces.items()}
     ifindexes["wan0"] = gateway.run(lambda: socket.if_nametoindex("wan0"))
     tables = gateway.compiler.tables()
-    return Reference(tables, dict(state.interfaces), dict(state.ways), state.underlay, ifindexes)
+    quoted = (40, 60) if gateway.backend._hook == "tc" else (28, 56)
+    ways = dict(state.ways)
+    return Reference(tables, dict(state.interfaces), ways, state.underlay, ifindexes, quoted)

@@ -134,13 +134,15 @@ def _other_release(monkeypatch: pytest.MonkeyPatch) -> None:
 SOURCE = programs.source()
 HEADERS = headers.included(SOURCE)
 CHANGES: dict[str, Callable[[pytest.MonkeyPatch, Path], object]] = {
-    "a source": lambda patch, _: patch.setattr(programs, "source", lambda: SOURCE + " "),
+    "a source": lambda patch, _: patch.setattr(programs, "source", lambda *_: SOURCE + " "),
     "a header of ours": lambda patch, _: patch.setattr(headers, "_TYPES", headers._TYPES + " "),
     "a header of the system": lambda patch, _: patch.setattr(
         headers, "included", lambda *_: dict.fromkeys(HEADERS, b"")
     ),
     "a flag": lambda patch, _: patch.setattr(headers, "search_paths", lambda: ["-DX"]),
-    "a program": lambda patch, _: patch.setattr(layout, "PROGRAMS", (*layout.PROGRAMS, "more")),
+    "a program": lambda patch, _: patch.setitem(
+        layout.PROGRAMS, "xdp", (*layout.PROGRAMS["xdp"], "more")
+    ),
     "the kernel": lambda patch, _: _other_release(patch),
     "what BCC is told": lambda patch, _: patch.setenv("BCC_LINUX_VERSION_CODE", "1"),
     "the compiler": lambda _, compiler: _write(compiler, "two, longer"),
@@ -187,14 +189,14 @@ def test_programs_are_compiled_once_and_again_when_they_are_refused(
     pinned: pins.PinDir, where: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, compiled = loaded(pinned, where)
-    assert compiled and set(first) == set(layout.PROGRAMS)
+    assert compiled and set(first) == set(layout.PROGRAMS["xdp"])
     kept = cache.read(where, cache.key())
     assert kept == programs.compiled(), "a compiler makes the same of the same"
     with monkeypatch.context() as patch:
-        patch.setattr(programs, "compiled", lambda: pytest.fail("compiled again"))
+        patch.setattr(programs, "compiled", lambda **_: pytest.fail("compiled again"))
         assert loaded(pinned, where) == (first, False)
-    cache.keep(where, cache.key(), Programs((), dict.fromkeys(layout.PROGRAMS, REFUSED)))
-    monkeypatch.setattr(programs, "compiled", lambda: kept)
+    cache.keep(where, cache.key(), Programs((), dict.fromkeys(layout.PROGRAMS["xdp"], REFUSED)))
+    monkeypatch.setattr(programs, "compiled", lambda **_: kept)
     assert loaded(pinned, where) == (first, True)
     assert cache.read(where, cache.key()) == kept
 

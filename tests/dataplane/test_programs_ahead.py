@@ -18,7 +18,7 @@ def test_both_builds_have_the_same_programs_and_maps(built_ahead: Path) -> None:
     made = ahead.read(built_ahead)
     specs = layout.maps()
     shapes = {name: (s.type, s.key_bytes, s.value_bytes) for name, s in specs.items()}
-    assert dict(made.maps) == shapes and list(made.instructions) == list(layout.PROGRAMS)
+    assert dict(made.maps) == shapes and list(made.instructions) == list(layout.PROGRAMS["xdp"])
     used = {_place(code, at) for code in made.instructions.values() for at in _references(code)}
     assert used == set(range(len(made.maps))), "every map is used"
 
@@ -59,6 +59,11 @@ def test_another_version_s_is_refused_and_it_is_said_what_to_do(
     monkeypatch.setenv(ahead.OBJECT_VARIABLE, str(other))
     with pytest.raises(Unavailable, match="another version's source"):
         site_pair.a.open()
+
+
+def test_what_has_programs_for_xdp_has_none_for_tc(built_ahead: Path) -> None:
+    with pytest.raises(ahead.NoPrograms, match="not for tc"):
+        ahead.read(built_ahead, "tc")
 
 
 def test_what_is_no_object_file_is_refused(built_ahead: Path, tmp_path: Path) -> None:

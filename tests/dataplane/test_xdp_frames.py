@@ -25,12 +25,15 @@ UNREACHED = {
 }
 
 
-@pytest.fixture(scope="module", params=[(SitePair, "bcc"), (SixPair, "clang")])
+@pytest.fixture(
+    scope="module",
+    params=[(SitePair, "bcc", "xdp"), (SixPair, "clang", "xdp"), (SitePair, "bcc", "tc")],
+)
 def world(xdp_machine: None, request: Any) -> Iterator[World]:
-    """One build over IPv4 and the other over IPv6: `./just frames` has all four."""
-    kind, build = request.param
+    """One build over IPv4 and the other over IPv6, and the other hook: `./just frames` has all."""
+    kind, build, hook = request.param
     built = request.getfixturevalue("built_ahead") if build == "clang" else None
-    with frames.world(kind, built) as made:
+    with frames.world(kind, built, hook) as made:
         yield made
 
 

@@ -516,7 +516,9 @@ def test_structs_that_differ_from_the_packing_do_not_compile(
         ("DROP_SPOOFED_IP = 4,", "DROP_SPOOFED_IP = 26,"),
     ):
         assert old in source
-        monkeypatch.setattr(programs, "source", lambda old=old, new=new: source.replace(old, new))
+        monkeypatch.setattr(
+            programs, "source", lambda _, old=old, new=new: source.replace(old, new)
+        )
         with pytest.raises(Exception, match="compile"):
             programs.compiled()
         assert re.search("static_assert(ion)? failed", capfd.readouterr().err)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from dataplane.backend import Hook
 from dataplane.drops import DropEvent
 from dataplane.fib.facts import EndpointFact, VpcFact
 from dataplane.fib.rows import mac_text
 from dataplane.reasons import DropReason
 from dataplane.xdp import kernel, layout
 
+SKB_BYTES = {b"\x08\x00": 34, b"\x86\xdd": 54}
+"""By ethertype: of shorter ones the kernel makes no skb for a program to be tried on."""
 DROP, PASS, REDIRECT = 1, 2, 4
+_OF_TC = {2: DROP, 0: PASS, 7: REDIRECT}
 VPC, VNI = "v", 0xABCDEF
 ROUTER = mac_text(layout.GATEWAY_MAC)
 ME, PEER = "192.0.2.1", "192.0.2.2"
@@ -42,11 +46,11 @@ class Bench:
 
     def run_all(self, program: str, ifname: str, packets: Sequence[bytes]) -> list[kernel.TestRun]:
         """One after the other: far quicker than as many calls of `run`."""
-        fd = self.gateway.backend._programs[program]
+        backend = self.gateway.backend
 
         def each() -> list[kernel.TestRun]:
             ifindex = socket.if_nametoindex(ifname)
-            return [kernel.prog_test_run(fd, packet, ifindex=ifindex) for packet in packets]
+            return [run_program(backend, program, packet, ifindex) for packet in packets]
 
         results: list[kernel.TestRun] = self.gateway.run(each)
         return results
@@ -100,7 +104,17 @@ class Bench:
         return bytes(self.packets.ethernet(self.pod.mac, ROUTER, ip))
 
 
-def make_bench(pair: Any, packets: Any) -> Bench:
+def run_program(backend: Any, program: str, packet: bytes, ifindex: int) -> kernel.TestRun:
+    """Run `xdp_pod` or `xdp_wan`, or what there is in its place at another hook, with a verdict as
+    XDP's."""
+    fd = backend._programs[program.replace("xdp", backend._hook)]
+    if backend._hook == "xdp":
+        return kernel.prog_test_run(fd, packet, ifindex=ifindex)
+    done = kernel.prog_test_run(fd, packet, ifindex=ifindex, type=kernel.PROG_TYPE_SCHED_CLS)
+    return replace(done, verdict=_OF_TC[done.verdict])
+
+
+def make_bench(pair: Any, packets: Any, hook: Hook = "xdp") -> Bench:
     """On a new pair."""
     pair.vpc(VPC, VNI, {"10.0.1.0/24": ("a",), "10.0.2.0/24": ("b",), "10.0.200.0/24": ("a", "b")})
     pair.tell("vpc", VpcFact(CLOSED, CLOSED_VNI, sites=("a", "c")))
@@ -116,7 +130,7 @@ def make_bench(pair: Any, packets: Any) -> Bench:
         (blocked.ip, "b", far, MOVED_MAC),
     ):
         pair.tell("endpoint", EndpointFact(VPC, ip, site, gateway, mac))
-    pair.open()
+    pair.open(hook=hook)
     return Bench(pair.a, pair.b, pod, neighbour, blocked, packets)
 
 

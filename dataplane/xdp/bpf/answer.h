@@ -7,9 +7,7 @@
 #ifndef WEFT_ANSWER_H
 #define WEFT_ANSWER_H
 
-#define QUOTED_BYTES 28 /* of the packet: its header and 8 bytes */
 #define ANSWER_BYTES (sizeof(struct icmp_frame) + QUOTED_BYTES)
-#define QUOTED6_BYTES 56 /* a header, one extension, and 8 bytes: a fragment's ports, too */
 #define ANSWER6_BYTES (sizeof(struct icmp6_frame) + QUOTED6_BYTES)
 
 /* Whether the frame is a packet whose sender may be told why it was dropped. */

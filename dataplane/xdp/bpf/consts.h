@@ -3,6 +3,8 @@
 #ifndef WEFT_CONSTS_H
 #define WEFT_CONSTS_H
 
+#define INLINE static inline __attribute__((always_inline))
+
 #define GENEVE_PORT 6081         /* RFC 8926, section 3.3 */
 #define GENEVE_VERSION_MASK 0xc0 /* first octet */
 #define GENEVE_OPTIONS_MASK 0x3f /* first octet: length of the options in 4-octet units */
@@ -28,6 +30,8 @@
 #define ICMP_FRAGMENTATION_NEEDED_CODE 4
 #define ICMP_ECHO_TYPE 8
 #define ICMP_EXPIRED_TYPE 11
+#define TCP_BYTES 20     /* of its header, without options */
+#define TCP_LENGTH_AT 12 /* of the header, in the upper half: in 4 bytes */
 #define PROTOCOL_ICMP6 58
 #define ICMP6_TOO_BIG_TYPE 2 /* RFC 4443 */
 #define ICMP6_EXPIRED_TYPE 3

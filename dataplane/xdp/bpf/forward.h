@@ -72,7 +72,7 @@ INLINE int deliver(struct xdp_md *ctx, struct seen *seen, struct endpoint_value 
     struct port_value *port = port_of(ifindex);
     if (!port)
         return drop(DROP_NO_PORT);
-    if (seen->bytes > port->mtu + sizeof(*eth)) {
+    if (sent_bytes(ctx, seen) > port->mtu + sizeof(*eth)) {
         seen->mtu = port->mtu;
         return drop(DROP_TOO_BIG);
     }

@@ -2,7 +2,6 @@
 #ifndef WEFT_PACKET_H
 #define WEFT_PACKET_H
 
-#define INLINE static inline __attribute__((always_inline))
 #define barrier_var(var) asm volatile("" : "+r"(var)) /* the compiler knows nothing of its value */
 
 INLINE u16 checksum_fold(u64 sum)

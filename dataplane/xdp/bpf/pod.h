@@ -87,7 +87,7 @@ INLINE int forward_from_port(struct xdp_md *ctx, struct seen *seen, struct port_
     struct gateway_value *gateway = next_hop(group, hash, &reason);
     if (!gateway)
         return drop(reason);
-    if (too_big_for(gateway, bytes)) {
+    if (too_big_for(gateway, sent_bytes(ctx, seen))) {
         set_address(seen->outer.outer, gateway->outer_dst);
         return refuse_too_big(seen, gateway);
     }

@@ -23,7 +23,7 @@ INLINE int relay(struct xdp_md *ctx, struct seen *seen, struct endpoint_value *e
         return drop(reason);
     if (gateway->id == seen->gateway)
         return drop(DROP_LOOP);
-    if (too_big_for(gateway, bytes))
+    if (too_big_for(gateway, sent_bytes(ctx, seen)))
         return refuse_too_big(seen, gateway);
     __builtin_memcpy(eth->h_dest, endpoint->mac, 6);
     spend_hop(ctx, seen, eth);

@@ -8,6 +8,11 @@
 
 #include "consts.h"
 #include "structs.h"
+#ifdef FOR_TC
+#include "skb.h"
+#else
+#include "frame.h"
+#endif
 #include "maps.h"
 #include "packet.h"
 #include "outer.h"
@@ -23,6 +28,7 @@
 /* For the machine's end of each workload's veth. */
 int xdp_pod(struct xdp_md *ctx)
 {
+    at_hand(ctx);
     struct seen seen = {.inside = 1};
     return finish(ctx, &seen, from_port(ctx, &seen));
 }
@@ -30,13 +36,16 @@ int xdp_pod(struct xdp_md *ctx)
 /* For the underlay interface. */
 int xdp_wan(struct xdp_md *ctx)
 {
+    at_hand(ctx);
     struct seen seen = {};
     return finish(ctx, &seen, from_underlay(ctx, &seen));
 }
 
+#ifndef FOR_TC
 /* For the far end of a veth: frames redirected to a veth are lost unless its peer polls (NAPI),
  * and a program there makes it do so. */
 int xdp_pass(struct xdp_md *ctx)
 {
     return XDP_PASS;
 }
+#endif

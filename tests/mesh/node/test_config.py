@@ -110,6 +110,7 @@ def test_without_listen_the_underlay_address_is_used(
             'site = "a"\n[dataplane]\nencapsulation = "gre"',
             "give one of geneve, vxlan",
         ),
+        ('site = "a"', 'site = "a"\n[dataplane]\nhook = "nft"', "write one of xdp, tc"),
         ('site = "a"', 'site = "a"\n[dataplane]\nwan_if = "sixteen-chars-xx"', "wan_if"),
         ('site = "a"', 'site = "a"\n[dataplane]\nwan_if = "a/b"', "[dataplane] wan_if"),
         ('site = "a"', 'site = "a"\n[api]\nsocket = ""', "[api] socket"),
@@ -279,6 +280,8 @@ CONFIGS = st.builds(
     listen=st.sampled_from([("/ip4/0.0.0.0/tcp/1",), ("/ip4/10.0.0.1/tcp/9", "/ip6/::1/tcp/9")]),
     dataplane_mode=st.sampled_from(["auto", "xdp", "memory"]),
     wan_if=st.none() | st.just("eth0"),
+    encapsulation=st.sampled_from(["geneve", "vxlan"]),
+    hook=st.sampled_from(["xdp", "tc"]),
     socket_path=st.text(
         st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=20
     )
