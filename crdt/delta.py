@@ -154,8 +154,7 @@ def _unpack_payload(payload: bytes) -> tuple[Puts, Deletes]:
         raise ValueError(f"payload: {error}") from None
     if not isinstance(flat, list) or len(flat) != 2:
         raise ValueError("payload: not two lists")
-    puts, deletes = map(_unflat, flat)
-    return puts, deletes
+    return _unflat(flat[0]), _unflat(flat[1])
 
 
 def _unflat(flat: object) -> dict[bytes, Entry]:

@@ -136,11 +136,11 @@ class MemoryBackend:
         self._remember(delta.moved)
         _patch(self._ports, delta.ports)
         _patch(self._subnets, delta.subnets)
-        if delta.gateways:
+        if delta.gateways.changes:
             # Two gateways that claim one address: the lower id counts what comes from it.
             rows = sorted(self._gateways.items(), reverse=True)
             self._peers = {row.underlay: id for id, row in rows}
-        if delta.subnets:
+        if delta.subnets.changes:
             self._prefixes = {}
             for prefix in sorted(self._subnets, key=lambda key: -key.prefix_bits):
                 self._prefixes.setdefault(prefix.vni, []).append(prefix)

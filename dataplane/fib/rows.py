@@ -196,7 +196,9 @@ class TableDelta(NamedTuple, Generic[K, V]):
     put: Mapping[K, V]
     remove: tuple[K, ...]
 
-    def __bool__(self) -> bool:
+    @property
+    def changes(self) -> bool:
+        """Whether there is anything in it. A compiled module asks no tuple for its `__bool__`."""
         return bool(self.put or self.remove)
 
 
@@ -230,8 +232,13 @@ class FibDelta:
         )
 
     def __bool__(self) -> bool:
-        return any(
-            (self.gateways, self.groups, self.entitled, self.ports, self.endpoints, self.subnets)
+        return (
+            self.gateways.changes
+            or self.groups.changes
+            or self.entitled.changes
+            or self.ports.changes
+            or self.endpoints.changes
+            or self.subnets.changes
         )
 
 

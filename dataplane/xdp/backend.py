@@ -231,7 +231,7 @@ class XdpBackend:
         for group in delta.groups.remove:
             self._groups.pop(group, None)
         self._remove_gateways(delta.gateways.remove)
-        if delta.ports or not self._switched:
+        if delta.ports.changes or not self._switched:
             self._switch()
         self._settle()
 

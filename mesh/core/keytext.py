@@ -6,6 +6,7 @@ object is not live. What this version does not know is shown as `unknown/HEX`.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from mesh.core import keys, model, validate
@@ -145,8 +146,11 @@ def describe_record(shard: str, key: bytes, record: bytes) -> dict[str, Any]:
         return {"kind": "unknown", **_opaque(record)}
     except (keys.InvalidKey, model.InvalidRecord) as error:
         return {"kind": "invalid", "reason": str(error), **_opaque(record)}
-    fields = {name: _plain(name, getattr(decoded, name)) for name in type(decoded).__slots__}
-    return {"kind": _KINDS[type(decoded)], **fields}
+    names = [each.name for each in fields(decoded)]
+    return {
+        "kind": _KINDS[type(decoded)],
+        **{name: _plain(name, getattr(decoded, name)) for name in names},
+    }
 
 
 def _opaque(record: bytes) -> dict[str, Any]:

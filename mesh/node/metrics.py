@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -113,7 +114,8 @@ async def render(service: Service, latencies: Latencies) -> str:
         [(s, shards[s]["unknown"]) for s in shards],
     )
     tables = node.forwarding.tables()
-    rows = {name: len(getattr(tables, name)) for name in sorted(type(tables).__slots__)}
+    names = sorted(each.name for each in fields(tables))
+    rows = {name: len(getattr(tables, name)) for name in names}
     out.many("weft_fib_rows", "gauge", "Compiled forwarding rows.", "table", rows.items())
     out.one(
         "weft_dataplane_synced",

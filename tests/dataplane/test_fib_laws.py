@@ -223,7 +223,7 @@ def test_a_delta_is_minimal_and_ordered(script: list[tuple[object, bool, int]]) 
     for fact, present, _ in script:
         world.step(fact, present)
         delta = world.compiler.take_delta()
-        for name in Tables.__slots__:
+        for name in Tables.__match_args__:
             change, old = getattr(delta, name), getattr(before, name)
             assert all(old.get(key) != row for key, row in change.put.items())
             assert all(key in old for key in change.remove)

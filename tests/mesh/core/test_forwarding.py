@@ -301,7 +301,7 @@ def test_updates_add_up_to_a_fresh_compilation(played: list[Any], self_index: in
     for i in range(len(played) + 1):
         fresh.set_live(laws.NODES[i % 4], i % 3 == 0)
     fresh.update()
-    assert rows == Tables(**{f: dict(getattr(fresh.tables(), f)) for f in Tables.__slots__})
+    assert rows == Tables(**{f: dict(getattr(fresh.tables(), f)) for f in Tables.__match_args__})
     assert rows == compile_all(facts_of(view, node, site, forwarding._down))
 
 

@@ -22,7 +22,7 @@ IP = "10.0.200.5"
 def say_vpc(world: World, name: str, vpc: str, revision: int, **fields: Any) -> None:
     """A node's record of a VPC's register, whatever its writer would say."""
     held = world.views["a1"].catalog.vpc_records(vpc)[node_id("a1")]
-    values = {field: getattr(held, field) for field in held.__slots__}
+    values = {field: getattr(held, field) for field in held.__match_args__}
     record = model.VpcRecord(**values | {"revision": revision} | fields)
     key = keys.pack(keys.VpcKey(vpc))
     for view in world.views.values():

@@ -112,7 +112,7 @@ def test_fields_of_a_newer_version_survive_a_set() -> None:
     red = world.red()
     record = world.view().catalog.vpc_record(red)
     assert record is not None
-    newer = model.VpcRecord(**{f: getattr(record, f) for f in record.__slots__} | {
+    newer = model.VpcRecord(**{f: getattr(record, f) for f in record.__match_args__} | {
         "extra": ((77, b"\x05"),)
     })  # fmt: skip
     key = keys.pack(keys.VpcKey(red))
