@@ -12,9 +12,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Final
 
 import pytest
+
+from tests.compiled.tree import make_beside
 
 AGAIN_MAX: Final = 3
 """More than that is no chance."""
@@ -34,7 +37,9 @@ class _Failures:
 def run(arguments: Sequence[str]) -> int:
     """Returns pytest's exit code."""
     failures = _Failures()
-    code = int(pytest.main(list(arguments), plugins=[failures]))
+    everything = all(argument.startswith("-") for argument in arguments)
+    with make_beside() if everything else nullcontext():  # tests near the end need it
+        code = int(pytest.main(list(arguments), plugins=[failures]))
     names = list(failures.names)
     if code != pytest.ExitCode.TESTS_FAILED or not 0 < len(names) <= AGAIN_MAX:
         return code
