@@ -75,6 +75,8 @@ class Token:
             if version != TOKEN_VERSION:
                 raise Refused(f"token is of version {version}: this weft knows {TOKEN_VERSION}")
             mesh, name, key, addrs, secret, expires_s, site = fields[:7]
+            if not all(isinstance(text, str) for text in (name, site, *addrs)):
+                raise garbled
             token = cls(mesh, name, key, tuple(addrs), secret, expires_s, site)
         except (ValueError, TypeError, binascii.Error, msgpack.exceptions.UnpackException):
             raise garbled from None
@@ -83,10 +85,8 @@ class Token:
         return token
 
     def _sound(self) -> bool:
-        texts = (self.mesh_name, self.site, *self.addrs)
         return (
-            all(isinstance(text, str) for text in texts)
-            and all(isinstance(b, bytes) for b in (self.mesh_id, self.inviter_key, self.secret))
+            all(isinstance(b, bytes) for b in (self.mesh_id, self.inviter_key, self.secret))
             and len(self.mesh_id) == ed25519.ID_BYTES
             and len(self.inviter_key) == ed25519.KEY_BYTES
             and len(self.secret) == SECRET_BYTES
