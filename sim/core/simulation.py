@@ -49,8 +49,10 @@ from sim.core.world import Identity, World
 
 FAR_NS: Final = 60 * SECOND_NS
 """Housekeeping that is due later than this does not keep a run from being at rest."""
-IN_SYNC_BYTES: Final = sum(
-    len(wire.encode(f)) + FRAME_BYTES for f in (wire.Probe(bytes(wire.DIGEST_BYTES)), wire.Same())
+IN_SYNC_BYTES: Final = (
+    len(wire.encode(wire.Probe(bytes(wire.DIGEST_BYTES))))
+    + len(wire.encode(wire.Same()))
+    + 2 * FRAME_BYTES
 )
 """What an end of a link between two that hold the same sends in a period."""
 LOOK_NS_PER_NODE: Final = SECOND_NS // 1000
