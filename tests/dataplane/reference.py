@@ -154,6 +154,8 @@ class Reference:
     ifindexes: Mapping[str, int]
     quoted: tuple[int, int] = (28, 56)
     """Bytes of an IPv4 and an IPv6 packet in an error."""
+    inner_least: int = ETHERNET
+    """Bytes of a frame that can come out of a tunnel."""
     peers: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -315,15 +317,14 @@ class Reference:
             frames = (self._outer(vni, self.ways[row.underlay], row, len(made)) + made,)
             return Expected(REDIRECT, dropped.reason, frames, packet.flow, dropped.otherwise)
 
-    @staticmethod
-    def _unwrap(frame: bytes, outer: Outer, packet: Packet, vxlan: bool) -> int:
+    def _unwrap(self, frame: bytes, outer: Outer, packet: Packet, vxlan: bool) -> int:
         """Puts the inner frame into the packet; bytes that the outer one has for it."""
         first, flags = frame[outer.at + 8 : outer.at + 10]
         if vxlan:
             if not first & 8:
                 raise Dropped(DropReason.TUNNEL_PROTOCOL)
             packet.frame = frame[outer.at + TUNNEL :]
-            if outer.size < outer.at + TUNNEL or len(packet.frame) < ETHERNET:
+            if outer.size < outer.at + TUNNEL or len(packet.frame) < self.inner_least:
                 raise Dropped(DropReason.MALFORMED)
             return outer.size - outer.at - TUNNEL
         if first >> 6:
@@ -336,7 +337,7 @@ class Reference:
             raise Dropped(DropReason.TUNNEL_PROTOCOL)
         headers = outer.at + TUNNEL + 4 * (first & 0x3F)
         carried = outer.size - headers
-        if carried < 0 or len(frame) < headers + ETHERNET:
+        if carried < 0 or len(frame) < headers + self.inner_least:
             raise Dropped(DropReason.MALFORMED)
         packet.frame = frame[headers:]
         return carried
@@ -543,6 +544,8 @@ def reference_of(gateway: Any) -> Reference:
     ifindexes = {name: interface.ifindex for name, interface in state.interfaces.items()}
     ifindexes["wan0"] = gateway.run(lambda: socket.if_nametoindex("wan0"))
     tables = gateway.compiler.tables()
-    quoted = (40, 60) if gateway.backend._hook == "tc" else (28, 56)
+    # The kernel takes nothing off an skb that leaves less than an IPv4 header.
+    tc = gateway.backend._hook == "tc"
+    quoted, least = ((40, 60), ETHERNET + 20) if tc else ((28, 56), ETHERNET)
     ways = dict(state.ways)
-    return Reference(tables, dict(state.interfaces), ways, state.underlay, ifindexes, quoted)
+    return Reference(tables, dict(state.interfaces), ways, state.underlay, ifindexes, quoted, least)
