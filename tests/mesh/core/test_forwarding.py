@@ -308,12 +308,14 @@ def test_updates_add_up_to_a_fresh_compilation(played: list[Any], self_index: in
 def facts_of(view: FedView, node: NodeId, site: str, down: set[NodeId]) -> Facts:
     """What the compiler should have been told, read from the whole view claim by claim."""
     endpoints = []
+    reached = {g.node: g for g in view.gateways.values() if g.underlay}
+    own_vxlan = node in view.gateways and view.gateways[node].encapsulation == "vxlan"
     for vpc, ip in {(claim.vpc, claim.ip) for claim in view.endpoints()}:
         claims = [claim for claim in view.claims(vpc, ip) if claim.state == "active"]
         best, gateway = claims[0], None
         if best.host is None:
             alike = [c.node for c in claims if (c.mac, c.host) == (best.mac, None)]
-            carrying = [n for n in alike if n in view.gateways and view.gateways[n].underlay]
+            carrying = [n for n in alike if n in reached]
             ordered = [n for n in carrying if n not in down] or carrying or alike
             gateway = node if node in [c.node for c in claims] else ordered[0]
         endpoints.append(EndpointFact(vpc, ip, best.site, gateway, best.mac))
@@ -321,9 +323,14 @@ def facts_of(view: FedView, node: NodeId, site: str, down: set[NodeId]) -> Facts
         node,
         site,
         tuple(
-            GatewayFact(g.node, g.site, g.underlay, g.node not in down)
-            for g in view.gateways.values()
-            if g.underlay
+            GatewayFact(
+                g.node,
+                g.site,
+                g.underlay,
+                g.node not in down,
+                own_vxlan or g.encapsulation == "vxlan",
+            )
+            for g in reached.values()
         ),
         tuple(VpcFact(v.id, v.vni, v.state == "active", v.sites) for v in view.vpcs.values()),
         tuple(

@@ -170,7 +170,7 @@ def test_disk_that_cannot_be_written(config: Path, monkeypatch: pytest.MonkeyPat
 def test_privileges_that_are_missing(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dataplane.xdp.privilege.missing", lambda: ["CAP_NET_ADMIN", "CAP_BPF"])
     wrong(told(config)["privileges"], "privileges", "lacks CAP_NET_ADMIN and CAP_BPF")
-    config.write_text(config.read_text().replace('"xdp"', '"memory"'))
+    config.write_text(config.read_text().replace('mode = "xdp"', 'mode = "memory"'))
     assert told(config)["privileges"].ok, "memory needs none"
 
 
