@@ -1,5 +1,6 @@
 """What people type, checked and made canonical. Every function raises `BadInput` with what is
-wrong, the value, and what to do; none has another effect.
+wrong, the value, and what to do; none has another effect. Single values are `object`: that what
+should be a text is one is a part of what is checked.
 
 `what` names the argument as the person knows it ("--ip", "line 7: ip").
 """
@@ -66,16 +67,17 @@ def _text(what: str, value: object) -> str:
     return value
 
 
-def name(what: str, value: str) -> str:
+def name(what: str, value: object) -> str:
     """A name people give: a DNS label in lower case."""
-    if not NAME.fullmatch(_text(what, value)):
+    given = _text(what, value)
+    if not NAME.fullmatch(given):
         raise bad(
-            what, value, "use 1 to 63 of a-z, 0-9 and '-', with a letter or digit at both ends"
+            what, given, "use 1 to 63 of a-z, 0-9 and '-', with a letter or digit at both ends"
         )
-    return value
+    return given
 
 
-def optional_name(what: str, value: str | None) -> str:
+def optional_name(what: str, value: object) -> str:
     """A name, or the empty text for none."""
     return "" if value is None or value == "" else name(what, value)
 
@@ -88,14 +90,14 @@ def names(what: str, values: Iterable[str], count_max: int = SITES_MAX) -> tuple
     return found
 
 
-def vni(what: str, value: int) -> int:
+def vni(what: str, value: object) -> int:
     """A VXLAN network identifier, 24 bits, not 0."""
     if type(value) is not int or not 1 <= value <= VNI_MAX:
         raise bad(what, value, f"use a number from 1 to {VNI_MAX}")
     return value
 
 
-def mac(what: str, value: str) -> str:
+def mac(what: str, value: object) -> str:
     """A unicast MAC address, in lower case."""
     canonical = _text(what, value).lower()
     if not MAC.fullmatch(canonical):
@@ -107,64 +109,69 @@ def mac(what: str, value: str) -> str:
     return canonical
 
 
-def ip(what: str, value: str) -> str:
+def ip(what: str, value: object) -> str:
     """An IPv4 or IPv6 address in canonical text, without a zone."""
-    if _IPV4.fullmatch(_text(what, value)):
-        return value
+    given = _text(what, value)
+    if _IPV4.fullmatch(given):
+        return given
     try:
-        canonical = str(ipaddress.ip_address(_text(what, value)))
+        canonical = str(ipaddress.ip_address(given))
     except ValueError:
-        raise bad(what, value, "give an IP address such as 10.0.1.5") from None
-    if "%" in value:
-        raise bad(what, value, "give the address without a zone")
-    if canonical != value:
-        raise bad(what, value, f"write it as {canonical}")
-    return value
+        raise bad(what, given, "give an IP address such as 10.0.1.5") from None
+    if "%" in given:
+        raise bad(what, given, "give the address without a zone")
+    if canonical != given:
+        raise bad(what, given, f"write it as {canonical}")
+    return given
 
 
-def underlay_ip(what: str, value: str) -> str:
+def underlay_ip(what: str, value: object) -> str:
     """A unicast address that another machine can send to, and without a zone."""
-    address = ipaddress.ip_address(ip(what, value))
+    given = ip(what, value)
+    address = ipaddress.ip_address(given)
     if address.is_multicast or address.is_unspecified:
         raise bad(what, value, "give the address of an interface of this machine")
     if isinstance(address, ipaddress.IPv6Address) and (
         address.is_link_local or address.ipv4_mapped
     ):
         raise bad(what, value, "give a global or unique local address")
-    return value
+    return given
 
 
 ENCAPSULATIONS: Final = ("geneve", "vxlan")
 """What tunnels can be made of."""
 
 
-def encapsulation(what: str, value: str) -> str:
-    if _text(what, value) not in ENCAPSULATIONS:
-        raise bad(what, value, f"give one of {', '.join(ENCAPSULATIONS)}")
-    return value
+def encapsulation(what: str, value: object) -> str:
+    given = _text(what, value)
+    if given not in ENCAPSULATIONS:
+        raise bad(what, given, f"give one of {', '.join(ENCAPSULATIONS)}")
+    return given
 
 
-def pod_ip(what: str, value: str) -> str:
+def pod_ip(what: str, value: object) -> str:
     """An address that an endpoint can have."""
-    if ":" in ip(what, value):
-        refused = any(ipaddress.IPv6Address(value) in network for network in _NOT_FOR_PODS_6)
+    given = ip(what, value)
+    if ":" in given:
+        refused = any(ipaddress.IPv6Address(given) in network for network in _NOT_FOR_PODS_6)
     else:
-        refused = int(value.partition(".")[0]) in _NOT_FOR_PODS_FIRST
+        refused = int(given.partition(".")[0]) in _NOT_FOR_PODS_FIRST
     if refused:
-        raise bad(what, value, "give a unicast address that a pod can have")
-    return value
+        raise bad(what, given, "give a unicast address that a pod can have")
+    return given
 
 
-def cidr(what: str, value: str) -> Network:
+def cidr(what: str, value: object) -> Network:
     """A network in canonical text: no host bits set, prefix length as a number."""
+    given = _text(what, value)
     try:
-        network = _network(_text(what, value))
+        network = _network(given)
     except ValueError:
-        raise bad(what, value, "give a network such as 10.0.1.0/24") from None
-    if "%" in value:
-        raise bad(what, value, "give the network without a zone")
-    if str(network) != value:
-        raise bad(what, value, f"host bits set or not canonical: write it as {network}")
+        raise bad(what, given, "give a network such as 10.0.1.0/24") from None
+    if "%" in given:
+        raise bad(what, given, "give the network without a zone")
+    if str(network) != given:
+        raise bad(what, given, f"host bits set or not canonical: write it as {network}")
     return network
 
 
@@ -181,7 +188,7 @@ def _for_pods(network: Network) -> bool:
     return not any(network.overlaps(other) for other in _NOT_FOR_PODS)
 
 
-def pod_cidr(what: str, value: str) -> Network:
+def pod_cidr(what: str, value: object) -> Network:
     """A network whose addresses endpoints can have, an IPv4 /30 or IPv6 /126 or larger."""
     network = cidr(what, value)
     prefix_max = network.max_prefixlen - HOST_BITS_MIN
@@ -205,11 +212,12 @@ def pod_cidrs(what: str, values: Iterable[str]) -> tuple[str, ...]:
     return tuple(str(network) for network in networks)
 
 
-def printable(what: str, value: str, chars_max: int = TEXT_CHARS_MAX) -> str:
+def printable(what: str, value: object, chars_max: int = TEXT_CHARS_MAX) -> str:
     """A short text without control characters (it is shown on terminals)."""
-    if len(_text(what, value)) > chars_max or not value.isprintable():
-        raise bad(what, value, f"use at most {chars_max} printable characters")
-    return value
+    given = _text(what, value)
+    if len(given) > chars_max or not given.isprintable():
+        raise bad(what, given, f"use at most {chars_max} printable characters")
+    return given
 
 
 def labels(what: str, values: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:

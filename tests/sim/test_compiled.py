@@ -60,7 +60,10 @@ def test_every_scenario_runs_the_same_to_the_last_byte(compiled: dict[str, str])
 LAWS = [
     "tests/crdt",
     "tests/fuzz/test_fuzz.py::test_a_decoder_takes_what_encodes_again_or_raises_its_own_error",
-    *(f"tests/mesh/core/test_{name}.py" for name in ("forks", "model", "statements", "wire")),
+    *(
+        f"tests/mesh/core/test_{name}.py"
+        for name in ("forks", "model", "statements", "validate", "wire")
+    ),
 ]
 """The laws of the lattice, and hostile input for every decoder."""
 
