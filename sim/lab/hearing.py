@@ -31,8 +31,10 @@ class Ears:
     def __init__(self, weather: Callable[[], int]) -> None:
         """`weather` counts changes of what is wrong: a time across one is not taken."""
         self._weather = weather
-        self._seen: dict[str, dict[str, tuple[float, int]]] = {}
-        """dot -> node -> (when, weather)"""
+        self._seen: dict[tuple[str, str], dict[str, tuple[float, int]]] = {}
+        """(key, dot) -> node -> (when, weather): each shard has dots of its own"""
+        self._shown: dict[tuple[str, str], str] = {}
+        """(node, key) -> the dot that was shown last, if the endpoint is there"""
         self._lock = threading.Lock()
         self._over = threading.Event()
 
@@ -47,7 +49,7 @@ class Ears:
         """How long each write took to each other node, ordered."""
         taken = []
         with self._lock:
-            for dot, nodes in self._seen.items():
+            for (_, dot), nodes in self._seen.items():
                 writer = dot.partition("/")[0]
                 if writer not in nodes:
                     continue
@@ -71,9 +73,16 @@ class Ears:
         weather = self._weather()
         with self._lock:
             for row in rows:
-                value = row["value"]
-                if row["key"].startswith("endpoint/") and value is not None:
-                    self._seen.setdefault(value["dot"], {}).setdefault(name, (now_s, weather))
+                key, value = row["key"], row["value"]
+                if not key.startswith("endpoint/"):
+                    continue
+                before = self._shown.pop((name, key), None)
+                if value is None:
+                    continue
+                dot = self._shown[name, key] = value["dot"]
+                # A claim that others outranked is shown when they are gone, and came long before.
+                if before is None or before == dot:
+                    self._seen.setdefault((key, dot), {}).setdefault(name, (now_s, weather))
 
 
 def quantile_s(ordered: Sequence[float], part: float) -> float | None:
